@@ -1,0 +1,180 @@
+"""Feature networks: what turns images into the features that every distance of the evaluation is measured in.
+
+Any network will do, but its name goes with the figure: the Fréchet distance is called FID only in the features of the
+Inception-v3 weights that FID is defined with (Heusel et al. 2017, arXiv:1706.08500), else FD-<network>.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureNetwork(Protocol):
+    """Images in [-1, 1], shape (n, c, h, w), to features, shape (n, d)."""
+
+    @property
+    def name(self) -> str:
+        """Goes into reports and beside stored statistics."""
+
+    @property
+    def fd_name(self) -> str:
+        """What a Fréchet distance in these features is called: ``FID`` or ``FD-<name>``."""
+
+    @property
+    def num_features(self) -> int | None:
+        """d, or None where only a call tells."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features, float, shape (n, d), of images in [-1, 1], shape (n, c, h, w)."""
+
+
+@dataclass(frozen=True)
+class ModuleFeatures:
+    """A feature network made of a torch function; see `feature_network` for the known ones."""
+
+    name: str
+    """Name in reports."""
+    function: Callable[[Tensor], Tensor]
+    """Images in [-1, 1], shape (n, c, h, w), to features, shape (n, d)."""
+    num_features: int | None = None
+    """d, or None where only a call tells."""
+    is_fid: bool = False
+    """Whether these are the features that FID is defined with."""
+    device: str = "cpu"
+    """Where ``function`` runs; images are brought there."""
+
+    @property
+    def fd_name(self) -> str:
+        return "FID" if self.is_fid else f"FD-{self.name}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.function(images.to(self.device))
+
+
+def _fashion_classifier(weights: str | Path | None, device: str) -> ModuleFeatures:
+    from ardistill.zoo.fashion.classifier import NUM_FEATURES, load_classifier
+
+    if weights is not None:
+        raise ValueError("fashion-classifier has its own weights: leave weights away")
+    return ModuleFeatures("fashion-classifier", load_classifier().to(device).features, NUM_FEATURES, device=device)
+
+
+def _inception(weights: str | Path | None, device: str) -> ModuleFeatures:
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        message = "inception features need torch-fidelity and a torchvision made for your torch"
+        raise ImportError(f"{message} (pip install torch-fidelity): {error}") from error
+
+    class Inception(FeatureExtractorInceptionV3):
+        """torch-fidelity's network, with the loading of weights left to us (its own unpickles any object)."""
+
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            return super().load_state_dict(state_dict, strict, assign) if state_dict else None
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    network = Inception("inception", ["2048"], feature_extractor_weights_path=nothing)
+    name, is_fid = "inception", False
+    if weights is None:
+        network.load_state_dict(
+            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
+        )
+        is_fid = True
+    elif weights == "random":
+        name = "inception-random"
+    elif Path(weights).is_file():
+        network.load_state_dict(torch.load(weights, weights_only=True))
+        is_fid = _sha256(Path(weights)).startswith(Path(URL_INCEPTION_V3).stem.split("-")[-1])
+        name = "inception" if is_fid else f"inception-{Path(weights).stem}"
+    else:
+        raise ValueError(f"no Inception weights at {weights}: expected a state dict file, None (download) or 'random'")
+    network = network.to(device)
+
+    def features(images: Tensor) -> Tensor:
+        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return network(pixels.expand(-1, 3, -1, -1))[0]
+
+    return ModuleFeatures(name, features, 2048, is_fid, device)
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_KNOWN = {"fashion-classifier": _fashion_classifier, "inception": _inception}
+
+
+def feature_network(
+    source: str | Path | nn.Module, *, weights: str | Path | None = None, device: str = "cpu"
+) -> ModuleFeatures:
+    """A feature network by name, from a TorchScript file, or from a module.
+
+    Args:
+        source: ``"fashion-classifier"`` (shipped, 128 features of 28x28 grey images), ``"inception"`` (torch-fidelity's
+            port of the FID network, 2048 features of grey or colour images of any size), the path of a TorchScript
+            file, or a module; the latter two take images in [-1, 1], shape (n, c, h, w), and give features (n, d).
+        weights: Only for ``"inception"``: a state dict file; None takes torch-fidelity's own, downloaded once into the
+            torch hub folder; ``"random"`` leaves the network untrained, to try the path.
+        device: Where it runs.
+
+    Raises:
+        ValueError: ``source`` is neither a known name nor a file, or ``weights`` do not belong to it.
+        ImportError: torch-fidelity is missing.
+    """
+    if isinstance(source, str) and source in _KNOWN:
+        return _KNOWN[source](weights, device)
+    if weights is not None:
+        raise ValueError(f"weights are for 'inception' only, not for {source!r}")
+    if isinstance(source, nn.Module):
+        return ModuleFeatures(type(source).__name__, source.to(device).eval(), device=device)
+    path = Path(source)
+    if not path.is_file():
+        names = ", ".join(_KNOWN)
+        raise ValueError(
+            f"unknown feature network {str(source)!r}: expected {names}, or the path of a TorchScript file"
+        )
+    return ModuleFeatures(path.stem, torch.jit.load(path, map_location=device).eval(), device=device)
+
+
+@torch.no_grad()
+def extract_features(network: FeatureNetwork, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Features of many images.
+
+    Args:
+        network: See `feature_network`.
+        images: In [-1, 1], shape (n, c, h, w), n of 1 or more.
+        batch_size: Images per call of the network.
+
+    Returns:
+        Features on the CPU, float32, shape (n, d).
+
+    Raises:
+        ValueError: Images or features have a wrong shape, or are not finite.
+    """
+    if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(
+            f"expected float images in [-1, 1] of shape (n, c, h, w), got {images.dtype} {tuple(images.shape)}"
+        )
+    features = torch.cat([network(rows).float().cpu() for rows in images.split(batch_size)])
+    expected = network.num_features or features.shape[-1]
+    if features.shape != (len(images), expected):
+        raise ValueError(f"{network.name}: expected features {(len(images), expected)}, got {tuple(features.shape)}")
+    if not features.isfinite().all():
+        raise ValueError(f"{network.name}: features are not finite; look at the images ({_range(images)})")
+    return features
+
+
+def _range(images: Tensor) -> str:
+    return f"from {images.min():.3g} to {images.max():.3g}, {(~images.isfinite()).sum()} values not finite"

@@ -1,0 +1,114 @@
+"""The two pictures of a run: samples side by side, and where the error of a step comes from.
+
+Figures are made without pyplot, so no global state is left behind and no screen is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ardistill.evaluation.report import arm_label
+
+EXPOSURE_CURVES = {
+    "free_running": ("free-running: goes on from its own states", "o-", "#c0392b"),
+    "teacher_continued": ("teacher-continued: the teacher's solver from the same states", "s--", "#2471a3"),
+    "teacher_forced": ("teacher-forced: from the teacher's states", "^:", "#5d6d7e"),
+}
+"""Key of a curve -> legend, marker and line, colour."""
+
+
+def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[str] | None = None) -> None:
+    """Save one labelled row of samples per sampler, the same noise down each column.
+
+    Args:
+        rows: Label of a row to its images in [-1, 1], shape (k, c, h, w) with c = 1 or 3, k and h, w the same in all.
+        path: PNG to write.
+        columns: Heads of the k columns, say class names.
+
+    Raises:
+        ValueError: There is no row, or the shapes differ.
+    """
+    shapes = {label: tuple(images.shape) for label, images in rows.items()}
+    shape = next(iter(shapes.values()), ())
+    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape or len(set(shapes.values())) != 1:
+        raise ValueError(f"expected images of one shape (k, 1 or 3, h, w) in every row, got {shapes}")
+    count, _, height, width = shape
+    if columns is not None and len(columns) != count:
+        raise ValueError(f"expected {count} column heads, got {len(columns)}")
+
+    cell, label_width, head = 0.8, 0.12 + 0.095 * max(map(len, rows)), 0.3 if columns else 0.05  # inches
+    cell_height = cell * height / width
+    figure_width, figure_height = label_width + cell * count, head + cell_height * len(rows) + 0.05
+    figure = Figure(figsize=(figure_width, figure_height), dpi=160, facecolor="white")
+    for r, (label, images) in enumerate(rows.items()):
+        # (k, c, h, w) -> one strip (h, k w, c), a thin white gap between images
+        padded = torch.nn.functional.pad(images.float().cpu().clamp(-1, 1), (0, max(1, width // 28)), value=1.0)
+        strip = ((padded + 1) / 2).permute(2, 0, 3, 1).flatten(1, 2)
+        bottom = (figure_height - head - (r + 1) * cell_height) / figure_height
+        axes = figure.add_axes(
+            (label_width / figure_width, bottom, cell * count / figure_width, 0.96 * cell_height / figure_height)
+        )
+        axes.imshow(strip.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.axis("off")
+        axes.text(-0.1 / (cell * count), 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
+        if r == 0 and columns is not None:
+            for i, name in enumerate(columns):
+                at = ((i + 0.49) / count, 1.04)
+                axes.text(*at, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.5)
+    figure.savefig(path)
+
+
+def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> None:
+    """Save the error per step of each arm, one panel an arm, on one logarithmic scale.
+
+    Exposure bias is the area between free-running and teacher-continued: the error that the student adds because it
+    goes on from its own states, beyond what the states had already lost.
+
+    Args:
+        curves: Arm to ``{"teacher_forced": [...], "free_running": [...], "teacher_continued": [...]}``, each one error
+            (say, mean squared error of the state) per step, noisiest first. Zeros are left out of the plot.
+        path: PNG to write.
+
+    Raises:
+        ValueError: There is no arm, a key is unknown, or the curves of an arm differ in length.
+    """
+    if not curves:
+        raise ValueError("expected at least one arm")
+    for arm, named in curves.items():
+        unknown, lengths = set(named) - set(EXPOSURE_CURVES), {len(values) for values in named.values()}
+        if unknown or len(lengths) != 1 or 0 in lengths:
+            given = {name: len(values) for name, values in named.items()}
+            raise ValueError(f"{arm}: expected curves of one length among {', '.join(EXPOSURE_CURVES)}, got {given}")
+
+    figure = Figure(figsize=(3.4 * len(curves) + 0.7, 3.9), dpi=160, facecolor="white")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (arm, named) in zip(panels, curves.items(), strict=True):
+        steps: list[int] = []
+        for name, (_, line, colour) in EXPOSURE_CURVES.items():
+            if name not in named:
+                continue
+            steps = list(range(1, len(named[name]) + 1))
+            axes.plot(steps, _positive(named[name]), line, color=colour, markersize=5, linewidth=1.8)
+        if {"free_running", "teacher_continued"} <= set(named):
+            free, continued = _positive(named["free_running"]), _positive(named["teacher_continued"])
+            axes.fill_between(steps, continued, free, color="#c0392b", alpha=0.12, linewidth=0)
+        axes.set(title=arm_label(arm), xlabel="step", yscale="log", xticks=steps)
+        axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("error against the teacher")
+    shown = [name for name in EXPOSURE_CURVES if any(name in named for named in curves.values())]
+    handles = [figure.axes[0].plot([], [], EXPOSURE_CURVES[n][1], color=EXPOSURE_CURVES[n][2])[0] for n in shown]
+    labels = [EXPOSURE_CURVES[name][0] for name in shown]
+    figure.legend(handles, labels, loc="lower center", frameon=False, fontsize=8)
+    legend_share = (0.17 * len(shown) + 0.1) / 3.9
+    figure.tight_layout(rect=(0, legend_share, 1, 1))
+    figure.savefig(path)
+
+
+def _positive(values: Sequence[float]) -> list[float]:
+    return [value if value > 0 else float("nan") for value in values]

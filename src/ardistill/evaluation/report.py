@@ -1,0 +1,137 @@
+"""The table of a comparison, for the terminal and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "fd": ("FD\n↓", "{:.3f}".format),
+    "fd_to_teacher": ("FD to\nteacher\n↓", "{:.3f}".format),
+    "kid": ("KID\n↓", "{:.5f}".format),
+    "precision": ("precision\n↑", "{:.3f}".format),
+    "recall": ("recall\n↑", "{:.3f}".format),
+    "accuracy": ("accuracy\n↑", "{:.3f}".format),
+    "feature_distance_to_teacher": ("distance\nto teacher\n↓", "{:.3f}".format),
+    "nfe": ("NFE", "{:g}".format),
+    "macs_per_image": ("MACs\nper image", lambda macs: f"{macs / 1e6:,.1f} M"),
+    "ms_per_image": ("ms per\nimage", "{:.2f}".format),
+    "seeds": ("seeds", "{:g}".format),
+}
+"""Key of a row -> head of its column (the arrow points to better), format."""
+
+
+def arm_label(arm: str) -> str:
+    """An arm as tables and pictures write it: ``step_distillation`` is ``step distillation``, ``ard`` is ``ARD``."""
+    return arm.upper() if arm in ("ard", "kd") else arm.replace("_", " ")
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, (list, tuple)):  # the seeds themselves
+        return ", ".join(map(str, value)) or "-"
+    return COLUMNS[key][1](value)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The head and one line per arm; columns that no row fills are left out."""
+    for row in rows:
+        unknown = set(row) - set(COLUMNS) - {"arm"}
+        if "arm" not in row or unknown:
+            raise ValueError(f"expected rows with 'arm' and any of {', '.join(COLUMNS)}; got {', '.join(row)}")
+    keys = [key for key in COLUMNS if any(_cell(row, key) != "-" for row in rows)]
+    return [["arm", *(COLUMNS[key][0] for key in keys)]] + [
+        [arm_label(row["arm"]), *(_cell(row, key) for key in keys)] for row in rows
+    ]
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The comparison as a table for the terminal.
+
+    Args:
+        rows: One mapping per arm: ``arm`` (its name) and any keys of `COLUMNS`; a missing value, None or NaN is shown
+            as ``-``, a column without any value is left out. MACs are counts, milliseconds and MACs are per image.
+
+    Raises:
+        ValueError: A row has no ``arm`` or an unknown key.
+    """
+    head, *lines = _cells(rows)
+    words = [text.split("\n") for text in head]
+    height = max(map(len, words))
+    heads = [list(line) for line in zip(*([""] * (height - len(w)) + w for w in words), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*heads, *lines, strict=True)]
+    text = [
+        "  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)])
+        for line in heads + lines
+    ]
+    return "\n".join([*text[:height], "-" * len(text[0]), *text[height:]])
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --rule: #d9dce0; --page: #ffffff; --band: #f5f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaed; --soft: #a2a9b1; --rule: #3a3f45; --page: #17191c; --band: #202328; } }
+body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.25rem 4rem; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); }
+td { white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; font-weight: 600; }
+tbody tr:nth-child(even) { background: var(--band); }
+figure { margin: 2rem 0 0; }
+figcaption { color: var(--soft); font-size: .9rem; margin-bottom: .5rem; }
+img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+li { margin: .35rem 0; }
+"""
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: Sequence[str] = (),
+    pictures: Mapping[str, str | Path] | None = None,
+) -> None:
+    """Write one HTML page with the table, the notes and the pictures in it; it needs no other file.
+
+    Args:
+        path: HTML file to write.
+        title: Head of the page.
+        rows: As `format_table` takes them.
+        notes: Plain sentences below the table, say, how two arms compare with their interval.
+        pictures: Caption to PNG file.
+
+    Raises:
+        ValueError: A row has no ``arm`` or an unknown key.
+        FileNotFoundError: A picture is not there.
+    """
+    head, *lines = _cells(rows)
+    body = [f"<h1>{html.escape(title)}</h1>", '<div class="table"><table><thead><tr>']
+    body += [f'<th scope="col">{html.escape(cell).replace(chr(10), "<br>")}</th>' for cell in head]
+    body += ["</tr></thead><tbody>"]
+    body += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines]
+    body += ["</tbody></table></div>"]
+    if notes:
+        body += ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+    for caption, picture in (pictures or {}).items():
+        data = base64.b64encode(Path(picture).read_bytes()).decode()
+        text = html.escape(caption)
+        image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+        body += [f"<figure><figcaption>{text}</figcaption>{image}</figure>"]
+    page = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+        *body,
+        "</body></html>\n",
+    ]
+    Path(path).write_text("\n".join(page), encoding="utf-8")

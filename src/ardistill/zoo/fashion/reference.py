@@ -1,0 +1,53 @@
+"""The shipped Fashion-MNIST reference, in the features of the shipped classifier, so that evaluating needs no data set.
+
+Made by ``examples/make_fashion_reference.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ardistill.evaluation.metrics import FeatureStatistics
+
+REFERENCE = Path(__file__).parent / "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class FashionReference:
+    """What a sampler of Fashion-MNIST is held against."""
+
+    train: FeatureStatistics
+    """Of the 60,000 train images: what FD to the data is measured to."""
+    test: FeatureStatistics
+    """Of the 10,000 test images."""
+    real_features: Tensor
+    """Of 2,000 test images, float32, shape (2000, 128): for precision, recall and KID."""
+    held_out_features: Tensor
+    """Of 2,000 other test images, float32, shape (2000, 128): scored like a sampler's, they give the floors."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file; the features are rounded to float16."""
+        tensors = {"real_features": self.real_features.half(), "held_out_features": self.held_out_features.half()}
+        for name, statistics in (("train", self.train), ("test", self.test)):
+            tensors |= {f"{name}.mean": statistics.mean, f"{name}.cov": statistics.cov}
+        metadata = {"train.count": str(self.train.count), "test.count": str(self.test.count)}
+        save_file(tensors, path, metadata=metadata | {"feature_network": "fashion-classifier"})
+
+
+def load_reference(path: str | Path = REFERENCE) -> FashionReference:
+    """Load the shipped reference, or one that `FashionReference.save` wrote."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        statistics = {
+            name: FeatureStatistics(
+                file.get_tensor(f"{name}.mean"), file.get_tensor(f"{name}.cov"), int(metadata[f"{name}.count"])
+            )
+            for name in ("train", "test")
+        }
+        features = {name: file.get_tensor(name).float() for name in ("real_features", "held_out_features")}
+    return FashionReference(statistics["train"], statistics["test"], **features)
