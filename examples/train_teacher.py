@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder of the Fashion-MNIST idx files")
     parser.add_argument("--out", default="runs/fashion_teacher", help="run folder (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=16000, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--cooldown", type=int, default=4000, help="last steps with falling rate (default: %(default)s)")
+    parser.add_argument(
+        "--cooldown", type=int, default=4000, help="last steps with falling rate (default: %(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=200)

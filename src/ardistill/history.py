@@ -1,0 +1,180 @@
+"""The idea of ARD in one file: attend from each step of a trajectory to itself and to the steps before it.
+
+Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The transformer runs unmodified: each row has
+its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding). Only the
+self-attention of the lower N layers is told of the other rows: its call of ``scaled_dot_product_attention`` is
+intercepted, and the keys and values of the visible steps of the same sample stand in for its own. When sampling, the
+steps run one after the other and a cache holds those keys and values.
+
+Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention). Needs torch alone.
+
+Shapes: b batch, s steps, h heads, t tokens of one state, d head dimension.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+MASKS = {
+    "M1": lambda step: [step],
+    "M2": lambda step: [*range(max(step - 1, 0), step + 1)],
+    "M3": lambda step: sorted({0, step}),
+    "M4": lambda step: [*range(step + 1)],
+}
+"""Which steps a step sees, noisiest first: itself (step distillation); and the one before; and the noise; and all."""
+
+
+def history_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_steps: int, mask: str = "M4", **options: Any
+) -> Tensor:
+    """Attend from each step to the steps of its own trajectory that the mask shows; no mask matrix is made.
+
+    Args:
+        query: After q-norm and rotary embedding, (b*s, h, t, d).
+        key: Same shape; rotary positions repeat at every step.
+        value: Projected values, same shape.
+        num_steps: Steps folded into the rows, 1 or more.
+        mask: A key of ``MASKS``.
+        options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p).
+
+    Returns:
+        Attention output, (b*s, h, t, d).
+
+    Raises:
+        ValueError: The rows are not a multiple of ``num_steps``.
+    """
+    rows, heads, tokens, dim = key.shape
+    if rows % num_steps:
+        raise ValueError(f"expected rows folded from {num_steps} steps each, got {rows} rows; fold (b, s) into (b*s)")
+    batch = rows // num_steps
+
+    def merge(x: Tensor) -> Tensor:  # (b*s, h, t, d) -> (b, h, s*t, d): a view where the heads were split from tokens
+        return x.transpose(1, 2).reshape(batch, num_steps * tokens, heads, dim).transpose(1, 2)
+
+    keys, values = merge(key), merge(value)
+    queries = query.unflatten(0, (batch, num_steps))
+    outputs = []
+    for step in range(num_steps):
+        visible = MASKS[mask](step)
+        if visible == [*range(visible[0], step + 1)]:  # neighbours: a slice, so that backward keeps one buffer
+            seen = slice(visible[0] * tokens, (step + 1) * tokens)
+            step_keys, step_values = keys[:, :, seen], values[:, :, seen]
+        else:
+            pieces = [slice(i * tokens, (i + 1) * tokens) for i in visible]
+            step_keys = torch.cat([keys[:, :, piece] for piece in pieces], dim=2)
+            step_values = torch.cat([values[:, :, piece] for piece in pieces], dim=2)
+        outputs.append(F.scaled_dot_product_attention(queries[:, step], step_keys, step_values, **options))
+    return torch.stack(outputs, dim=1).flatten(0, 1)
+
+
+@dataclass
+class History:
+    """What the attached attention modules of one transformer share: the mask, and how the current call is laid out."""
+
+    mask: str = "M4"
+    num_steps: int | None = None  # steps folded into the rows of the current call; None outside of a call
+    step: int = 0  # of a sequential call
+    cache: dict[int, list[tuple[Tensor, Tensor]]] | None = field(default=None, repr=False)  # layer -> steps' (k, v)
+
+    @contextlib.contextmanager
+    def folded(self, num_steps: int) -> Iterator[None]:
+        """Within, every call holds ``num_steps`` steps of each sample in its rows."""
+        with self._set(num_steps, 0, None):
+            yield
+
+    @contextlib.contextmanager
+    def sequential(self, step: int, cache: dict[int, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
+        """Within, one call holds step ``step`` of each sample, and ``cache`` the keys and values of those before."""
+        with self._set(1, step, cache):
+            yield
+
+    @contextlib.contextmanager
+    def _set(self, num_steps: int | None, step: int, cache: dict | None) -> Iterator[None]:
+        before = self.num_steps, self.step, self.cache
+        self.num_steps, self.step, self.cache = num_steps, step, cache
+        try:
+            yield
+        finally:
+            self.num_steps, self.step, self.cache = before
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Stand in for ``scaled_dot_product_attention`` in one layer."""
+        if self.num_steps is None:
+            raise RuntimeError("a transformer with history was called by itself; call its student or pipeline instead")
+        if self.cache is None:
+            return history_attention(query, key, value, self.num_steps, self.mask, **options)
+        past = self.cache.setdefault(layer, [])
+        if len(past) != self.step:
+            raise RuntimeError(f"step {self.step} needs the cache of {self.step} earlier steps, found {len(past)}")
+        past.append((key, value))
+        visible = [past[i] for i in MASKS[self.mask](self.step)]
+        keys = torch.cat([k for k, _ in visible], dim=2)
+        values = torch.cat([v for _, v in visible], dim=2)
+        return F.scaled_dot_product_attention(query, keys, values, **options)
+
+    def checkpoint(self, block: Callable, *args: Any) -> Any:
+        """Gradient checkpointing that recomputes a block under the layout it ran with."""
+        layout = self.num_steps, self.step, self.cache
+
+        def run(*inputs: Any) -> Any:
+            with self._set(*layout):
+                return block(*inputs)
+
+        return checkpoint(run, *args, use_reentrant=False)
+
+
+class _Intercept(TorchFunctionMode):
+    """Sends the one ``scaled_dot_product_attention`` of an attention module through its history."""
+
+    def __init__(self, history: History, layer: int) -> None:
+        super().__init__()
+        self.history, self.layer, self.calls = history, layer, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self.calls += 1
+        if kwargs.pop("attn_mask", None) is not None or kwargs.pop("is_causal", False):
+            raise ValueError("history needs self-attention without a mask of its own; remove the attention mask")
+        return self.history.attend(self.layer, *args, **kwargs)
+
+
+class _HistoryForward:
+    """Mixed into the class of an attention module: its own forward, with its attention call intercepted."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _Intercept(self.history, self.history_layer) as intercept:  # type: ignore[attr-defined]
+            output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if intercept.calls != 1:
+            raise RuntimeError(
+                f"expected one call of scaled_dot_product_attention in {type(self).__name__}, saw {intercept.calls}; "
+                "set the native attention backend for the layers with history"
+            )
+        return output
+
+
+def attach_history(modules: Iterable[nn.Module], mask: str = "M4") -> History:
+    """Let these attention modules, lowest layer first, see earlier steps. Weights and their names stay as they are.
+
+    Raises:
+        ValueError: Unknown mask, or a module that has a history already.
+    """
+    if mask not in MASKS:
+        raise ValueError(f"unknown mask {mask!r}; known: {', '.join(MASKS)}")
+    history = History(mask)
+    for layer, module in enumerate(modules):
+        if isinstance(module, _HistoryForward):
+            raise ValueError("this transformer has a history already; load a fresh copy of the teacher")
+        module.__class__ = type(f"History{type(module).__name__}", (_HistoryForward, type(module)), {})
+        module.history, module.history_layer = history, layer  # type: ignore[assignment]
+    return history

@@ -1,0 +1,29 @@
+"""Few-step sampling: one pass of one block of tokens per step, earlier steps from the cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ardistill.families import Condition
+from ardistill.student import Student
+
+
+@torch.no_grad()
+def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
+    """Draw images from noise.
+
+    Args:
+        student: Its mode is left as it is; nothing in it is random.
+        noise: x_T, (b, c, h, w).
+        condition: One row per sample.
+
+    Returns:
+        Each step's estimate, (b, s, c, h, w); the last is the image.
+    """
+    cache: dict = {}
+    inputs, estimates = noise, []
+    for step in range(student.num_steps):
+        estimates.append(student.step(inputs, step, condition, cache))
+        inputs = student.next_input(estimates[-1], noise, step)
+    return torch.stack(estimates, dim=1)

@@ -1,0 +1,128 @@
+"""The knots of a trajectory and the closed-form solver step between two of them.
+
+A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0 or flow), the step of a first-order
+solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12, eta = 0) for
+variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+
+def solver_coefficients(
+    prediction_type: str, alpha: float, sigma: float, next_alpha: float, next_sigma: float
+) -> tuple[float, float]:
+    """Coefficients (a, b) of ``next = a x + b prediction``; the step to (1, 0) gives x̂0, to (0, 1) the noise.
+
+    Raises:
+        ValueError: Unknown prediction type.
+    """
+    if prediction_type == "epsilon":
+        return next_alpha / alpha, next_sigma - next_alpha * sigma / alpha
+    if prediction_type == "sample":
+        return next_sigma / sigma, next_alpha - next_sigma * alpha / sigma
+    if prediction_type == "v_prediction":  # x̂0 = alpha x - sigma v, noise = alpha v + sigma x
+        return next_alpha * alpha + next_sigma * sigma, next_sigma * alpha - next_alpha * sigma
+    if prediction_type == "flow":  # x̂0 = x - sigma v, noise = x + alpha v
+        return next_alpha + next_sigma, next_sigma * alpha - next_alpha * sigma
+    raise ValueError(f"unknown prediction type {prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
+
+
+@dataclass(frozen=True)
+class Knots:
+    """Times of a trajectory of ``num_steps`` steps, noisiest first, and what the network is told of them."""
+
+    prediction_type: str
+    timesteps: tuple[float, ...]
+    """Conditioning time of each step, in model units; num_steps numbers."""
+    alpha: tuple[float, ...]
+    """Signal level of each state, num_steps + 1 numbers; the last is the clean image's."""
+    sigma: tuple[float, ...]
+    """Noise level of each state, num_steps + 1 numbers."""
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"unknown prediction type {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
+        if not len(self.timesteps) + 1 == len(self.alpha) == len(self.sigma):
+            raise ValueError("expected one alpha and sigma more than timesteps")
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+    def coefficients(self, target: str, device: torch.device | str = "cpu") -> Tensor:
+        """(a, b) of every step, float64, shape (num_steps, 2): to the next ``state``, or to the ``denoised`` image."""
+        rows = []
+        for s in range(self.num_steps):
+            end = (1.0, 0.0) if target == "denoised" else (self.alpha[s + 1], self.sigma[s + 1])
+            rows.append(solver_coefficients(self.prediction_type, self.alpha[s], self.sigma[s], *end))
+        return torch.tensor(rows, dtype=torch.float64, device=device)
+
+    def select(self, indices: Sequence[int]) -> Knots:
+        """Keep the states at ``indices`` (first 0, last num_steps)."""
+        return Knots(
+            self.prediction_type,
+            tuple(self.timesteps[i] for i in indices[:-1]),
+            tuple(self.alpha[i] for i in indices),
+            tuple(self.sigma[i] for i in indices),
+        )
+
+
+def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
+    """Which of ``solver_steps`` + 1 states are nearest to ``num_steps`` uniform steps (τ_s = T s / S in the paper).
+
+    Raises:
+        ValueError: More steps than the solver has.
+    """
+    if not 1 <= num_steps <= solver_steps:
+        raise ValueError(
+            f"expected 1 to {solver_steps} steps (the recorded solver steps), got {num_steps}; "
+            "record with more solver steps"
+        )
+    return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
+
+
+def knots_from_scheduler(scheduler: Any, num_steps: int) -> Knots:
+    """The trailing grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
+
+    Variance-preserving schedulers (those with ``alphas_cumprod``): timesteps round(T (1 - i/S)) - 1, as diffusers'
+    ``timestep_spacing="trailing"``. Flow matching: sigma uniform from 1 to 0, then shifted.
+
+    Raises:
+        ValueError: The scheduler has no noise schedule that we know, or more steps than training times are asked for.
+    """
+    config = scheduler.config
+    if not 1 <= num_steps <= config.num_train_timesteps:
+        raise ValueError(f"expected 1 to {config.num_train_timesteps} solver steps, got {num_steps}")
+    grid = [1 - i / num_steps for i in range(num_steps)]
+    if "FlowMatch" in type(scheduler).__name__:
+        if config.get("use_dynamic_shifting"):
+            raise ValueError("dynamic shifting needs a resolution; set use_dynamic_shifting=False and a fixed shift")
+        shift = config.shift
+        sigma = [shift * u / (1 + (shift - 1) * u) for u in grid]
+        timesteps = [s * config.num_train_timesteps for s in sigma]
+        return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"unknown scheduler {type(scheduler).__name__}; expected one with alphas_cumprod (DDIM, DDPM, "
+            "DPMSolverMultistep, ...) or FlowMatchEulerDiscreteScheduler"
+        )
+    if config.prediction_type not in PREDICTION_TYPES[:3]:
+        raise ValueError(f"unknown prediction type {config.prediction_type!r}; known: {PREDICTION_TYPES[:3]}")
+    times = [round(config.num_train_timesteps * u) - 1 for u in grid]
+    final = 1.0 if config.get("set_alpha_to_one", True) else float(scheduler.alphas_cumprod[0])
+    signal = [*(float(scheduler.alphas_cumprod[t]) for t in times), final]
+    return Knots(
+        config.prediction_type,
+        tuple(float(t) for t in times),
+        tuple(a**0.5 for a in signal),
+        tuple((1 - a) ** 0.5 for a in signal),
+    )

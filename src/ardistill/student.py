@@ -1,0 +1,208 @@
+"""The student: the teacher's transformer, told of the earlier steps of its own trajectory."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from ardistill.families import Condition, family_of
+from ardistill.history import MASKS, History, attach_history
+from ardistill.schedule import Knots
+from ardistill.teacher import Teacher
+
+TARGETS = ("state", "denoised", "anchored")
+OUTPUTS = ("solver", "direct")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What a student is, besides its weights."""
+
+    knots: Knots
+    """Times of the student's steps."""
+    history_layers: int
+    """N: lowest layers that see earlier steps; 0 is step distillation."""
+    mask: str = "M4"
+    """Which earlier steps they see: M1 none, M2 the one before, M3 the noise, M4 all."""
+    target: str = "state"
+    """``state``: inputs and targets are x_t. ``denoised``: x̂0 (the authors' code). ``anchored``: inputs
+    alpha x̂0 + sigma x_T with the exact noise, targets x̂0."""
+    output: str = "solver"
+    """``solver``: the network predicts what the teacher predicts, and the closed-form solver step follows.
+    ``direct``: a head per step emits the target."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("mask", self.mask, MASKS),
+            ("target", self.target, TARGETS),
+            ("output", self.output, OUTPUTS),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        if self.target == "denoised" and self.output != "direct":
+            raise ValueError("target 'denoised' needs output='direct': the solver cannot start from a denoised image")
+        if not 1 <= self.knots.num_steps <= 8:
+            raise ValueError(f"expected 1 to 8 steps, got {self.knots.num_steps}")
+
+
+class StepLinear(nn.Linear):
+    """A linear layer with one weight per step: step 0 under the usual names, the later steps behind it."""
+
+    def __init__(self, linear: nn.Linear, num_steps: int, history: History) -> None:
+        super().__init__(
+            linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype
+        )
+        self.load_state_dict(linear.state_dict())
+        self.later_weight = nn.Parameter(self.weight.detach()[None].repeat(num_steps - 1, 1, 1))  # (s-1, out, in)
+        self.later_bias = nn.Parameter(self.bias.detach()[None].repeat(num_steps - 1, 1))  # (s-1, out)
+        self.history = history
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(rows, ..., in) -> (rows, ..., out), rows folded or of one step, as the history says."""
+        weight = torch.cat([self.weight[None], self.later_weight])
+        bias = torch.cat([self.bias[None], self.later_bias])
+        if self.history.cache is not None:
+            return nn.functional.linear(hidden_states, weight[self.history.step], bias[self.history.step])
+        folded = hidden_states.unflatten(0, (-1, len(weight)))
+        return torch.stack(
+            [nn.functional.linear(folded[:, s], weight[s], bias[s]) for s in range(len(weight))], dim=1
+        ).flatten(0, 1)
+
+
+class Student(nn.Module):
+    """A transformer that takes ``num_steps`` steps from noise to image and remembers them.
+
+    Args:
+        transformer: Of a known family; changed in place (its attention modules are told of the history).
+        config: Knots, history, target and output.
+
+    Raises:
+        ValueError: ``history_layers`` is not within the depth of the transformer.
+    """
+
+    def __init__(self, transformer: Any, config: StudentConfig) -> None:
+        super().__init__()
+        family = family_of(transformer)
+        layers = family.attention_modules(transformer)
+        if not 0 <= config.history_layers <= len(layers):
+            raise ValueError(f"expected 0 to {len(layers)} history layers (the depth), got {config.history_layers}")
+        self.config = config
+        self.family = family
+        self.transformer = transformer
+        self.history = attach_history(layers[: config.history_layers], config.mask)
+        if config.output == "direct":
+            for name in family.head:
+                head = StepLinear(getattr(transformer, name), config.knots.num_steps, self.history)
+                setattr(transformer, name, head)
+        for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
+            if hasattr(module, "dropout_prob"):
+                module.dropout_prob = 0.0
+        # Predictions become estimates of the target by a x + b prediction; float64, as alpha may be tiny.
+        kind = "denoised" if config.target == "anchored" else "state"
+        self.coefficients = config.knots.coefficients(kind).tolist()
+
+    @classmethod
+    def from_teacher(cls, teacher: Teacher, config: StudentConfig) -> Student:
+        """Start from a copy of the teacher's weights."""
+        return cls(copy.deepcopy(teacher.transformer).requires_grad_(True), config)
+
+    @property
+    def num_steps(self) -> int:
+        return self.config.knots.num_steps
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute blocks in backward, under the same history."""
+        self.transformer.enable_gradient_checkpointing(self.history.checkpoint)
+
+    def forward(self, inputs: Tensor, condition: Condition) -> Tensor:
+        """All steps in one teacher-forced pass.
+
+        Args:
+            inputs: Input of each step, noisiest first, (b, s, c, h, w).
+            condition: One row per sample.
+
+        Returns:
+            Each step's estimate of its target, (b, s, c, h, w).
+
+        Raises:
+            ValueError: The second axis is not ``num_steps``.
+        """
+        batch, steps = inputs.shape[:2]
+        if inputs.ndim != 5 or steps != self.num_steps:
+            raise ValueError(f"expected inputs (b, {self.num_steps}, c, h, w), got {tuple(inputs.shape)}")
+        times = torch.tensor(self.config.knots.timesteps, device=inputs.device).repeat(batch)
+        repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
+        with self.history.folded(steps):
+            prediction = self.family.call(self.transformer, inputs.flatten(0, 1), times, repeated)
+        return self._estimate(prediction[:, : inputs.shape[2]].unflatten(0, (batch, steps)), inputs, range(steps))
+
+    def step(self, inputs: Tensor, step: int, condition: Condition, cache: dict) -> Tensor:
+        """One step of one block of tokens, earlier steps from the cache.
+
+        Args:
+            inputs: Input of this step, (b, c, h, w).
+            step: 0..num_steps - 1; all before it must have filled the cache.
+            condition: One row per sample.
+            cache: An empty dict at step 0; filled here.
+
+        Returns:
+            The step's estimate of its target, (b, c, h, w).
+        """
+        times = torch.full((len(inputs),), self.config.knots.timesteps[step], device=inputs.device)
+        with self.history.sequential(step, cache):
+            prediction = self.family.call(self.transformer, inputs, times, condition)[:, : inputs.shape[1]]
+        return self._estimate(prediction[:, None], inputs[:, None], [step])[:, 0]
+
+    def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
+        """What follows an estimate made at ``step``: itself, or re-noised with the exact noise (``anchored``)."""
+        if self.config.target != "anchored":
+            return estimate
+        return self.config.knots.alpha[step + 1] * estimate + self.config.knots.sigma[step + 1] * noise
+
+    def _estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
+        if self.config.output == "direct":
+            return prediction
+        a, b = torch.tensor([self.coefficients[s] for s in steps], device=inputs.device).float().unbind(1)
+        return a.view(-1, 1, 1, 1) * inputs.float() + b.view(-1, 1, 1, 1) * prediction.float()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.transformer.save_pretrained(folder / "transformer")
+        temporary = folder / "student.json.tmp"
+        temporary.write_text(json.dumps({"version": 1} | asdict(self.config), indent=2))
+        temporary.replace(folder / "student.json")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Student:
+        """Read what ``save_pretrained`` wrote, history and heads included.
+
+        Raises:
+            ValueError: There is no student there, or it was written by a newer version.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        if not (folder / "student.json").is_file():
+            raise ValueError(f"expected a student (student.json) in {folder}, found none")
+        data = json.loads((folder / "student.json").read_text())
+        if data.pop("version") != 1:
+            raise ValueError(f"{folder} was written by a newer ardistill; update the package")
+        knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data.pop("knots").items()}
+        config = StudentConfig(knots=Knots(**knots), **data)
+        class_name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
+        family_of(class_name)
+        transformer_class = getattr(diffusers, class_name)
+        transformer = transformer_class.from_config(transformer_class.load_config(folder / "transformer"))
+        student = cls(transformer, config)
+        transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+        return student.eval()

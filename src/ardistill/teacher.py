@@ -1,0 +1,163 @@
+"""A frozen diffusion transformer with its scheduler and guidance, and the ODE that it defines."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ardistill.families import Condition, Family, family_of
+from ardistill.schedule import Knots, knots_from_scheduler
+
+ZOO = {"zoo/fashion": Path(__file__).parent / "zoo" / "fashion" / "teacher"}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Solution of the teacher's probability-flow ODE, noisiest first."""
+
+    states: Tensor
+    """x_t at every knot, (b, n + 1, c, h, w)."""
+    denoised: Tensor
+    """x̂0 that each solver step computed, (b, n, c, h, w); entry i belongs to the step that arrives at state i + 1."""
+
+
+class Teacher:
+    """A frozen transformer of a known family, its scheduler and its guidance.
+
+    Args:
+        transformer: Frozen and put in evaluation mode here, so that no label is dropped.
+        scheduler: The teacher's own diffusers scheduler; only its noise schedule is used.
+        guidance_scale: Classifier-free guidance (Ho & Salimans 2022); 1 means none.
+        guidance_channels: Guide only so many first channels (the original DiT guided 3 of 4); None: all.
+
+    Raises:
+        ValueError: Unknown transformer class, guidance below 1, or a number of channels the model does not have.
+    """
+
+    def __init__(
+        self, transformer: Any, scheduler: Any, guidance_scale: float = 1.0, guidance_channels: int | None = None
+    ) -> None:
+        if guidance_scale < 1:
+            raise ValueError(f"expected a guidance scale of 1 (none) or more, got {guidance_scale}")
+        channels = transformer.config.in_channels
+        if guidance_channels is not None and not 1 <= guidance_channels <= channels:
+            raise ValueError(f"expected 1 to {channels} guided channels, got {guidance_channels}")
+        self.family: Family = family_of(transformer)
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.scheduler = scheduler
+        self.guidance_scale = guidance_scale
+        self.guidance_channels = guidance_channels
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Teacher:
+        """Load from ``zoo/fashion``, a diffusers folder or a Hub id; ``options`` go to the constructor.
+
+        Raises:
+            ValueError: No transformer and scheduler of known classes are found there.
+        """
+        source = str(ZOO.get(str(name), name))
+        if ZOO.get(str(name)) is None and Path(source).is_absolute() and not Path(source).is_dir():
+            raise ValueError(f"expected a diffusers folder at {source}, found none")
+        try:
+            config = diffusers.DiTTransformer2DModel.load_config(source, subfolder="transformer")
+            scheduler_config = diffusers.SchedulerMixin.load_config(source, subfolder="scheduler")
+        except OSError as error:
+            raise ValueError(
+                f"{name}: expected subfolders transformer and scheduler of a diffusers pipeline"
+            ) from error
+        class_name = config["_class_name"]
+        if class_name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
+            class_name = "DiTTransformer2DModel"  # as facebook/DiT-XL-2-256 was published
+        family_of(class_name)
+        scheduler_class = getattr(diffusers, scheduler_config["_class_name"], None)
+        if scheduler_class is None:
+            raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
+        transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
+        return cls(transformer, scheduler_class.from_config(scheduler_config), **options)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of one state."""
+        config = self.transformer.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights, names and shapes included."""
+        return weight_fingerprint(self.transformer)
+
+    def knots(self, num_steps: int) -> Knots:
+        """The solver's trailing grid of ``num_steps`` steps."""
+        return knots_from_scheduler(self.scheduler, num_steps)
+
+    def check_condition(self, condition: Condition) -> None:
+        """Refuse labels that the teacher does not have."""
+        labels, count = condition["class_labels"], self.transformer.config.num_embeds_ada_norm
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+            raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
+
+    def noise(self, seed: int, shard: int, count: int) -> Tensor:
+        """Initial noise of a shard, (count, c, h, w): a pure function of (seed, shard), drawn on the CPU."""
+        generator = torch.Generator().manual_seed(
+            int.from_bytes(hashlib.sha256(f"{seed}/{shard}".encode()).digest()[:7])
+        )
+        return torch.randn(count, *self.sample_shape, generator=generator)
+
+    @torch.no_grad()
+    def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
+        """Guided prediction at one time, (b, c, h, w); a learned sigma is cut off."""
+        channels = self.transformer.config.in_channels
+        if self.guidance_scale == 1:
+            times = torch.full((len(states),), timestep, device=states.device)
+            return self.family.call(self.transformer, states, times, condition)[:, :channels]
+        null = self.family.null_condition(self.transformer, condition)
+        both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+        times = torch.full((2 * len(states),), timestep, device=states.device)
+        predictions = self.family.call(self.transformer, states.repeat(2, 1, 1, 1), times, both)[:, :channels]
+        conditional, unconditional = predictions.chunk(2)
+        guided = slice(0, self.guidance_channels)
+        output = conditional.clone()
+        output[:, guided] = torch.lerp(unconditional[:, guided], conditional[:, guided], self.guidance_scale)
+        return output
+
+    @torch.no_grad()
+    def solve_ode(self, noise: Tensor, condition: Condition, knots: Knots, progress: bool = False) -> Trajectory:
+        """Integrate from noise to image with one guided evaluation per step.
+
+        Args:
+            noise: x_T, (b, c, h, w).
+            condition: One row per sample.
+            knots: From ``knots``, or part of it: the ODE can be continued from an inner state.
+            progress: Show a bar.
+
+        Raises:
+            ValueError: Wrong shape of the noise, or labels that the teacher does not have.
+        """
+        if tuple(noise.shape[1:]) != self.sample_shape:
+            raise ValueError(
+                f"expected noise of shape (b, {', '.join(map(str, self.sample_shape))}), got {tuple(noise.shape)}"
+            )
+        self.check_condition(condition)
+        to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
+        state, states, denoised = noise, [noise], []
+        for s in tqdm(range(knots.num_steps), disable=not progress):
+            prediction = self.predict(state, knots.timesteps[s], condition)
+            denoised.append(float(to_denoised[s, 0]) * state + float(to_denoised[s, 1]) * prediction)
+            state = float(to_state[s, 0]) * state + float(to_state[s, 1]) * prediction
+            states.append(state)
+        return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
+
+
+def weight_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

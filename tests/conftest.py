@@ -1,0 +1,28 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+from ardistill.teacher import Teacher
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    """A tiny real DiT with random weights everywhere, so that nothing is hidden behind a zero gate."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=5,
+    )
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return Teacher(transformer, DDIMScheduler(), guidance_scale=1.0)
