@@ -1,8 +1,16 @@
 # Everything below needs only python3 (3.11 or newer) and make. Nothing but packages is downloaded.
-# UV_TORCH_BACKEND=cpu make setup   takes torch's small CPU build where its own package index can be reached.
 PYTHON ?= python3
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+UV_VERSION := 0.13.9
 STAMP := .venv/.ready
+
+# Wheels kept in a folder (pip's PIP_FIND_LINKS, such as a CPU build of torch) are used by uv, too.
+empty :=
+space := $(empty) $(empty)
+comma := ,
+export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+
+# Threads that wait without spinning leave the cores to whatever else runs.
+quickstart test check: export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup quickstart test check lock
 help:
@@ -11,15 +19,21 @@ help:
 	@echo "make test        all tests"
 	@echo "make check       ruff, mypy, import-linter and the fast tests"
 	@echo "make lock        renew requirements.lock"
+	@echo ""
+	@echo "Each does its own set-up. On Linux torch comes as the CUDA build (several GB);"
+	@echo "UV_TORCH_BACKEND=cpu make setup takes the small CPU build from torch's own package index instead."
+	@echo "PYTHON=python3.13 make setup takes another Python."
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml requirements.lock
-	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv; \
-	else $(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q uv==0.13.9; fi
-	@UV=$$(command -v uv || echo .venv/bin/uv); \
+	@$(PYTHON) -c 'import sys; sys.exit("ardistill needs Python 3.11 or newer, this is " + sys.version.split()[0] + \
+	": try make PYTHON=python3.13" if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up .venv (once; minutes where torch has to be downloaded)"
+	@if uv --version >/dev/null 2>&1; then UV=uv; uv venv -q --allow-existing --python $(PYTHON) .venv; \
+	else UV=.venv/bin/uv; $(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q uv==$(UV_VERSION); fi && \
 	$$UV pip install -q --python .venv/bin/python -r requirements.lock && \
-	$$UV pip install -q --python .venv/bin/python --no-deps -e .
+	$$UV pip install -q --python .venv/bin/python --no-deps --group inception -e .
 	@touch $(STAMP)
 
 quickstart: setup
@@ -35,9 +49,10 @@ check: setup
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -m "not slow"
 
-# nvidia-* and triton are left to torch's own metadata, which pins them: the CPU build does not need them.
+# One version of each package for every Python. What only torch's CUDA build needs is left to torch's metadata, which
+# pins it, so that the same lock serves the CPU build.
 lock: setup
-	UV=$$(command -v uv || echo .venv/bin/uv); \
+	if uv --version >/dev/null 2>&1; then UV=uv; else UV=.venv/bin/uv; fi; \
 	$$UV pip compile -q --python .venv/bin/python --group dev --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --no-strip-extras pyproject.toml -o requirements.lock && \
 	sed -i -e '/^nvidia-/d' -e '/^triton=/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock

@@ -1,0 +1,257 @@
+"""Trajectories on disk: one Arrow IPC file per shard and a manifest of the facts that they share.
+
+A shard is a pure function of (seed, shard number): any process can make it or make it again. Each is written under a
+temporary name and renamed, with its checksum beside it; recording into the same folder again makes what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ardistill.schedule import Knots, nested_indices
+from ardistill.teacher import Teacher
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What all shards of a folder have in common."""
+
+    teacher: str
+    """Name the teacher was loaded by; the fingerprint decides."""
+    fingerprint: str
+    """SHA-256 of the teacher's weights."""
+    scheduler: dict[str, Any]
+    """The teacher's scheduler config."""
+    solver_steps: int
+    """Steps the ODE was solved in."""
+    kept: tuple[int, ...]
+    """Which of the solver_steps + 1 states are stored, 0 the noise."""
+    knots: Knots
+    """Times of all solver steps."""
+    guidance_scale: float
+    guidance_channels: int | None
+    sample_shape: tuple[int, int, int]
+    """(c, h, w) of a state."""
+    num_classes: int
+    seed: int
+    num_trajectories: int
+    shard_size: int
+    version: int = VERSION
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_trajectories // self.shard_size)
+
+    def to_json(self) -> str:
+        data = {**self.__dict__, "knots": self.knots.__dict__}
+        return json.dumps(data, indent=1)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read ``manifest.json``.
+
+        Raises:
+            ValueError: There is none, it is not whole, or a newer version wrote it.
+        """
+        path = folder / "manifest.json"
+        if not path.is_file():
+            raise ValueError(f"expected trajectories (manifest.json) in {folder}, found none; make them with record")
+        try:
+            data = json.loads(path.read_text())
+            if data["version"] != VERSION:
+                raise ValueError(f"{path}: version {data['version']}, this ardistill reads {VERSION}; update the package")
+            knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data.pop("knots").items()}
+            for name in ("kept", "sample_shape"):
+                data[name] = tuple(data[name])
+            return cls(knots=Knots(**knots), **data)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a whole manifest ({error}); record again into a new folder") from error
+
+
+def _shard_path(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.arrow"
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Publish a file under its name only once all of it is on disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def record(
+    teacher: Teacher,
+    folder: str | Path,
+    num_trajectories: int,
+    *,
+    name: str = "",
+    solver_steps: int = 24,
+    num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
+    seed: int = 0,
+    shard_size: int = 256,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Manifest:
+    """Solve the teacher's ODE from seeded noise, with balanced labels, and keep what students of ``num_steps`` need.
+
+    Shards that are there already, whole, are not made again.
+
+    Args:
+        teacher: Solved as it is, with its guidance.
+        folder: Made if missing; must be empty or hold a part of the same recording.
+        num_trajectories: The last shard may be smaller.
+        name: What the manifest calls the teacher.
+        solver_steps: Steps of the ODE solver.
+        num_steps: Step counts of the students to come; states nearest to their uniform knots are kept.
+        seed: Of the noise; the labels follow the row number.
+        shard_size: Rows solved, written and read together.
+        device: Where the teacher runs.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: The folder holds other trajectories, or more student steps than solver steps are asked for.
+    """
+    folder = Path(folder)
+    manifest = Manifest(
+        teacher=name,
+        fingerprint=teacher.fingerprint(),
+        scheduler=json.loads(teacher.scheduler.to_json_string()),
+        solver_steps=solver_steps,
+        kept=tuple(sorted({i for n in num_steps for i in nested_indices(solver_steps, n)})),
+        knots=teacher.knots(solver_steps),
+        guidance_scale=teacher.guidance_scale,
+        guidance_channels=teacher.guidance_channels,
+        sample_shape=teacher.sample_shape,
+        num_classes=teacher.transformer.config.num_embeds_ada_norm,
+        seed=seed,
+        num_trajectories=num_trajectories,
+        shard_size=shard_size,
+    )
+    if (folder / "manifest.json").exists():
+        if Manifest.read(folder) != manifest:
+            raise ValueError(f"{folder} holds other trajectories than those asked for; choose a new folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected {folder} to be empty or to hold this recording; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / "manifest.json", manifest.to_json().encode())
+    teacher.transformer.to(device)
+    for shard in tqdm(range(manifest.num_shards), desc="record", unit="shard", disable=not progress):
+        path = _shard_path(folder, shard)
+        if path.with_suffix(".json").exists():
+            continue
+        rows = min(shard_size, num_trajectories - shard * shard_size)
+        labels = (torch.arange(rows) + shard * shard_size) % manifest.num_classes
+        noise = teacher.noise(seed, shard, rows)
+        solved = teacher.solve_ode(noise.to(device), {"class_labels": labels.to(device)}, manifest.knots)
+        states = solved.states[:, list(manifest.kept)].cpu().contiguous()
+        denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu().contiguous()
+        data = _encode(states, denoised, labels)
+        _write_whole(path, data)
+        facts = {"rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        _write_whole(path.with_suffix(".json"), json.dumps(facts).encode())
+    return manifest
+
+
+def _encode(states: Tensor, denoised: Tensor, labels: Tensor) -> bytes:
+    def binary(x: Tensor) -> pa.Array:
+        width = x[0].numel() * x.element_size()
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(x), [None, pa.py_buffer(x.numpy())])
+
+    columns = {"states": binary(states), "denoised": binary(denoised), "class_labels": pa.array(labels.numpy())}
+    batch = pa.record_batch(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+class TrajectoryDataset(Dataset):
+    """Recorded trajectories, memory-mapped, as one student needs them.
+
+    Item i is a dict of ``noise`` (c, h, w), ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``class_labels``.
+
+    Args:
+        folder: What ``record`` wrote.
+        num_steps: Steps of the student.
+        fingerprint: Of the student's teacher; None: not checked.
+
+    Raises:
+        ValueError: The knots of ``num_steps`` were not recorded, the teacher is another, or a shard is missing, cut or
+            not what its checksum says.
+    """
+
+    def __init__(self, folder: str | Path, num_steps: int, fingerprint: str | None = None) -> None:
+        folder = Path(folder)
+        self.manifest = manifest = Manifest.read(folder)
+        if fingerprint is not None and fingerprint != manifest.fingerprint:
+            raise ValueError(
+                f"{folder} was recorded from another teacher ({manifest.teacher or 'unnamed'}, weights "
+                f"{manifest.fingerprint[:12]}), the student's is {fingerprint[:12]}; record again"
+            )
+        indices = nested_indices(manifest.solver_steps, num_steps)
+        if missing := [i for i in indices if i not in manifest.kept]:
+            raise ValueError(f"{folder} lacks the states {missing} that {num_steps} steps need; record with num_steps={num_steps}")
+        self.knots = manifest.knots.select(indices)
+        self._at = [manifest.kept.index(i) for i in indices]
+        self._states, self._denoised, labels = [], [], []
+        for shard in range(manifest.num_shards):
+            states, denoised, shard_labels = self._read(_shard_path(folder, shard), shard)
+            self._states.append(states)
+            self._denoised.append(denoised)
+            labels.append(shard_labels)
+        self.class_labels = torch.cat(labels)
+
+    def _read(self, path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        facts_path = path.with_suffix(".json")
+        if not path.is_file() or not facts_path.is_file():
+            raise ValueError(f"{path} is missing; run the same record command again, it makes what is missing")
+        facts = json.loads(facts_path.read_text())
+        if path.stat().st_size != facts["bytes"]:
+            raise ValueError(
+                f"{path} is cut: expected {facts['bytes']} bytes, found {path.stat().st_size}; delete it and its "
+                ".json, then run the same record command again"
+            )
+        source = pa.memory_map(str(path))
+        if hashlib.sha256(source.read_buffer()).hexdigest() != facts["sha256"]:
+            raise ValueError(f"{path} is not what its checksum says; delete it and its .json, then record again")
+        source.seek(0)
+        batch = pa.ipc.open_file(source).get_batch(0)
+        manifest = self.manifest
+
+        def view(column: str, states: int) -> np.ndarray:
+            flat = np.frombuffer(batch.column(column).buffers()[1], np.float32)
+            return flat.reshape(batch.num_rows, states, *manifest.sample_shape)
+
+        kept = len(manifest.kept)
+        labels = torch.from_numpy(batch.column("class_labels").to_numpy().copy())
+        return view("states", kept), view("denoised", kept - 1), labels
+
+    def __len__(self) -> int:
+        return self.manifest.num_trajectories
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        shard, row = divmod(index, self.manifest.shard_size)
+        states = torch.from_numpy(self._states[shard][row][self._at])
+        denoised = torch.from_numpy(self._denoised[shard][row][[i - 1 for i in self._at[1:]]])
+        return {"states": states, "denoised": denoised, "class_labels": self.class_labels[index]}
