@@ -18,7 +18,7 @@ help:
 	@echo "make quickstart  record, distil, compare and export on the embedded teacher (10 minutes, 2 cores)"
 	@echo "make test        all tests"
 	@echo "make check       ruff, mypy, import-linter and the fast tests"
-	@echo "make lock        renew requirements.lock"
+	@echo "make lock        fit requirements.lock to pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)"
 	@echo ""
 	@echo "Each does its own set-up. On Linux torch comes as the CUDA build (several GB);"
 	@echo "UV_TORCH_BACKEND=cpu make setup takes the small CPU build from torch's own package index instead."
@@ -53,6 +53,6 @@ check: setup
 # pins it, so that the same lock serves the CPU build.
 lock: setup
 	if uv --version >/dev/null 2>&1; then UV=uv; else UV=.venv/bin/uv; fi; \
-	$$UV pip compile -q --python .venv/bin/python --group dev --no-header --no-annotate --no-emit-index-url \
+	$$UV pip compile -q $(LOCK_FLAGS) --python .venv/bin/python --group dev --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --no-strip-extras pyproject.toml -o requirements.lock && \
 	sed -i -e '/^nvidia-/d' -e '/^triton=/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock

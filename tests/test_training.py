@@ -18,7 +18,9 @@ def make(teacher, data, target="state", output="solver"):
     return Student.from_teacher(teacher, StudentConfig(data.knots, 2, "M4", target, output))
 
 
-@pytest.mark.parametrize("target,output", [("state", "solver"), ("state", "direct"), ("denoised", "direct"), ("anchored", "solver")])
+@pytest.mark.parametrize(
+    "target,output", [("state", "solver"), ("state", "direct"), ("denoised", "direct"), ("anchored", "solver")]
+)
 def test_training_lowers_the_loss(teacher, folder, target, output):
     data = TrajectoryDataset(folder / "data", 4, teacher.fingerprint())
     student = make(teacher, data, target, output)

@@ -67,7 +67,7 @@ class Teacher:
             raise ValueError(f"expected a diffusers folder at {source}, found none")
         try:
             config = diffusers.DiTTransformer2DModel.load_config(source, subfolder="transformer")
-            scheduler_config = diffusers.SchedulerMixin.load_config(source, subfolder="scheduler")
+            scheduler_config = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
         except OSError as error:
             raise ValueError(
                 f"{name}: expected subfolders transformer and scheduler of a diffusers pipeline"

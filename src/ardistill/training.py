@@ -96,7 +96,12 @@ def train(
         student.enable_gradient_checkpointing()
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
-    scheduler = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, config.max_steps)
+    scheduler = get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_steps,
+    )
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     weights = step_weights(student.config.knots, student.config.target)
     first = 0
@@ -111,12 +116,16 @@ def train(
     model, optimizer = accelerator.prepare(student.train(), optimizer)
     ema.to(accelerator.device)
 
-    bar = tqdm(total=config.max_steps, initial=first, desc="distil", disable=not (progress and accelerator.is_main_process))
+    bar = tqdm(
+        total=config.max_steps, initial=first, desc="distil", disable=not (progress and accelerator.is_main_process)
+    )
     for step in range(first, config.max_steps):
         for part in range(config.gradient_accumulation_steps):
             # Rows follow from (seed, step) alone: there is no data position to lose. They differ on every process.
             generator = torch.Generator().manual_seed(config.seed)
-            drawn = (step * config.gradient_accumulation_steps + part) * accelerator.num_processes + accelerator.process_index
+            drawn = (
+                step * config.gradient_accumulation_steps + part
+            ) * accelerator.num_processes + accelerator.process_index
             generator.manual_seed(config.seed * 1_000_003 + drawn)
             rows = torch.randint(len(data), (config.batch_size,), generator=generator)
             batch = default_collate([data[int(row)] for row in rows])

@@ -74,7 +74,9 @@ class Manifest:
         try:
             data = json.loads(path.read_text())
             if data["version"] != VERSION:
-                raise ValueError(f"{path}: version {data['version']}, this ardistill reads {VERSION}; update the package")
+                raise ValueError(
+                    f"{path}: version {data['version']}, this ardistill reads {VERSION}; update the package"
+                )
             knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data.pop("knots").items()}
             for name in ("kept", "sample_shape"):
                 data[name] = tuple(data[name])
@@ -211,7 +213,9 @@ class TrajectoryDataset(Dataset):
             )
         indices = nested_indices(manifest.solver_steps, num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
-            raise ValueError(f"{folder} lacks the states {missing} that {num_steps} steps need; record with num_steps={num_steps}")
+            raise ValueError(
+                f"{folder} lacks the states {missing} that {num_steps} steps need; record with num_steps={num_steps}"
+            )
         self.knots = manifest.knots.select(indices)
         self._at = [manifest.kept.index(i) for i in indices]
         self._states, self._denoised, labels = [], [], []
