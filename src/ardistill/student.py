@@ -52,6 +52,12 @@ class StudentConfig:
         if not 1 <= self.knots.num_steps <= 8:
             raise ValueError(f"expected 1 to 8 steps, got {self.knots.num_steps}")
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> StudentConfig:
+        """Undo ``dataclasses.asdict``, also after a passage through JSON."""
+        knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data["knots"].items()}
+        return cls(**{**data, "knots": Knots(**knots)})
+
 
 class StepLinear(nn.Linear):
     """A linear layer with one weight per step: step 0 under the usual names, the later steps behind it."""
@@ -197,8 +203,7 @@ class Student(nn.Module):
         data = json.loads((folder / "student.json").read_text())
         if data.pop("version") != 1:
             raise ValueError(f"{folder} was written by a newer ardistill; update the package")
-        knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data.pop("knots").items()}
-        config = StudentConfig(knots=Knots(**knots), **data)
+        config = StudentConfig.from_dict(data)
         class_name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
         family_of(class_name)
         transformer_class = getattr(diffusers, class_name)

@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ardistill.export import export
+from ardistill.sampling import sample
+from ardistill.student import Student, StudentConfig
+
+SCRIPT = """
+import sys, torch
+sys.modules["ardistill"] = None  # an import of our package fails
+from diffusers import DiffusionPipeline
+images = []
+for folder in sys.argv[1:-1]:
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images.append(pipeline([0, 1, 2], generator=generator, output_type="pt").images)
+for options, message in (({"guidance_scale": 4.0}, "absorbed"), ({"num_inference_steps": 9}, "draws in")):
+    try:
+        pipeline([0], **options)
+    except ValueError as error:
+        assert message in str(error)
+    else:
+        raise AssertionError(options)
+assert len(pipeline([0]).images) == 1 and pipeline([0]).images[0].size == (8, 8)
+torch.save(images, sys.argv[-1])
+"""
+
+
+def test_exported_students_load_with_diffusers_alone(teacher, tmp_path):
+    """Two different students in one fresh process that cannot import our package."""
+    students = []
+    for name, steps, layers, target, output in (
+        ("state", 4, 2, "state", "solver"),
+        ("anchored", 2, 3, "anchored", "solver"),
+        ("direct", 3, 1, "denoised", "direct"),
+    ):
+        config = StudentConfig(teacher.knots(steps), layers, "M4", target, output)
+        student = Student.from_teacher(teacher, config).eval()
+        if output == "direct":
+            for head in student.family.head:
+                torch.nn.init.normal_(getattr(student.transformer, head).later_weight, std=0.1)
+        export(student, teacher.scheduler, tmp_path / name, "# card")
+        students.append(student)
+    folders = [str(tmp_path / name) for name in ("state", "anchored", "direct")]
+    command = [sys.executable, "-c", SCRIPT, *folders, str(tmp_path / "images.pt")]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for student, images in zip(students, torch.load(tmp_path / "images.pt"), strict=True):
+        expected = sample(student, noise, {"class_labels": torch.arange(3)})[:, -1, :4]
+        assert torch.allclose(images, (expected / 2 + 0.5).clamp(0, 1), atol=1e-5)
+
+
+def test_export_into_a_used_folder_is_refused(teacher, tmp_path):
+    (tmp_path / "file").touch()
+    student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), 2))
+    with pytest.raises(ValueError, match="to be empty"):
+        export(student, teacher.scheduler, tmp_path, "")
