@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -26,9 +28,7 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
     student = make(teacher, data, target, output)
     config = TrainingConfig(max_steps=30, batch_size=20, tracker=None, learning_rate=1e-3, ema_decay=0.5)
     train(student, data, folder / "run", config, progress=False)
-    import json
-
-    losses = [json.loads(line)["loss"] for line in open(folder / "run" / "metrics.jsonl")]
+    losses = [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
 
 
@@ -74,7 +74,7 @@ def test_recording_again_makes_what_is_missing(teacher, folder):
 def test_bad_input_is_named(teacher, folder):
     with pytest.raises(ValueError, match="another teacher"):
         TrajectoryDataset(folder / "data", 2, fingerprint="0" * 64)
-    with pytest.raises(ValueError, match="lacks the states"):
+    with pytest.raises(ValueError, match="lacks states"):
         TrajectoryDataset(folder / "data", 8)
     with pytest.raises(ValueError, match="expected 1 to 8 steps"):
         TrajectoryDataset(folder / "data", 9)

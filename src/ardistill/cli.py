@@ -62,8 +62,17 @@ def record(
 
     loaded = Teacher.from_pretrained(teacher, guidance_scale=guidance_scale, guidance_channels=guidance_channels)
     steps = tuple(num_steps or (1, 2, 3, 4, 6, 8))
-    options = {"solver_steps": solver_steps, "num_steps": steps, "seed": seed, "shard_size": shard_size}
-    run(loaded, out, num_trajectories, name=teacher, device=device, **options)
+    run(
+        loaded,
+        out,
+        num_trajectories,
+        name=teacher,
+        solver_steps=solver_steps,
+        num_steps=steps,
+        seed=seed,
+        shard_size=shard_size,
+        device=device,
+    )
 
 
 def distill(
@@ -122,6 +131,25 @@ def distill(
     train(student, data, out, config)
 
 
+def export(run: str, teacher: str, out: str, guidance_scale: float = 1.5) -> None:
+    """Write a student as a diffusers folder that loads without this package.
+
+    Args:
+        run: Folder that distill wrote.
+        teacher: What the student was distilled from.
+        out: New folder.
+        guidance_scale: Of the trajectories, for the card.
+    """
+    from ardistill.export import export as write
+    from ardistill.export import model_card
+    from ardistill.student import Student
+    from ardistill.teacher import Teacher
+
+    student = Student.from_pretrained(Path(run) / "student")
+    write(student, Teacher.from_pretrained(teacher).scheduler, out, model_card(student, teacher, guidance_scale))
+    print(json.dumps({"out": out}))
+
+
 def sample(student: str, out: str = "samples.png", count: int = 20, seed: int = 0, device: str = "cpu") -> None:
     """Draw a grid of samples from a student, classes in turn.
 
@@ -157,7 +185,9 @@ def main() -> None:
             super().__init__(*args, **{**kwargs, "allow_abbrev": False})  # type: ignore[arg-type]
 
     try:
-        auto_cli([quickstart, record, distill, sample], prog="ardistill", as_positional=False, parser_class=_Parser)
+        auto_cli(
+            [quickstart, record, distill, sample, export], prog="ardistill", as_positional=False, parser_class=_Parser
+        )
     except ValueError as error:
         print(f"ardistill: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,10 @@
 """The idea of ARD in one file: attend from each step of a trajectory to itself and to the steps before it.
 
-Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The transformer runs unmodified: each row has
-its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding). Only the
-self-attention of the lower N layers is told of the other rows: its call of ``scaled_dot_product_attention`` is
-intercepted, and the keys and values of the visible steps of the same sample stand in for its own. When sampling, the
-steps run one after the other and a cache holds those keys and values.
+Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The transformer runs unmodified: each row
+has its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding).
+Only the self-attention of the lower N layers is told of the other rows: its call of ``scaled_dot_product_attention``
+is intercepted, and the keys and values of the visible steps of the same sample stand in for its own. When sampling,
+the steps run one after the other and a cache holds those keys and values.
 
 Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention). Needs torch alone.
 

@@ -30,7 +30,7 @@ def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: s
 
 
 def step_weights(knots: Knots, target: str) -> Tensor:
-    """Loss weight of each step, (s,): 1, or for ``anchored`` alpha squared of the next knot, as it enters the next input."""
+    """Loss weight of each step, (s,): 1; for ``anchored`` alpha² of the next knot, as it enters the input."""
     if target != "anchored":
         return torch.ones(knots.num_steps)
     return torch.tensor([a**2 for a in knots.alpha[1:]])

@@ -33,7 +33,8 @@ class _FixedKnots:
         return sample
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> SimpleNamespace:
-        self.noise = sample if self.index == 0 else self.noise
+        if self.noise is None:
+            self.noise = sample
         estimate = self.student._estimate(model_output[:, None], sample[:, None], [self.index])[:, 0]
         following = self.student.next_input(estimate, self.noise, self.index)
         self.index += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ardistill.evaluation import (
 )
 from ardistill.evaluation.cost import count_macs, latency_ms
 from ardistill.evaluation.diagnostics import exposure_bias
+from ardistill.export import export, model_card
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
@@ -112,7 +114,7 @@ def quickstart(config: QuickstartConfig | None = None) -> dict[str, Any]:
         return lambda x, condition: teacher.solve_ode(x, condition, teacher.knots(num_steps)).states
 
     draws = {"teacher": solver(24), "solver": solver(4), "solver_1": solver(1)}
-    draws |= {arm: (lambda x, c, s=student: sample(s, x, c)) for arm, student in students.items()}
+    draws |= {arm: partial(sample, student) for arm, student in students.items()}
     network, classifier, reference = feature_network("fashion-classifier"), load_classifier(), load_reference()
     images = {"teacher": states[:, -1].clamp(-1, 1)}
     images |= {arm: _batched(draw, noise, labels) for arm, draw in draws.items() if arm != "teacher"}
@@ -140,8 +142,8 @@ def quickstart(config: QuickstartConfig | None = None) -> dict[str, Any]:
             "feature_distance_trimmed": pair.trimmed_mean,
             "flipped": pair.flipped,
             "nfe": nfe[arm],
-            "macs_per_image": count_macs(lambda draw=draw: draw(one, {"class_labels": labels[:1]})),
-            "ms_per_image": latency_ms(lambda draw=draw: draw(ten, {"class_labels": labels[:10]})) / 10,
+            "macs_per_image": count_macs(partial(draw, one, {"class_labels": labels[:1]})),
+            "ms_per_image": latency_ms(partial(draw, ten, {"class_labels": labels[:10]})) / 10,
             "seeds": 1,
         }
     interval = paired_bootstrap(pairs["ard"].values, pairs["step_distillation"].values)
@@ -174,9 +176,15 @@ def quickstart(config: QuickstartConfig | None = None) -> dict[str, Any]:
     notes = [
         sentence,
         str(floor),
-        f"{len(noise)} samples per arm from the same noise; distances in {network.fd_name}; one seed; CPU, batch 10 latency.",
+        f"{len(noise)} samples per arm from the same noise; distances in {network.fd_name}; one seed; "
+        "latency on the CPU at batch 10.",
     ]
     pictures = {"The same noise down each column": out / "samples.png", "Error per step": out / "exposure_bias.png"}
     write_report(out / "report.html", "ardistill quickstart", rows, notes, pictures)
+    if not (out / "student").exists():
+        card = model_card(
+            students["ard"], "zoo/fashion", config.guidance_scale, f"{sentence}\n\n![samples](samples.png)"
+        )
+        export(students["ard"], teacher.scheduler, out / "student", card, out / "samples.png")
     print(format_table(rows), *notes, f"Report: {out / 'report.html'}", sep="\n")
     return metrics

@@ -1,7 +1,7 @@
 """The knots of a trajectory and the closed-form solver step between two of them.
 
-A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0 or flow), the step of a first-order
-solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12, eta = 0) for
+A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0 or flow), the step of a
+first-order solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12, eta = 0) for
 variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
 """
 
@@ -53,6 +53,11 @@ class Knots:
             raise ValueError(f"unknown prediction type {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
         if not len(self.timesteps) + 1 == len(self.alpha) == len(self.sigma):
             raise ValueError("expected one alpha and sigma more than timesteps")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Knots:
+        """Undo ``dataclasses.asdict``, also after a passage through JSON."""
+        return cls(data["prediction_type"], tuple(data["timesteps"]), tuple(data["alpha"]), tuple(data["sigma"]))
 
     @property
     def num_steps(self) -> int:

@@ -55,8 +55,7 @@ class StudentConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StudentConfig:
         """Undo ``dataclasses.asdict``, also after a passage through JSON."""
-        knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data["knots"].items()}
-        return cls(**{**data, "knots": Knots(**knots)})
+        return cls(**{**data, "knots": Knots.from_dict(data["knots"])})
 
 
 class StepLinear(nn.Linear):

@@ -61,7 +61,7 @@ def train(
     Args:
         student: Trained in place.
         data: Trajectories of its teacher, at its knots.
-        folder: Run folder: ``config.json``, ``metrics.jsonl``, ``checkpoint/``, and at the end ``student/`` (EMA weights).
+        folder: Run folder: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt``; at the end ``student/`` (EMA).
         config: How.
         validate: Called with the student and the number of steps done, at every checkpoint.
         progress: Show a bar with loss and remaining time.

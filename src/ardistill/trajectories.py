@@ -77,10 +77,10 @@ class Manifest:
                 raise ValueError(
                     f"{path}: version {data['version']}, this ardistill reads {VERSION}; update the package"
                 )
-            knots = {name: tuple(v) if isinstance(v, list) else v for name, v in data.pop("knots").items()}
+            knots = Knots.from_dict(data.pop("knots"))
             for name in ("kept", "sample_shape"):
                 data[name] = tuple(data[name])
-            return cls(knots=Knots(**knots), **data)
+            return cls(knots=knots, **data)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a whole manifest ({error}); record again into a new folder") from error
 
@@ -191,7 +191,7 @@ def _encode(states: Tensor, denoised: Tensor, labels: Tensor) -> bytes:
 class TrajectoryDataset(Dataset):
     """Recorded trajectories, memory-mapped, as one student needs them.
 
-    Item i is a dict of ``noise`` (c, h, w), ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``class_labels``.
+    Item i is a dict of ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``class_labels``.
 
     Args:
         folder: What ``record`` wrote.
@@ -213,9 +213,7 @@ class TrajectoryDataset(Dataset):
             )
         indices = nested_indices(manifest.solver_steps, num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
-            raise ValueError(
-                f"{folder} lacks the states {missing} that {num_steps} steps need; record with num_steps={num_steps}"
-            )
+            raise ValueError(f"{folder} lacks states {missing}, which {num_steps} steps need; record them")
         self.knots = manifest.knots.select(indices)
         self._at = [manifest.kept.index(i) for i in indices]
         self._states, self._denoised, labels = [], [], []

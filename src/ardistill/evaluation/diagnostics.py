@@ -19,8 +19,8 @@ def exposure_bias(
     """Mean squared error of each step, three ways.
 
     ``teacher_forced``: the step's inputs are the teacher's own. ``free_running``: they are the student's.
-    ``teacher_continued``: the teacher's solver goes on from the student's first step, so that only what the ODE makes of
-    that first error is left; free-running minus teacher-continued is the exposure bias.
+    ``teacher_continued``: the teacher goes on from the student's first step, so that only what the ODE makes of that
+    first error is left; free-running minus teacher-continued is the exposure bias.
 
     Args:
         student: In evaluation mode.
