@@ -48,7 +48,8 @@ def make_student(reference: Any, hidden_size: int, depth: int, num_heads: int, h
         norm_eps=1e-6,
     )
     theirs = reference.state_dict()
-    ours: dict[str, torch.Tensor] = {"pos_embed.pos_embed": theirs["pos_embed"]}
+    ours: dict[str, torch.Tensor] = {}
+    transformer.pos_embed.pos_embed.copy_(theirs["pos_embed"])
 
     def copy(our_name: str, their_name: str) -> None:
         for kind in ("weight", "bias"):
@@ -81,6 +82,6 @@ def make_student(reference: Any, hidden_size: int, depth: int, num_heads: int, h
             ours[f"{name}.{kind}"] = per_step[0]
             ours[f"{name}.later_{kind}"] = torch.stack(per_step[1:])
     missing, unexpected = transformer.load_state_dict(ours, strict=False)
-    if unexpected or any("pos_embed" not in name for name in missing):
+    if unexpected or missing:
         raise RuntimeError(f"weights do not match: missing {missing}, unexpected {unexpected}")
     return student.eval()
