@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from ardistill.export import export
+from ardistill.hub import export
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
 
@@ -44,7 +44,7 @@ def test_exported_students_load_with_diffusers_alone(teacher, tmp_path):
         if output == "direct":
             for head in student.family.head:
                 torch.nn.init.normal_(getattr(student.transformer, head).later_weight, std=0.1)
-        export(student, teacher.scheduler, tmp_path / name, "# card")
+        export(student, teacher, tmp_path / name)
         students.append(student)
     folders = [str(tmp_path / name) for name in ("state", "anchored", "direct")]
     command = [sys.executable, "-c", SCRIPT, *folders, str(tmp_path / "images.pt")]
@@ -61,4 +61,4 @@ def test_export_into_a_used_folder_is_refused(teacher, tmp_path):
     (tmp_path / "file").touch()
     student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), 2))
     with pytest.raises(ValueError, match="to be empty"):
-        export(student, teacher.scheduler, tmp_path, "")
+        export(student, teacher, tmp_path)

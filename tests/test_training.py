@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+from ardistill.config import TrainingConfig
 from ardistill.student import Student, StudentConfig
-from ardistill.training import TrainingConfig, train
+from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
 
 CONFIG = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=3, tracker=None, learning_rate=1e-3, ema_decay=0.5)
@@ -27,14 +28,14 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
     data = TrajectoryDataset(folder / "data", 4, teacher.fingerprint())
     student = make(teacher, data, target, output)
     config = TrainingConfig(max_steps=30, batch_size=20, tracker=None, learning_rate=1e-3, ema_decay=0.5)
-    train(student, data, folder / "run", config, progress=False)
+    distill(student, data, folder / "run", config, progress=False)
     losses = [json.loads(line)["loss"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
 
 
 def test_resumed_equals_uninterrupted(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
-    whole = train(make(teacher, data), data, folder / "whole", CONFIG, progress=False)
+    whole = distill(make(teacher, data), data, folder / "whole", CONFIG, progress=False)
 
     class Killed(Exception):
         pass
@@ -43,9 +44,9 @@ def test_resumed_equals_uninterrupted(teacher, folder):
         raise Killed
 
     with pytest.raises(Killed):
-        train(make(teacher, data), data, folder / "killed", CONFIG, validate=kill, progress=False)
+        distill(make(teacher, data), data, folder / "killed", CONFIG, validate=kill, progress=False)
     assert not (folder / "killed" / "student").exists()
-    resumed = train(make(teacher, data), data, folder / "killed", CONFIG, progress=False)
+    resumed = distill(make(teacher, data), data, folder / "killed", CONFIG, progress=False)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -82,11 +83,11 @@ def test_bad_input_is_named(teacher, folder):
         record(teacher, folder / "data", 21, solver_steps=8, num_steps=(1, 2, 4), shard_size=8)
     data = TrajectoryDataset(folder / "data", 4)
     with pytest.raises(ValueError, match="not the student's knots"):
-        train(make(teacher, TrajectoryDataset(folder / "data", 2)), data, folder / "run", CONFIG)
+        distill(make(teacher, TrajectoryDataset(folder / "data", 2)), data, folder / "run", CONFIG)
     (folder / "other").mkdir()
     (folder / "other" / "file").touch()
     with pytest.raises(ValueError, match="to be empty or to hold this run"):
-        train(make(teacher, data), data, folder / "other", CONFIG)
+        distill(make(teacher, data), data, folder / "other", CONFIG)
     path = folder / "data" / "shard-00000.arrow"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])

@@ -1,23 +1,40 @@
 """AutoRegressive Distillation of diffusion transformers (Kim et al. 2025, arXiv:2504.11295)."""
 
-from ardistill.export import export
-from ardistill.quickstart import QuickstartConfig, quickstart
-from ardistill.sampling import sample
-from ardistill.student import Student, StudentConfig
-from ardistill.teacher import Teacher
-from ardistill.training import TrainingConfig, train
-from ardistill.trajectories import TrajectoryDataset, record
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "QuickstartConfig",
-    "Student",
-    "StudentConfig",
-    "Teacher",
-    "TrainingConfig",
-    "TrajectoryDataset",
-    "export",
-    "quickstart",
-    "record",
-    "sample",
-    "train",
-]
+if TYPE_CHECKING:
+    from ardistill.config import QuickstartConfig as QuickstartConfig
+    from ardistill.config import TrainingConfig as TrainingConfig
+    from ardistill.demo import quickstart as quickstart
+    from ardistill.evaluation import compare as compare
+    from ardistill.hub import export as export
+    from ardistill.sampling import sample as sample
+    from ardistill.student import Student as Student
+    from ardistill.student import StudentConfig as StudentConfig
+    from ardistill.teacher import Teacher as Teacher
+    from ardistill.training import distill as distill
+    from ardistill.trajectories import TrajectoryDataset as TrajectoryDataset
+    from ardistill.trajectories import record as record
+
+_HOME = {
+    "QuickstartConfig": "config",
+    "Student": "student",
+    "StudentConfig": "student",
+    "Teacher": "teacher",
+    "TrainingConfig": "config",
+    "TrajectoryDataset": "trajectories",
+    "compare": "evaluation",
+    "distill": "training",
+    "export": "hub",
+    "quickstart": "demo",
+    "record": "trajectories",
+    "sample": "sampling",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:  # imported at first use, so that the command line answers at once
+    if name not in _HOME:
+        raise AttributeError(f"module 'ardistill' has no attribute {name!r}")
+    return getattr(import_module(f"ardistill.{_HOME[name]}"), name)

@@ -1,193 +1,404 @@
-"""Command line: one subcommand per step of the way, options from the configuration classes."""
+"""Command line: one subcommand per step of the way. Figures go to stdout, what is going on to stderr."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
-import torch
+import jsonargparse
 
+from ardistill.config import QuickstartConfig, TrainingConfig
 
-def quickstart(
-    out: str = "runs/quickstart",
-    num_trajectories: int = 2048,
-    num_eval: int = 1000,
-    max_steps: int = 120,
-    seed: int = 0,
-) -> None:
-    """Record, distil, compare and report on the embedded teacher; offline, ten minutes on two cores.
-
-    Args:
-        out: Run folder; the same command again resumes it.
-        num_trajectories: Trajectories recorded for training.
-        num_eval: Held-out noises that every arm is compared on.
-        max_steps: Optimiser steps of each arm.
-        seed: Of the noise and the training.
-    """
-    from ardistill.quickstart import QuickstartConfig
-    from ardistill.quickstart import quickstart as run
-
-    run(QuickstartConfig(out, num_trajectories, num_eval, max_steps, seed=seed))
+Result = dict[str, Any]
+"""What a command found; its entry ``text`` is for people, all others are for ``--json``."""
 
 
-def record(
+def _quickstart(**options: Any) -> Result:
+    """Record, distil, compare and report on the embedded teacher: offline, ten minutes on two cores."""
+    from ardistill.demo import quickstart as run
+
+    config = QuickstartConfig(**options)
+    found = run(config)
+    text = f"{found.table()}\nReport: {Path(config.out) / 'report.html'}"
+    return found.to_dict() | {"out": config.out, "text": text}
+
+
+def _record(
     teacher: str,
     out: str,
     num_trajectories: int,
-    guidance_scale: float = 1.5,
+    guidance_scale: float,
     guidance_channels: int | None = None,
     solver_steps: int = 24,
-    num_steps: list[int] | None = None,
+    num_steps: list[int] = [1, 2, 3, 4, 6, 8],  # noqa: B006  # jsonargparse shows it as the default
     seed: int = 0,
     shard_size: int = 256,
-    device: str = "cpu",
-) -> None:
+    device: str = "auto",
+) -> Result:
     """Solve the teacher's ODE from seeded noise and keep the trajectories.
 
     Args:
         teacher: zoo/fashion, a diffusers folder or a Hub id.
         out: Folder of the trajectories; the same command again makes what is missing.
-        num_trajectories: How many.
-        guidance_scale: Classifier-free guidance; 1 is none.
-        guidance_channels: Guide only so many first channels; all if not given.
-        solver_steps: Steps of the solver.
-        num_steps: Step counts of students to come; 1, 2, 3, 4, 6 and 8 if not given.
-        seed: Of the noise.
-        shard_size: Trajectories per file.
-        device: cpu, cuda, ...
+        num_trajectories: How many; the labels are balanced.
+        guidance_scale: Classifier-free guidance that the student will absorb; 1 is none.
+        guidance_channels: Guide only so many first channels (the original DiT: 3); all if not given.
+        solver_steps: Steps of the ODE solver.
+        num_steps: Step counts of the students to come; the states that they need are kept.
+        seed: Of the noise; take another one for held-out trajectories.
+        shard_size: Trajectories solved and written together.
+        device: auto, cpu, cuda, cuda:1, ...
     """
     from ardistill.teacher import Teacher
     from ardistill.trajectories import record as run
 
     loaded = Teacher.from_pretrained(teacher, guidance_scale=guidance_scale, guidance_channels=guidance_channels)
-    steps = tuple(num_steps or (1, 2, 3, 4, 6, 8))
-    run(
+    manifest = run(
         loaded,
         out,
         num_trajectories,
-        name=teacher,
         solver_steps=solver_steps,
-        num_steps=steps,
+        num_steps=num_steps,
         seed=seed,
         shard_size=shard_size,
-        device=device,
+        device=_device(device),
     )
+    size = sum(path.stat().st_size for path in Path(out).iterdir())
+    text = f"{manifest.num_trajectories} trajectories of {teacher} in {out} ({size / 1e6:,.1f} MB)"
+    facts = {"num_trajectories": manifest.num_trajectories, "num_shards": manifest.num_shards, "bytes": size}
+    return {"out": out, "fingerprint": manifest.fingerprint, **facts, "text": text}
 
 
-def distill(
-    teacher: str,
+def _distill(
     trajectories: str,
     out: str,
     num_steps: int = 4,
-    history_layers: int = 2,
-    mask: str = "M4",
-    target: str = "state",
-    output: str = "solver",
-    max_steps: int = 1000,
-    batch_size: int = 64,
-    learning_rate: float = 1e-4,
-    ema_decay: float = 0.9999,
-    mixed_precision: str = "no",
-    gradient_checkpointing: bool = False,
-    seed: int = 0,
-) -> None:
+    history_layers: int = 6,
+    mask: Literal["M1", "M2", "M3", "M4"] = "M4",
+    target: Literal["state", "denoised", "anchored"] = "state",
+    output: Literal["solver", "direct"] = "solver",
+    conditioning: Literal["recorded", "uniform"] = "recorded",
+    teacher: str | None = None,
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008
+) -> Result:
     """Train a student on recorded trajectories; the same command again resumes.
 
+    Run it under `accelerate launch -m ardistill distill ...` for several GPUs.
+
     Args:
-        teacher: What the trajectories were recorded from.
         trajectories: Folder that record wrote.
-        out: Run folder; the student ends in its subfolder student.
+        out: Run folder: settings, log, checkpoints, sample grids; the student ends in its subfolder student.
         num_steps: Steps of the student, 1 to 8.
-        history_layers: N, lower layers that see earlier steps; 0 is step distillation.
-        mask: M1, M2, M3 or M4.
-        target: state, denoised or anchored.
-        output: solver or direct.
-        max_steps: Optimiser steps.
-        batch_size: Trajectories per step.
-        learning_rate: Of AdamW.
-        ema_decay: Of the averaged weights.
-        mixed_precision: no or bf16.
-        gradient_checkpointing: Less memory for more time.
-        seed: Of the batches.
+        history_layers: N, how many of the lowest layers see earlier steps; 0 is step distillation.
+        mask: Which earlier steps they see: M1 none, M2 the one before, M3 the noise, M4 all.
+        target: state (the ODE's states), denoised (x0 estimates, the authors' code) or anchored (x0 estimates,
+            re-noised with the exact noise).
+        output: solver (keeps the teacher's meaning) or direct (a head per step emits the target).
+        conditioning: Times that the network is told: recorded, or uniform as in the authors' code.
+        teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
+        training: How the student is trained.
     """
+    from ardistill.evaluation import distance_to_solver, validation_grid
     from ardistill.student import Student, StudentConfig
-    from ardistill.teacher import Teacher
-    from ardistill.training import TrainingConfig, train
+    from ardistill.training import distill as run
     from ardistill.trajectories import TrajectoryDataset
 
-    loaded = Teacher.from_pretrained(teacher)
-    data = TrajectoryDataset(trajectories, num_steps, loaded.fingerprint())
-    student = Student.from_teacher(loaded, StudentConfig(data.knots, history_layers, mask, target, output))
-    config = TrainingConfig(
-        max_steps=max_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        ema_decay=ema_decay,
-        mixed_precision=mixed_precision,
-        gradient_checkpointing=gradient_checkpointing,
-        seed=seed,
-    )
-    train(student, data, out, config)
+    data = TrajectoryDataset(trajectories, num_steps)
+    loaded = _teacher_of(data.manifest, teacher)
+    options: dict[str, Any] = {"history_layers": history_layers, "mask": mask, "target": target, "output": output}
+    if conditioning == "uniform":
+        options["knots"] = data.knots.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
+    student = Student.from_teacher(loaded, StudentConfig.for_data(data, **options))
+    if output == "solver":
+        first = {"class_labels": data.class_labels[:10]}
+        start = distance_to_solver(student, loaded, loaded.noise(data.manifest.seed, 0, len(data))[:10], first)
+        _say(f"untrained, the student draws {start:.1%} from the teacher's {num_steps}-step solver")
+    validate = validation_grid(loaded, data.manifest, Path(out) / "samples") if loaded.draws_images else None
+    run(student, data, out, training, validate=validate)
+    last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
+    text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
+    return {"out": out, "student": str(Path(out) / "student"), "loss": last["loss"], "text": text}
 
 
-def export(run: str, teacher: str, out: str, guidance_scale: float = 1.5) -> None:
-    """Write a student as a diffusers folder that loads without this package.
-
-    Args:
-        run: Folder that distill wrote.
-        teacher: What the student was distilled from.
-        out: New folder.
-        guidance_scale: Of the trajectories, for the card.
-    """
-    from ardistill.export import export as write
-    from ardistill.export import model_card
-    from ardistill.student import Student
-    from ardistill.teacher import Teacher
-
-    student = Student.from_pretrained(Path(run) / "student")
-    write(student, Teacher.from_pretrained(teacher).scheduler, out, model_card(student, teacher, guidance_scale))
-    print(json.dumps({"out": out}))
-
-
-def sample(student: str, out: str = "samples.png", count: int = 20, seed: int = 0, device: str = "cpu") -> None:
-    """Draw a grid of samples from a student, classes in turn.
+def _sample(
+    student: str,
+    out: str = "samples.png",
+    count: int = 20,
+    class_labels: list[int] | None = None,
+    seed: int = 0,
+    teacher: str | None = None,
+    device: str = "auto",
+) -> Result:
+    """Draw a grid of samples from a student.
 
     Args:
-        student: Folder that distill wrote (its subfolder student).
+        student: Folder that distill or export wrote.
         out: PNG file.
         count: Number of images.
+        class_labels: Classes to draw, in turn; all classes if not given.
         seed: Of the noise.
-        device: cpu, cuda, ...
+        teacher: Where its teacher is now, whose VAE decodes; the name it was recorded under if not given.
+        device: auto, cpu, cuda, ...
     """
-    from ardistill.evaluation import sample_grid
-    from ardistill.sampling import sample as draw
+    from ardistill.evaluation import draw_samples
     from ardistill.student import Student
 
-    loaded = Student.from_pretrained(student).to(device)
-    config = loaded.transformer.config
-    if config.in_channels not in (1, 3):
-        raise ValueError(f"{student} draws latents of {config.in_channels} channels, which need its VAE to be seen")
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, config.in_channels, config.sample_size, config.sample_size, generator=generator)
-    labels = torch.arange(count) % config.num_embeds_ada_norm
-    images = draw(loaded, noise.to(device), {"class_labels": labels.to(device)})[:, -1].cpu().clamp(-1, 1)
-    sample_grid({Path(student).parent.name or student: images}, out)
-    print(json.dumps({"out": out, "count": count}))
+    loaded = Student.from_pretrained(student)
+    where = _device(device)
+    found = _teacher_of(loaded.config, teacher)
+    draw_samples(loaded, found, out, count=count, seed=seed, class_labels=class_labels, device=where)
+    return {"out": out, "count": count, "text": f"{count} samples in {out}"}
 
 
-def main() -> None:
-    """Entry point. Errors of the user's input are one line and exit status 2."""
-    from jsonargparse import ArgumentParser, auto_cli
+def _evaluate(
+    student: str,
+    trajectories: str,
+    out: str | None = None,
+    teacher: str | None = None,
+    features: str | None = None,
+    feature_weights: str | None = None,
+    reference: str | None = None,
+    device: str = "auto",
+) -> Result:
+    """Measure a student beside its teacher and the teacher's own solver in as many steps.
 
-    class _Parser(ArgumentParser):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{**kwargs, "allow_abbrev": False})  # type: ignore[arg-type]
+    Args:
+        student: Folder that distill wrote.
+        trajectories: Held-out trajectories of its teacher (record with another seed): same noise for every arm.
+        out: Folder for metrics.json, report.html and pictures; the subfolder evaluation of the run if not given.
+        teacher: Where the teacher is now; the name it was recorded under if not given.
+        features: Feature network: fashion-classifier, inception, or a TorchScript file; the teacher's own
+            for an embedded teacher, else inception.
+        feature_weights: State dict of inception; downloaded if not given.
+        reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
+        device: auto, cpu, cuda, ...
+    """
+    path = Path(student)
+    run = path.parent if path.name == "student" else path
+    return _compare(
+        [student], trajectories, out or str(run / "evaluation"), teacher, features, feature_weights, reference, device
+    )
 
-    try:
-        auto_cli(
-            [quickstart, record, distill, sample, export], prog="ardistill", as_positional=False, parser_class=_Parser
+
+def _compare(
+    students: list[str],
+    trajectories: str,
+    out: str,
+    teacher: str | None = None,
+    features: str | None = None,
+    feature_weights: str | None = None,
+    reference: str | None = None,
+    device: str = "auto",
+) -> Result:
+    """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
+
+    Args:
+        students: Folders that distill wrote; the first is the baseline of the paired intervals.
+        trajectories: Held-out trajectories of their teacher (record with another seed).
+        out: Folder for metrics.json, report.html, samples.png and exposure_bias.png.
+        teacher: Where the teacher is now; the name it was recorded under if not given.
+        features: Feature network: fashion-classifier, inception, or a TorchScript file; the teacher's own
+            for an embedded teacher, else inception.
+        feature_weights: State dict of inception; downloaded if not given.
+        reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
+        device: auto, cpu, cuda, ...
+    """
+    from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
+    from ardistill.evaluation import compare as run
+    from ardistill.student import Student
+    from ardistill.trajectories import TrajectoryDataset
+
+    if not students:
+        raise ValueError("expected one student or more")
+    names = [str(Path(x).parent.name if Path(x).name == "student" else Path(x).name) for x in students]
+    if len(set(names)) < len(names) or {"teacher", "solver"} & set(names):
+        raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
+    loaded = {name: Student.from_pretrained(path) for name, path in zip(names, students, strict=True)}
+    where = _device(device)
+    sets = {s.num_steps: TrajectoryDataset(trajectories, s.num_steps) for s in loaded.values()}
+    manifest = next(iter(sets.values())).manifest
+    for path, student in zip(students, loaded.values(), strict=True):
+        _check_held_out(path, student.config, manifest)
+        student.to(where)
+    teacher_model = _teacher_of(manifest, teacher).to(where)
+    arms = {f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted(sets)}
+    arms = {"teacher": Sampler.of_teacher(teacher_model, manifest.solver_steps)} | arms
+    arms |= {name: Sampler.of_student(student) for name, student in loaded.items()}
+    judge = _judge(manifest.teacher, features, feature_weights, reference, where)
+    states, _, labels = next(iter(sets.values())).stacked()
+    images = teacher_model.decode(states[:, -1])
+    found = run(teacher_model, images, arms, states[:, 0], labels, judge, baseline=names[0], device=where)
+    curves = {}
+    for name, student in loaded.items():
+        part = [x[:200].to(where) for x in sets[student.num_steps].stacked()]
+        curves[name] = exposure_bias(student, teacher_model, part[0], part[1], {"class_labels": part[2]})
+    Path(out).mkdir(parents=True, exist_ok=True)
+    exposure_bias_plot(curves, Path(out) / "exposure_bias.png")
+    found.write(out, f"Students of {manifest.teacher}", pictures={"Error per step": Path(out) / "exposure_bias.png"})
+    (Path(out) / "figures.md").write_text(found.markdown())
+    return found.to_dict() | {"out": out, "text": f"{found.table()}\nReport: {Path(out) / 'report.html'}"}
+
+
+def _export(student: str, out: str, teacher: str | None = None) -> Result:
+    """Write a student as a diffusers folder that loads without this package; `hf upload` publishes it.
+
+    The card carries the figures and the picture of `ardistill evaluate` if the run was evaluated.
+
+    Args:
+        student: Folder that distill wrote.
+        out: New folder.
+        teacher: Where the teacher is now, whose VAE comes along; the name it was recorded under if not given.
+    """
+    from ardistill.hub import export as run
+    from ardistill.student import Student
+
+    loaded = Student.from_pretrained(student)
+    path = Path(student)
+    evaluation = (path.parent if path.name == "student" else path) / "evaluation"
+    figures = (evaluation / "figures.md").read_text() if (evaluation / "figures.md").is_file() else ""
+    picture = evaluation / "samples.png" if figures else None
+    run(loaded, _teacher_of(loaded.config, teacher), out, figures=figures, picture=picture)
+    text = f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
+    return {"out": out, "evaluated": bool(figures), "text": text}
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _teacher_of(facts: Any, name: str | None) -> Any:
+    """The teacher that a manifest or a student's configuration names, or the one named instead, weights checked."""
+    from ardistill.teacher import Teacher
+
+    name = name or facts.teacher
+    if not name:
+        raise ValueError("it is not known where the teacher is: say so with --teacher")
+    channels = getattr(facts, "guidance_channels", None)
+    teacher = Teacher.from_pretrained(name, guidance_scale=facts.guidance_scale, guidance_channels=channels)
+    teacher.name = facts.teacher or name
+    if facts.fingerprint and teacher.fingerprint() != facts.fingerprint:
+        raise ValueError(
+            f"{name} is another teacher ({teacher.fingerprint()[:12]}) than the one that was recorded, {facts.teacher} "
+            f"({facts.fingerprint[:12]}); name the right one with --teacher"
         )
-    except ValueError as error:
-        print(f"ardistill: error: {error}", file=sys.stderr)
+    return teacher
+
+
+def _check_held_out(path: str, config: Any, manifest: Any) -> None:
+    if config.fingerprint and config.fingerprint != manifest.fingerprint:
+        raise ValueError(
+            f"{path} is a student of {config.teacher} ({config.fingerprint[:12]}), the trajectories are of "
+            f"{manifest.teacher} ({manifest.fingerprint[:12]})"
+        )
+    if config.guidance_scale != manifest.guidance_scale:
+        raise ValueError(
+            f"{path} absorbed guidance {config.guidance_scale}, the trajectories have {manifest.guidance_scale}; "
+            "record held-out ones with the student's"
+        )
+    run = Path(path).parent if Path(path).name == "student" else Path(path)
+    settings = run / "config.json"
+    if settings.is_file() and json.loads(settings.read_text())["data"]["seed"] == manifest.seed:
+        raise ValueError(
+            f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
+            "record others with another --seed"
+        )
+
+
+def _judge(teacher: str, features: str | None, weights: str | None, reference: str | None, device: str) -> Any:
+    from ardistill.evaluation import Judge, feature_network, load_images
+
+    if teacher == "zoo/fashion" and features in (None, "fashion-classifier") and reference is None:
+        return Judge.fashion()
+    network = feature_network(features or "inception", weights=weights, device=device)
+    return Judge.of_images(network, load_images(reference)) if reference else Judge(network)
+
+
+COMMANDS: dict[str, Callable[..., Result]] = {
+    "quickstart": _quickstart,
+    "record": _record,
+    "distill": _distill,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "export": _export,
+}
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """No abbreviations, and an unknown option or recipe key is answered with the nearest one that exists."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self.commands: dict[str, _Parser] = {}
+
+    def known_keys(self) -> set[str]:
+        """Options as written in a recipe, those of the subcommands with and without its name."""
+        keys = {action.dest for action in self._actions if action.dest not in ("help", "==SUPPRESS==")}
+        for command, parser in self.commands.items():
+            keys |= {command} | parser.known_keys() | {f"{command}.{key}" for key in parser.known_keys()}
+        return keys
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with status 2."""
+        hints = []
+        for unknown in re.findall(r"--([\w.]+)|[Kk]ey ['\"]([\w.]+)['\"]", message):
+            word = "".join(unknown)
+            if word not in self.known_keys() and (near := difflib.get_close_matches(word, self.known_keys(), 1, 0.5)):
+                hints.append(f"{word!r} is not known; did you mean {near[0]!r}?")
+        _say(f"{self.prog}: error: {' '.join([*dict.fromkeys(hints), message.strip()])}")
         sys.exit(2)
+
+
+def build_parser() -> _Parser:
+    """The parser of `ardistill`, its subcommands and their options from the functions above."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    description = "Distil a diffusion transformer into a student that draws in 1 to 5 steps (arXiv:2504.11295)."
+    epilog = (
+        "A recipe (YAML) has a section per command: ardistill --config recipes/fashion.yaml distill --out runs/mine"
+    )
+    parser = _Parser(prog="ardistill", description=description, epilog=epilog)
+    parser.add_argument("--config", action="config", help="Recipe: a YAML file with a section per command.")
+    commands = parser.add_subcommands(dest="command", title="commands, in the order of the way")
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").partition("\n\n    Args:")[0]
+        sub = _Parser(description=summary.replace("\n    ", "\n"))
+        sub.add_argument("--config", action="config", help="YAML file with options of this command.")
+        sub.add_argument("--json", action="store_true", help="Print the result as JSON, and nothing else, on stdout.")
+        if name == "quickstart":
+            sub.add_class_arguments(QuickstartConfig, as_group=False)
+        else:
+            sub.add_function_arguments(command, as_group=False)
+        parser.commands[name] = sub
+        commands.add_subcommand(name, sub, help=summary.splitlines()[0])
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Errors of the user's input are one line and exit status 2."""
+    parser = build_parser()
+    parsed = parser.instantiate_classes(parser.parse_args(arguments))
+    options = dict(vars(parsed[parsed.command]))
+    options.pop("config", None)
+    as_json = options.pop("json")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
+            result = COMMANDS[parsed.command](**options)
+    except ValueError as error:
+        _say(f"ardistill {parsed.command}: error: {error}")
+        sys.exit(2)
+    text = result.pop("text")
+    print(json.dumps(result) if as_json else text)

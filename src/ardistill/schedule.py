@@ -8,7 +8,7 @@ variance-preserving schedules, Euler for flow matching. Coefficients are compute
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,15 @@ class Knots:
             end = (1.0, 0.0) if target == "denoised" else (self.alpha[s + 1], self.sigma[s + 1])
             rows.append(solver_coefficients(self.prediction_type, self.alpha[s], self.sigma[s], *end))
         return torch.tensor(rows, dtype=torch.float64, device=device)
+
+    def conditioned_uniformly(self, num_train_timesteps: int = 1000) -> Knots:
+        """The same states under the times that the authors' code tells its network: (T - 1) (1 - s / S)."""
+        steps = self.num_steps
+        return replace(self, timesteps=tuple((num_train_timesteps - 1) * (1 - s / steps) for s in range(steps)))
+
+    def same_states(self, other: Knots) -> bool:
+        """Whether both mean the same states, whatever the network is told of their times."""
+        return (self.prediction_type, self.alpha, self.sigma) == (other.prediction_type, other.alpha, other.sigma)
 
     def select(self, indices: Sequence[int]) -> Knots:
         """Keep the states at ``indices`` (first 0, last num_steps)."""

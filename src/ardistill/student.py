@@ -11,12 +11,14 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ardistill.families import Condition, family_of
 from ardistill.history import MASKS, History, attach_history
 from ardistill.schedule import Knots
 from ardistill.teacher import Teacher
+from ardistill.trajectories import TrajectoryDataset
 
 TARGETS = ("state", "denoised", "anchored")
 OUTPUTS = ("solver", "direct")
@@ -38,6 +40,12 @@ class StudentConfig:
     output: str = "solver"
     """``solver``: the network predicts what the teacher predicts, and the closed-form solver step follows.
     ``direct``: a head per step emits the target."""
+    teacher: str = ""
+    """Name of the teacher, as given to ``Teacher.from_pretrained``."""
+    fingerprint: str = ""
+    """SHA-256 of the teacher's weights; empty: not known."""
+    guidance_scale: float = 1.0
+    """Guidance of the trajectories, which the student absorbs."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -51,6 +59,13 @@ class StudentConfig:
             raise ValueError("target 'denoised' needs output='direct': the solver cannot start from a denoised image")
         if not 1 <= self.knots.num_steps <= 8:
             raise ValueError(f"expected 1 to 8 steps, got {self.knots.num_steps}")
+
+    @classmethod
+    def for_data(cls, data: TrajectoryDataset, **options: Any) -> StudentConfig:
+        """Of a student of recorded trajectories; ``options`` are the fields that do not follow from them."""
+        facts = data.manifest
+        known = {"knots": data.knots, "teacher": facts.teacher, "fingerprint": facts.fingerprint}
+        return cls(**{**known, "guidance_scale": facts.guidance_scale, **options})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StudentConfig:
@@ -189,18 +204,23 @@ class Student(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Student:
-        """Read what ``save_pretrained`` wrote, history and heads included.
+        """Read a run's folder, what ``save_pretrained`` wrote or what ``export`` wrote, history and heads included.
 
         Raises:
             ValueError: There is no student there, or it was written by a newer version.
         """
-        from safetensors.torch import load_file
-
         folder = Path(folder)
-        if not (folder / "student.json").is_file():
-            raise ValueError(f"expected a student (student.json) in {folder}, found none")
-        data = json.loads((folder / "student.json").read_text())
-        if data.pop("version") != 1:
+        if (folder / "student" / "student.json").is_file():
+            folder = folder / "student"
+        if (folder / "student.json").is_file():
+            data = json.loads((folder / "student.json").read_text())
+        elif (folder / "model_index.json").is_file():
+            data = json.loads((folder / "model_index.json").read_text()).get("student")
+        else:
+            data = None
+        if data is None:
+            raise ValueError(f"expected a student (a run, its subfolder student, or an export) in {folder}, found none")
+        if data.pop("version", 1) != 1:
             raise ValueError(f"{folder} was written by a newer ardistill; update the package")
         config = StudentConfig.from_dict(data)
         class_name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,22 @@ class Teacher:
         scheduler: The teacher's own diffusers scheduler; only its noise schedule is used.
         guidance_scale: Classifier-free guidance (Ho & Salimans 2022); 1 means none.
         guidance_channels: Guide only so many first channels (the original DiT guided 3 of 4); None: all.
+        companions: The pipeline's other components and settings, such as ``vae`` and ``id2label``; a teacher without a
+            ``vae`` draws pixels.
+        name: What it was loaded by.
 
     Raises:
         ValueError: Unknown transformer class, guidance below 1, or a number of channels the model does not have.
     """
 
     def __init__(
-        self, transformer: Any, scheduler: Any, guidance_scale: float = 1.0, guidance_channels: int | None = None
+        self,
+        transformer: Any,
+        scheduler: Any,
+        guidance_scale: float = 1.0,
+        guidance_channels: int | None = None,
+        companions: dict[str, Any] | None = None,
+        name: str = "",
     ) -> None:
         if guidance_scale < 1:
             raise ValueError(f"expected a guidance scale of 1 (none) or more, got {guidance_scale}")
@@ -54,6 +64,8 @@ class Teacher:
         self.scheduler = scheduler
         self.guidance_scale = guidance_scale
         self.guidance_channels = guidance_channels
+        self.companions = companions or {}
+        self.name = name
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Teacher:
@@ -80,13 +92,55 @@ class Teacher:
         if scheduler_class is None:
             raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
         transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
-        return cls(transformer, scheduler_class.from_config(scheduler_config), **options)
+        scheduler = scheduler_class.from_config(scheduler_config)
+        return cls(transformer, scheduler, companions=_load_companions(source), name=str(name), **options)
+
+    @property
+    def num_classes(self) -> int:
+        return self.transformer.config.num_embeds_ada_norm
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether what it draws can be looked at: through its VAE, or because it draws pixels."""
+        return self.companions.get("vae") is not None or self.transformer.config.in_channels in (1, 3)
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Move the transformer and the VAE."""
+        self.transformer.to(device)
+        if self.companions.get("vae") is not None:
+            self.companions["vae"].to(device)
+        return self
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of one state."""
         config = self.transformer.config
         return config.in_channels, config.sample_size, config.sample_size
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """Images in [-1, 1], on the CPU: through the VAE, or clamped where the teacher draws pixels.
+
+        Args:
+            latents: (b, c, h, w).
+            batch_size: Latents that the VAE takes at once.
+
+        Raises:
+            ValueError: There is no VAE, and the latents are no pixels.
+        """
+        if not self.draws_images:
+            channels = self.transformer.config.in_channels
+            raise ValueError(
+                f"{self.name or 'the teacher'} draws latents of {channels} channels and has no VAE beside it"
+            )
+        vae = self.companions.get("vae")
+        if vae is None:
+            return latents.clamp(-1, 1).cpu()
+        shift = vae.config.get("shift_factor") or 0.0
+        scaled = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
+        return torch.cat(
+            [vae.decode(x.to(vae.device)).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights, names and shapes included."""
@@ -98,7 +152,7 @@ class Teacher:
 
     def check_condition(self, condition: Condition) -> None:
         """Refuse labels that the teacher does not have."""
-        labels, count = condition["class_labels"], self.transformer.config.num_embeds_ada_norm
+        labels, count = condition["class_labels"], self.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
             raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
 
@@ -152,6 +206,24 @@ class Teacher:
             state = float(to_state[s, 0]) * state + float(to_state[s, 1]) * prediction
             states.append(state)
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
+
+
+def _load_companions(source: str) -> dict[str, Any]:
+    """What ``model_index.json`` names besides the transformer and the scheduler; {} where there is none."""
+    try:
+        index = diffusers.DiffusionPipeline.load_config(source)
+    except OSError:
+        return {}
+    companions: dict[str, Any] = {}
+    for name, value in index.items():
+        if name.startswith("_") or name in ("transformer", "scheduler"):
+            continue
+        if not isinstance(value, (list, tuple)):
+            companions[name] = value
+        elif value[0] is not None:
+            part = getattr(importlib.import_module(value[0]), value[1]).from_pretrained(source, subfolder=name)
+            companions[name] = part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+    return companions
 
 
 def weight_fingerprint(module: nn.Module) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
@@ -15,45 +20,19 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from ardistill.config import TrainingConfig
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.student import Student
 from ardistill.trajectories import TrajectoryDataset
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a student is trained."""
-
-    max_steps: int = 1000
-    """Optimiser steps."""
-    batch_size: int = 64
-    """Trajectories per process and forward pass; the folded batch is num_steps times that."""
-    gradient_accumulation_steps: int = 1
-    """Forward passes per optimiser step."""
-    learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
-    """A name of diffusers.optimization.SchedulerType."""
-    lr_warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.9999
-    mixed_precision: str = "no"
-    """``no`` or ``bf16``."""
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    checkpoint_every: int = 500
-    """Optimiser steps between checkpoints."""
-    tracker: str | None = "tensorboard"
-    """A tracker of accelerate; None: metrics.jsonl alone."""
-
-
-def train(
+def distill(
     student: Student,
     data: TrajectoryDataset,
     folder: str | Path,
     config: TrainingConfig,
     *,
-    validate: Callable[[Student, int], None] | None = None,
+    validate: Callable[[Student, int], np.ndarray | None] | None = None,
     progress: bool = True,
 ) -> Student:
     """Train a student; the same call again resumes from the last whole checkpoint.
@@ -61,28 +40,27 @@ def train(
     Args:
         student: Trained in place.
         data: Trajectories of its teacher, at its knots.
-        folder: Run folder: ``config.json``, ``metrics.jsonl``, ``checkpoint.pt``; at the end ``student/`` (EMA).
+        folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoint.pt``; at the end
+            ``student/`` (EMA).
         config: How.
-        validate: Called with the student and the number of steps done, at every checkpoint.
+        validate: Called with the student (EMA) and the number of steps done, at every checkpoint; a picture that it
+            returns, (height, width, 3) or (height, width, 4) bytes, goes to the tracker.
         progress: Show a bar with loss and remaining time.
 
     Returns:
         The student with its EMA weights, in evaluation mode.
 
     Raises:
-        ValueError: The data's knots are not the student's, or the folder holds another run.
+        ValueError: The data's times or teacher are not the student's, or the folder holds another run.
     """
     folder = Path(folder)
-    if data.knots != student.config.knots:
-        raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
-    resolved = json.loads(json.dumps({"student": asdict(student.config), "training": asdict(config)}))
-    if (folder / "config.json").exists():
-        if json.loads((folder / "config.json").read_text()) != resolved:
-            raise ValueError(f"{folder} holds another run; choose a new folder, or repeat its own settings")
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(resolved, indent=1))
+    _check_data(student, data)
+    facts = {
+        "student": asdict(student.config),
+        "training": asdict(config),
+        "data": {"seed": data.manifest.seed, "num_trajectories": len(data)},
+    }
+    _claim_folder(folder, facts)
 
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -122,11 +100,9 @@ def train(
     for step in range(first, config.max_steps):
         for part in range(config.gradient_accumulation_steps):
             # Rows follow from (seed, step) alone: there is no data position to lose. They differ on every process.
-            generator = torch.Generator().manual_seed(config.seed)
-            drawn = (
-                step * config.gradient_accumulation_steps + part
-            ) * accelerator.num_processes + accelerator.process_index
-            generator.manual_seed(config.seed * 1_000_003 + drawn)
+            passes = step * config.gradient_accumulation_steps + part
+            drawn = passes * accelerator.num_processes + accelerator.process_index
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + drawn)
             rows = torch.randint(len(data), (config.batch_size,), generator=generator)
             batch = default_collate([data[int(row)] for row in rows])
             batch = {name: value.to(accelerator.device) for name, value in batch.items()}
@@ -163,9 +139,13 @@ def train(
             if validate is not None:
                 ema.store(parameters)
                 ema.copy_to(parameters)
-                validate(student.eval(), done)
+                picture = validate(student.eval(), done)
                 ema.restore(parameters)
                 student.train()
+                for tracker in accelerator.trackers:
+                    if picture is not None:
+                        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                        tracker.log_images({"samples": picture[None]}, step=done, **layout)
     bar.close()
     accelerator.end_training()
     ema.copy_to(parameters)
@@ -173,3 +153,57 @@ def train(
     if accelerator.is_main_process:
         student.save_pretrained(folder / "student")
     return student
+
+
+def _check_data(student: Student, data: TrajectoryDataset) -> None:
+    ours, theirs = student.config, data.manifest
+    if not ours.knots.same_states(data.knots):
+        raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
+    if ours.fingerprint and ours.fingerprint != theirs.fingerprint:
+        raise ValueError(
+            f"the student's teacher ({ours.teacher or 'unnamed'}, weights {ours.fingerprint[:12]}) is not the one the "
+            f"trajectories were recorded from ({theirs.teacher or 'unnamed'}, {theirs.fingerprint[:12]}); record again"
+        )
+    if ours.fingerprint and ours.guidance_scale != theirs.guidance_scale:
+        raise ValueError(
+            f"the student says guidance {ours.guidance_scale}, its trajectories have {theirs.guidance_scale}; "
+            "make the student from the data's manifest"
+        )
+
+
+def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
+    """Write ``config.json`` and ``environment.json``, or see that the folder is this very run's."""
+    facts = json.loads(json.dumps(facts))
+    path = folder / "config.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [
+            f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
+            for part, values in facts.items()
+            for name, value in values.items()
+            if before.get(part, {}).get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, or repeat its own settings"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
+    path.write_text(json.dumps(facts, indent=1))
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on besides the configuration: versions, git commit of the working directory, device."""
+    packages = ("ardistill", "torch", "diffusers", "accelerate", "numpy")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_commit": git.stdout.strip() or None,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }

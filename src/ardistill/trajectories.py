@@ -107,7 +107,6 @@ def record(
     folder: str | Path,
     num_trajectories: int,
     *,
-    name: str = "",
     solver_steps: int = 24,
     num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     seed: int = 0,
@@ -123,7 +122,6 @@ def record(
         teacher: Solved as it is, with its guidance.
         folder: Made if missing; must be empty or hold a part of the same recording.
         num_trajectories: The last shard may be smaller.
-        name: What the manifest calls the teacher.
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; states nearest to their uniform knots are kept.
         seed: Of the noise; the labels follow the row number.
@@ -136,7 +134,7 @@ def record(
     """
     folder = Path(folder)
     manifest = Manifest(
-        teacher=name,
+        teacher=teacher.name,
         fingerprint=teacher.fingerprint(),
         scheduler=json.loads(teacher.scheduler.to_json_string()),
         solver_steps=solver_steps,
@@ -145,7 +143,7 @@ def record(
         guidance_scale=teacher.guidance_scale,
         guidance_channels=teacher.guidance_channels,
         sample_shape=teacher.sample_shape,
-        num_classes=teacher.transformer.config.num_embeds_ada_norm,
+        num_classes=teacher.num_classes,
         seed=seed,
         num_trajectories=num_trajectories,
         shard_size=shard_size,
@@ -157,7 +155,7 @@ def record(
         raise ValueError(f"expected {folder} to be empty or to hold this recording; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     _write_whole(folder / "manifest.json", manifest.to_json().encode())
-    teacher.transformer.to(device)
+    teacher.to(device)
     for shard in tqdm(range(manifest.num_shards), desc="record", unit="shard", disable=not progress):
         path = _shard_path(folder, shard)
         if path.with_suffix(".json").exists():
@@ -248,6 +246,15 @@ class TrajectoryDataset(Dataset):
         kept = len(manifest.kept)
         labels = torch.from_numpy(batch.column("class_labels").to_numpy().copy())
         return view("states", kept), view("denoised", kept - 1), labels
+
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), labels (n,)."""
+        items = [self[i] for i in range(len(self))]
+        return (
+            torch.stack([item["states"] for item in items]),
+            torch.stack([item["denoised"] for item in items]),
+            self.class_labels,
+        )
 
     def __len__(self) -> int:
         return self.manifest.num_trajectories

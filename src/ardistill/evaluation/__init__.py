@@ -1,6 +1,8 @@
 """How good a sampler is, and how near to its teacher: feature networks, distances, pictures and the report."""
 
-from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network
+from ardistill.evaluation.comparison import Comparison, Judge, Sampler, compare
+from ardistill.evaluation.diagnostics import distance_to_solver, draw_samples, exposure_bias, validation_grid
+from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network, load_images
 from ardistill.evaluation.metrics import (
     BootstrapInterval,
     FeatureStatistics,
@@ -22,26 +24,35 @@ from ardistill.evaluation.report import arm_label, format_table, write_report
 
 __all__ = [
     "BootstrapInterval",
+    "Comparison",
     "FeatureNetwork",
     "FeatureStatistics",
+    "Judge",
     "KernelDistance",
     "ModuleFeatures",
     "PairedDistance",
     "PrecisionRecall",
     "RealFloor",
+    "Sampler",
     "arm_label",
     "class_accuracy",
+    "compare",
+    "distance_to_solver",
+    "draw_samples",
+    "exposure_bias",
     "exposure_bias_plot",
     "extract_features",
     "feature_network",
     "format_table",
     "frechet_distance",
     "kernel_distance",
+    "load_images",
     "paired_bootstrap",
     "paired_distance",
     "precision_recall",
     "predict_labels",
     "real_floor",
     "sample_grid",
+    "validation_grid",
     "write_report",
 ]

@@ -18,10 +18,12 @@ def count_macs(run: Callable[[], object]) -> float:
 
 def latency_ms(run: Callable[[], object], repeats: int = 5) -> float:
     """Median wall-clock milliseconds of ``run`` after one warm-up."""
-    run()
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         began = time.perf_counter()
         run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
+    del times[0]
     return 1000 * sorted(times)[len(times) // 2]

@@ -1,15 +1,22 @@
-"""Where a student's error comes from, step by step."""
+"""Where a student's error comes from, step by step, and what it draws while it is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ardistill.evaluation.plots import sample_grid
 from ardistill.families import Condition
 from ardistill.losses import inputs_and_targets
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
+from ardistill.trajectories import Manifest
 
 
 @torch.no_grad()
@@ -51,3 +58,97 @@ def exposure_bias(
             )
         curves["teacher_continued"] = per_step(torch.stack(continued, dim=1))
     return curves
+
+
+@torch.no_grad()
+def distance_to_solver(student: Student, teacher: Teacher, noise: Tensor, condition: Condition) -> float:
+    """How far an untrained student draws from its teacher's solver in as many steps: 0 without history.
+
+    Returns:
+        Root mean square of the difference over that of the solver's images.
+    """
+    knots = student.config.knots
+    solved = teacher.solve_ode(noise, condition, knots)
+    drawn = sample(student, noise, condition)
+    expected = solved.states[:, -1] if student.config.target == "state" else solved.denoised[:, -1]
+    return float((drawn[:, -1] - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def validation_grid(
+    teacher: Teacher, manifest: Manifest, folder: str | Path, count: int = 10
+) -> Callable[[Student, int], np.ndarray]:
+    """Draw a grid from fixed held-out noise whenever it is called: the teacher's row, then the student's.
+
+    Args:
+        teacher: With the guidance of the trajectories; its row is drawn once, at the first call.
+        manifest: Of the training trajectories; the noise is of the next seed.
+        folder: Where ``step-00000500.png`` and its like go.
+        count: Images a row.
+
+    Returns:
+        (student, steps done) -> the picture, (height, width, 3) bytes.
+    """
+    folder = Path(folder)
+    noise = teacher.noise(manifest.seed + 1, 0, count)
+    labels = torch.arange(count) % manifest.num_classes
+    rows: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def draw(student: Student, step: int) -> np.ndarray:
+        device = next(student.parameters()).device
+        x, condition = noise.to(device), {"class_labels": labels.to(device)}
+        if not rows:
+            solved = teacher.to(device).solve_ode(x, condition, manifest.knots)
+            rows["teacher"] = teacher.decode(solved.states[:, -1])
+        rows["student"] = teacher.decode(sample(student, x, condition)[:, -1])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{step:08d}.png"
+        sample_grid(rows, path, [str(int(i)) for i in labels])
+        return np.asarray(Image.open(path).convert("RGB"))
+
+    return draw
+
+
+@torch.no_grad()
+def draw_samples(
+    student: Student,
+    teacher: Teacher,
+    path: str | Path,
+    *,
+    count: int = 20,
+    seed: int = 0,
+    class_labels: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw a grid of a student's samples, ten a row, into a PNG file.
+
+    Args:
+        student: Draws.
+        teacher: Decodes.
+        path: PNG.
+        count: Images.
+        seed: Of the noise.
+        class_labels: Classes to draw, in turn; all classes if not given.
+        device: Where the student runs.
+
+    Returns:
+        The images in [-1, 1], (count, c, h, w).
+
+    Raises:
+        ValueError: No image is asked for, or a class that the teacher does not have.
+    """
+    if count < 1:
+        raise ValueError(f"expected 1 image or more, got {count}")
+    classes = torch.tensor(list(class_labels or range(teacher.num_classes)))
+    labels = classes[torch.arange(count) % len(classes)]
+    teacher.check_condition({"class_labels": labels})
+    noise = torch.randn(count, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed))
+    drawn = sample(student.to(device).eval(), noise.to(device), {"class_labels": labels.to(device)})[:, -1]
+    images = teacher.to(device).decode(drawn)
+    rows = {}
+    for first in range(0, count, 10):
+        row = images[first : first + 10]
+        blank = torch.ones(min(count, 10) - len(row), *row.shape[1:])
+        rows[f"from {first}, class {int(labels[first])}"] = torch.cat([row, blank])
+    sample_grid(rows, path)
+    return images

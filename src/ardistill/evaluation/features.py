@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 
@@ -178,3 +180,23 @@ def extract_features(network: FeatureNetwork, images: Tensor, batch_size: int = 
 
 def _range(images: Tensor) -> str:
     return f"from {images.min():.3g} to {images.max():.3g}, {(~images.isfinite()).sum()} values not finite"
+
+
+def load_images(folder: str | Path) -> Tensor:
+    """PNG and JPEG images of one size in a folder, by name, in [-1, 1], shape (n, c, h, w), c = 1 or 3.
+
+    Raises:
+        ValueError: There are none, or their sizes or modes differ.
+    """
+    paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not paths:
+        raise ValueError(f"expected PNG or JPEG images in {folder}, found none")
+    images = [Image.open(path) for path in paths]
+    kinds = {(image.mode if image.mode == "L" else "RGB", image.size) for image in images}
+    if len(kinds) > 1:
+        raise ValueError(f"expected images of one size, all grey or all in colour, in {folder}; found {sorted(kinds)}")
+    mode = kinds.pop()[0]
+    pixels = np.stack([np.asarray(image.convert(mode)) for image in images])  # (n, h, w) or (n, h, w, 3)
+    if mode == "L":
+        pixels = pixels[..., None]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

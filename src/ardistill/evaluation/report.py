@@ -17,6 +17,9 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "recall": ("recall\n↑", "{:.3f}".format),
     "accuracy": ("accuracy\n↑", "{:.3f}".format),
     "feature_distance_to_teacher": ("distance\nto teacher\n↓", "{:.3f}".format),
+    "feature_distance_median": ("median\n↓", "{:.3f}".format),
+    "feature_distance_trimmed_mean": ("trimmed\nmean\n↓", "{:.3f}".format),
+    "flipped": ("flipped\n↓", "{:.1%}".format),
     "nfe": ("NFE", "{:g}".format),
     "macs_per_image": ("MACs\nper image", lambda macs: f"{macs / 1e6:,.1f} M"),
     "ms_per_image": ("ms per\nimage", "{:.2f}".format),
@@ -51,8 +54,8 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The comparison as a table for the terminal.
+def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> str:
+    """The comparison as a table for the terminal, or in Markdown.
 
     Args:
         rows: One mapping per arm: ``arm`` (its name) and any keys of `COLUMNS`; a missing value, None or NaN is shown
@@ -62,13 +65,16 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ValueError: A row has no ``arm`` or an unknown key.
     """
     head, *lines = _cells(rows)
+    if markdown:
+        heads = [text.replace("\n", " ") for text in head]
+        return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(head), *lines])
     words = [text.split("\n") for text in head]
     height = max(map(len, words))
-    heads = [list(line) for line in zip(*([""] * (height - len(w)) + w for w in words), strict=True)]
-    widths = [max(map(len, column)) for column in zip(*heads, *lines, strict=True)]
+    stacked = [list(line) for line in zip(*([""] * (height - len(w)) + w for w in words), strict=True)]
+    widths = [max(map(len, column)) for column in zip(*stacked, *lines, strict=True)]
     text = [
         "  ".join([line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)])
-        for line in heads + lines
+        for line in stacked + lines
     ]
     return "\n".join([*text[:height], "-" * len(text[0]), *text[height:]])
 

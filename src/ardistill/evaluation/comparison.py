@@ -1,0 +1,282 @@
+"""Samplers side by side: the same noise and labels for every arm, judged by the same networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ardistill.evaluation.cost import count_macs, latency_ms
+from ardistill.evaluation.features import FeatureNetwork, extract_features, feature_network
+from ardistill.evaluation.metrics import (
+    BootstrapInterval,
+    FeatureStatistics,
+    PairedDistance,
+    class_accuracy,
+    frechet_distance,
+    kernel_distance,
+    paired_bootstrap,
+    paired_distance,
+    precision_recall,
+    predict_labels,
+    real_floor,
+)
+from ardistill.evaluation.plots import sample_grid
+from ardistill.evaluation.report import arm_label, format_table, write_report
+from ardistill.families import Condition
+from ardistill.sampling import sample
+from ardistill.student import Student
+from ardistill.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An arm of a comparison."""
+
+    draw: Callable[[Tensor, Condition], Tensor]
+    """(noise (b, c, h, w), condition) -> latents or pixels, (b, c, h, w)."""
+    nfe: int
+    """Evaluations of the network per image; a guided step takes two."""
+
+    @classmethod
+    def of_student(cls, student: Student) -> Sampler:
+        return cls(lambda noise, condition: sample(student, noise, condition)[:, -1], student.num_steps)
+
+    @classmethod
+    def of_teacher(cls, teacher: Teacher, num_steps: int) -> Sampler:
+        """The teacher's own solver in ``num_steps`` steps, guided as the teacher is."""
+        knots = teacher.knots(num_steps)
+
+        def draw(noise: Tensor, condition: Condition) -> Tensor:
+            return teacher.solve_ode(noise, condition, knots).states[:, -1]
+
+        return cls(draw, num_steps * (1 if teacher.guidance_scale == 1 else 2))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What images are judged by. Without a reference or a classifier, the figures that need it are left out."""
+
+    network: FeatureNetwork
+    reference: FeatureStatistics | None = None
+    """Of the data: what FD to the data is measured to."""
+    real_features: Tensor | None = None
+    """Of real images, (n, d): for KID, precision and recall."""
+    held_out_features: Tensor | None = None
+    """Of other real images, (m, d): for the real-versus-real floor."""
+    classifier: Callable[[Tensor], Tensor] | None = None
+    """Images to logits, (n, classes); independent of teacher and students."""
+
+    @classmethod
+    def fashion(cls) -> Judge:
+        """The embedded classifier and the statistics of Fashion-MNIST that come with it."""
+        from ardistill.zoo.fashion.classifier import load_classifier
+        from ardistill.zoo.fashion.reference import load_reference
+
+        facts = load_reference()
+        network = feature_network("fashion-classifier")
+        return cls(network, facts.train, facts.real_features, facts.held_out_features, load_classifier())
+
+    @classmethod
+    def of_images(cls, network: FeatureNetwork, images: Tensor) -> Judge:
+        """From real images in [-1, 1], (n, c, h, w): two thirds are the reference, one third sets the floor."""
+        features = extract_features(network, images)
+        cut = len(features) * 2 // 3
+        reference = FeatureStatistics.from_features(features[:cut])
+        return cls(network, reference, features[:cut], features[cut:])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found."""
+
+    arms: dict[str, dict[str, float | int | None]]
+    """Arm -> figure -> value; keys are those of `report.COLUMNS`."""
+    intervals: dict[str, BootstrapInterval]
+    """Arm -> its paired distance to the teacher minus the baseline's."""
+    baseline: str | None
+    images: dict[str, Tensor]
+    """Arm -> images in [-1, 1], (n, c, h, w)."""
+    labels: Tensor
+    feature_network: str
+    floor: float | None
+    """FD of as many held-out real images as each arm has samples."""
+    notes: list[str]
+    """What the figures mean and how the arms stand to each other, as sentences."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """As `format_table` takes them."""
+        return [{"arm": arm} | figures for arm, figures in self.arms.items()]
+
+    def table(self) -> str:
+        """For the terminal: the figures of each arm, then how it pairs with the teacher."""
+        paired = ("feature_distance_to_teacher", "feature_distance_median", "feature_distance_trimmed_mean", "flipped")
+        figures = [{k: v for k, v in row.items() if k not in paired[1:]} for row in self.rows]
+        pairs = [{k: row.get(k) for k in ("arm", *paired)} for row in self.rows]
+        return "\n".join(
+            [format_table(figures), "", "Paired with the teacher, from the same noise:", format_table(pairs), ""]
+            + self.notes
+        )
+
+    def markdown(self) -> str:
+        """For a model card."""
+        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``metrics.json`` holds it."""
+        return {
+            "arms": self.arms,
+            "feature_network": self.feature_network,
+            "num_samples": len(self.labels),
+            "real_floor": self.floor,
+            "baseline": self.baseline,
+            "paired_with_baseline": {arm: interval._asdict() for arm, interval in self.intervals.items()},
+            "notes": self.notes,
+        }
+
+    def write(
+        self,
+        folder: str | Path,
+        title: str,
+        *,
+        columns: Sequence[str] | None = None,
+        pictures: Mapping[str, Path] | None = None,
+        shown: Sequence[str] | None = None,
+    ) -> None:
+        """Write ``metrics.json``, ``samples.png`` (the first 20 noises, not chosen) and ``report.html``.
+
+        Args:
+            folder: Made if missing.
+            title: Of the report.
+            columns: Names of the classes.
+            pictures: Further pictures of the report, caption to PNG.
+            shown: Arms of the grid; all if not given.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1))
+        heads = [str(columns[int(i)]) if columns else str(int(i)) for i in self.labels[:20]]
+        grid = {arm_label(arm): self.images[arm][:20] for arm in (shown or self.images)}
+        sample_grid(grid, folder / "samples.png", heads)
+        all_pictures = {"The same noise down each column": folder / "samples.png", **(pictures or {})}
+        write_report(folder / "report.html", title, self.rows, self.notes, all_pictures)
+
+
+@torch.no_grad()
+def compare(
+    teacher: Teacher,
+    teacher_images: Tensor,
+    arms: Mapping[str, Sampler],
+    noise: Tensor,
+    labels: Tensor,
+    judge: Judge,
+    *,
+    baseline: str | None = None,
+    batch_size: int = 250,
+    device: torch.device | str = "cpu",
+) -> Comparison:
+    """Judge every arm on the same noise and labels, beside the teacher.
+
+    Args:
+        teacher: Decodes what the arms draw.
+        teacher_images: Its own images in [-1, 1] from the same noise and labels, (n, c, h, w): the arm ``teacher``.
+        arms: The others; one may be called ``teacher``, then only its cost is measured.
+        noise: x_T, (n, c, h, w).
+        labels: (n,).
+        judge: Networks and reference.
+        baseline: The arm that the students are held against, pair by pair.
+        batch_size: Samples drawn at once.
+        device: Where the arms run.
+
+    Raises:
+        ValueError: ``baseline`` is no arm, or there are not as many noises, labels and teacher's images.
+    """
+    if not len(noise) == len(labels) == len(teacher_images):
+        raise ValueError(f"expected as many noises, labels, images: {len(noise)}, {len(labels)}, {len(teacher_images)}")
+    if baseline is not None and baseline not in arms:
+        raise ValueError(f"unknown baseline {baseline!r}; the arms are {', '.join(arms)}")
+    images = {"teacher": teacher_images}
+    for arm, sampler in arms.items():
+        if arm != "teacher":
+            batches = zip(noise.split(batch_size), labels.split(batch_size), strict=True)
+            drawn = [sampler.draw(x.to(device), {"class_labels": y.to(device)}) for x, y in batches]
+            images[arm] = torch.cat([teacher.decode(latents) for latents in drawn])
+    features = {arm: extract_features(judge.network, x) for arm, x in images.items()}
+    statistics = {arm: FeatureStatistics.from_features(x) for arm, x in features.items()}
+    seen = {arm: predict_labels(judge.classifier, x) for arm, x in images.items()} if judge.classifier else {}
+    pairs = {
+        arm: paired_distance(x, features["teacher"], seen.get(arm), seen.get("teacher")) for arm, x in features.items()
+    }
+    figures = {
+        arm: _quality(judge, images[arm], features[arm], labels)
+        | {"fd_to_teacher": frechet_distance(statistics["teacher"], statistics[arm])}
+        | _paired(pairs[arm])
+        | (_cost(arms[arm], noise, labels, device) if arm in arms else {})
+        for arm in images
+    }
+    intervals, notes = {}, []
+    if baseline is not None:
+        for arm in arms:
+            if arm not in ("teacher", baseline):
+                intervals[arm] = paired_bootstrap(pairs[arm].values, pairs[baseline].values)
+                notes.append(standing(arm, baseline, intervals[arm]))
+    floor = None
+    if judge.reference is not None and judge.held_out_features is not None:
+        found = real_floor(judge.held_out_features, judge.reference, min(len(noise), len(judge.held_out_features)))
+        floor = found.distance
+        notes.append(f"Real-versus-real floor of FD: {found}.")
+    notes.append(
+        f"{len(noise)} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
+        f"Euclidean, of paired features (unpaired samples of the teacher are {pairs['teacher'].unpaired:.2f} apart); "
+        "milliseconds at batch 10."
+    )
+    return Comparison(figures, intervals, baseline, images, labels, judge.network.name, floor, notes)
+
+
+def standing(arm: str, baseline: str, interval: BootstrapInterval) -> str:
+    """How an arm stands to the baseline in paired distance to the teacher, as a sentence."""
+    word = "ahead of" if interval.high < 0 else "behind" if interval.low > 0 else "not distinguishable from"
+    return (
+        f"{arm_label(arm)} is {word} {arm_label(baseline)} at this compute: paired distance to the teacher "
+        f"{interval.difference:+.4f} (95 % interval {interval.low:+.4f} to {interval.high:+.4f})."
+    )
+
+
+def _quality(judge: Judge, images: Tensor, features: Tensor, labels: Tensor) -> dict[str, float | int | None]:
+    figures: dict[str, float | int | None] = {}
+    if judge.reference is not None:
+        figures["fd"] = frechet_distance(judge.reference, FeatureStatistics.from_features(features))
+    if judge.real_features is not None:
+        real = judge.real_features
+        size = min(500, len(images), len(real))
+        figures["kid"] = kernel_distance(real, features, subset_size=size).mean
+        near = precision_recall(real[: len(images)], features[: len(real)])  # only comparable at equal numbers
+        figures |= {"precision": near.precision, "recall": near.recall}
+    if judge.classifier is not None:
+        figures["accuracy"] = class_accuracy(judge.classifier, images, labels)
+    return figures
+
+
+def _paired(pair: PairedDistance) -> dict[str, float | int | None]:
+    return {
+        "feature_distance_to_teacher": pair.mean,
+        "feature_distance_median": pair.median,
+        "feature_distance_trimmed_mean": pair.trimmed_mean,
+        "flipped": pair.flipped,
+    }
+
+
+def _cost(sampler: Sampler, noise: Tensor, labels: Tensor, device: torch.device | str) -> dict[str, float | int | None]:
+    one, ten = ((noise[:k].to(device), {"class_labels": labels[:k].to(device)}) for k in (1, 10))
+    return {
+        "nfe": sampler.nfe,
+        "macs_per_image": count_macs(lambda: sampler.draw(*one)),
+        "ms_per_image": latency_ms(lambda: sampler.draw(*ten)) / len(ten[0]),
+        "seeds": 1,
+    }
