@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
+import yaml
 
 from ardistill.config import QuickstartConfig, TrainingConfig
 
@@ -338,6 +340,39 @@ COMMANDS: dict[str, Callable[..., Result]] = {
 }
 
 
+def _nearest(word: str, known: set[str]) -> str:
+    """A hint for a word that is not known; empty if it is, or if nothing is near."""
+    beginning = sorted(key for key in known if key.startswith(word))
+    near = [] if word in known else difflib.get_close_matches(word, known, 1) or beginning
+    return f"{word!r} is not known; did you mean {near[0]!r}?" if near else ""
+
+
+def _check_recipe(path: str, parser: _Parser) -> None:
+    """Refuse a recipe with a key that no command has, in whatever section it stands.
+
+    Raises:
+        ValueError: With the nearest key.
+    """
+    known = {"": set(parser.commands)} | {name: sub.known_keys() for name, sub in parser.commands.items()}
+
+    def check(section: dict[str, Any], command: str, prefix: str) -> None:
+        for key, value in section.items():
+            name = f"{prefix}{key}"
+            if name not in known[command]:
+                hint = _nearest(name, known[command]) or f"known: {', '.join(sorted(known[command]))}"
+                raise ValueError(f"{path}{', section ' + command if command else ''}: {hint}")
+            if isinstance(value, dict):
+                check(value, command or name, "" if not command else f"{name}.")
+
+    try:
+        recipe = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as a recipe: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path}: expected a YAML mapping with a section per command, got {type(recipe).__name__}")
+    check(recipe, "", "")
+
+
 class _Parser(jsonargparse.ArgumentParser):
     """No abbreviations, and an unknown option or recipe key is answered with the nearest one that exists."""
 
@@ -355,10 +390,10 @@ class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
         hints = []
-        for unknown in re.findall(r"--([\w.]+)|[Kk]ey ['\"]([\w.]+)['\"]", message):
-            word = "".join(unknown)
-            if word not in self.known_keys() and (near := difflib.get_close_matches(word, self.known_keys(), 1, 0.5)):
-                hints.append(f"{word!r} is not known; did you mean {near[0]!r}?")
+        if re.search(r"not accept|not expected|[Uu]nrecogni[sz]ed|invalid choice", message):
+            for found in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
+                if hint := _nearest("".join(found), self.known_keys()):
+                    hints.append(hint)
         _say(f"{self.prog}: error: {' '.join([*dict.fromkeys(hints), message.strip()])}")
         sys.exit(2)
 
@@ -389,8 +424,16 @@ def build_parser() -> _Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Errors of the user's input are one line and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
-    parsed = parser.instantiate_classes(parser.parse_args(arguments))
+    before = list(itertools.takewhile(lambda word: word not in COMMANDS, arguments))
+    for option, value in itertools.pairwise(before):
+        if option == "--config":
+            try:
+                _check_recipe(value, parser)
+            except ValueError as error:
+                parser.error(str(error))
+    parsed = parser.instantiate(parser.parse_args(arguments))
     options = dict(vars(parsed[parsed.command]))
     options.pop("config", None)
     as_json = options.pop("json")

@@ -132,6 +132,9 @@ def record(
     Raises:
         ValueError: The folder holds other trajectories, or more student steps than solver steps are asked for.
     """
+    for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
+        if value < 1:
+            raise ValueError(f"expected 1 {what} or more, got {value}")
     folder = Path(folder)
     manifest = Manifest(
         teacher=teacher.name,

@@ -1,0 +1,146 @@
+"""The commands a user types, on the embedded teacher, at sizes of seconds."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ardistill.cli import COMMANDS, build_parser, main
+
+TINY = ["--training.max_steps", "2", "--training.batch_size", "2", "--training.checkpoint_every", "1"]
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory):
+    """Recorded training and held-out trajectories and a distilled student of the embedded teacher."""
+    folder = tmp_path_factory.mktemp("way")
+    for name, count, seed in (("train", 4, 0), ("held_out", 140, 1)):
+        main(
+            ["record", "--teacher", "zoo/fashion", "--out", f"{folder}/{name}", "--num_trajectories", str(count)]
+            + ["--guidance_scale", "1.25", "--solver_steps", "4", "--num_steps", "[1, 4]", "--seed", str(seed)]
+            + ["--shard_size", "64"]
+        )
+    distill = ["distill", "--trajectories", f"{folder}/train", "--out", f"{folder}/ard", "--history_layers", "2"]
+    main([*distill, *TINY])
+    return folder
+
+
+def fails(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([str(x) for x in arguments])
+    assert exit.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_distil_leaves_a_student_samples_settings_and_tracker_events(way):
+    run = way / "ard"
+    config = json.loads((run / "config.json").read_text())
+    assert config["student"]["history_layers"] == 2 and config["training"]["max_steps"] == 2
+    assert config["student"]["teacher"] == "zoo/fashion" and config["data"]["seed"] == 0
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000001.png", "step-00000002.png"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "metrics")).Reload()
+    assert "loss" in events.Tags()["scalars"] and "samples" in events.Tags()["images"]
+
+
+def test_json_is_all_that_stands_on_stdout(way, capsys):
+    main(["sample", "--student", f"{way}/ard", "--out", f"{way}/samples.png", "--count", "3", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"out": f"{way}/samples.png", "count": 3}
+
+
+def test_evaluate_compare_and_export(way, capsys):
+    main(["evaluate", "--student", f"{way}/ard", "--trajectories", f"{way}/held_out", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["arms"]) == ["teacher", "solver_4", "ard"]
+    assert found["arms"]["ard"]["nfe"] == 4 and found["arms"]["teacher"]["nfe"] == 8
+    assert found["num_samples"] == 140 and found["feature_network"] == "fashion-classifier"
+    for name in ("metrics.json", "report.html", "samples.png", "exposure_bias.png"):
+        assert (way / "ard" / "evaluation" / name).stat().st_size > 0
+    main(["distill", "--trajectories", f"{way}/train", "--out", f"{way}/step", "--history_layers", "0", *TINY])
+    capsys.readouterr()
+    students = json.dumps([f"{way}/step", f"{way}/ard"])
+    main(["compare", "--students", students, "--trajectories", f"{way}/held_out", "--out", f"{way}/compare"])
+    text = capsys.readouterr().out
+    assert "paired distance to the teacher" in text and "step distillation" not in text and "flipped" in text
+    main(["export", "--student", f"{way}/ard", "--out", f"{way}/export", "--json"])
+    assert json.loads(capsys.readouterr().out)["evaluated"] is True
+    card = (way / "export" / "README.md").read_text()
+    assert "| solver 4 |" in card and "Real-versus-real floor" in card and (way / "export" / "samples.png").exists()
+    main(["sample", "--student", f"{way}/export", "--out", f"{way}/exported.png", "--count", "2"])
+    assert (way / "exported.png").stat().st_size > 0
+
+
+def test_evaluating_on_the_training_noise_is_refused(way, capsys):
+    message = fails(capsys, "evaluate", "--student", way / "ard", "--trajectories", way / "train")
+    assert "held-out" in message and "--seed" in message
+
+
+def test_a_run_folder_of_other_settings_is_refused_and_named(way, capsys):
+    distill = ["distill", "--trajectories", way / "train", "--out", way / "ard", "--history_layers", 2]
+    message = fails(capsys, *distill, *TINY, "--training.seed", 5)
+    assert "training.seed is 0 there, 5 asked for" in message
+
+
+@pytest.mark.parametrize(
+    "arguments,expected",
+    [
+        (["distill", "--trajectories", "x", "--out", "y", "--histroy_layers", "2"], "history_layers"),
+        (["distill", "--trajectories", "x", "--out", "y", "--training.max_step", "2"], "training.max_steps"),
+        (["distill", "--trajectories", "x", "--out", "y", "--num", "2"], "num_steps"),  # an abbreviation
+        (["record", "--techer", "zoo/fashion"], "teacher"),
+        (["destill"], "distill"),
+    ],
+)
+def test_a_misspelt_or_abbreviated_option_is_answered_with_the_nearest(capsys, arguments, expected):
+    assert f"did you mean {expected!r}?" in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "recipe,expected",
+    [
+        ("distill:\n  trajectories: x\n  out: y\n  histroy_layers: 2\n", "history_layers"),
+        ("distill:\n  trajectories: x\n  out: y\n  training:\n    max_step: 2\n", "training.max_steps"),
+        ("distil:\n  trajectories: x\n", "distill"),
+        ("record:\n  teach: zoo/fashion\ndistill:\n  trajectories: x\n  out: y\n", "teacher"),
+    ],
+)
+def test_a_misspelt_recipe_key_is_answered_with_the_nearest(tmp_path, capsys, recipe, expected):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    assert f"did you mean {expected!r}?" in fails(capsys, "--config", path, "distill")
+
+
+@pytest.mark.parametrize(
+    "arguments,expected",
+    [
+        (["record", "--guidance_scale", "0.5"], "guidance scale of 1"),
+        (["record", "--solver_steps", "4", "--num_steps", "[8]"], "expected 1 to 4 steps"),
+        (["record", "--teacher", "/nowhere"], "expected a diffusers folder"),
+        (["record", "--num_trajectories", "0"], "1 trajectory or more"),
+        (["record", "--guidance_channels", "3"], "1 to 1 guided channels"),
+    ],
+)
+def test_bad_input_of_record_is_named_before_anything_is_written(tmp_path, capsys, arguments, expected):
+    options = {"--teacher": "zoo/fashion", "--out": tmp_path / "out", "--num_trajectories": 4, "--guidance_scale": 1.25}
+    options |= dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    assert expected in fails(capsys, "record", *(x for pair in options.items() for x in pair))
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_command_has_help_for_every_option(capsys):
+    parser = build_parser()
+    assert list(parser.commands) == list(COMMANDS)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: ardistill [options] {name}")
+        for action in parser.commands[name]._actions:
+            assert action.help and not action.help.startswith("(type"), f"{name} --{action.dest}"
+
+
+def test_help_comes_without_torch():
+    script = "import sys, ardistill.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
