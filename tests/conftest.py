@@ -4,9 +4,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 from ardistill.teacher import Teacher
+
+
+@pytest.fixture(autouse=True)
+def accelerate_starts_afresh():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

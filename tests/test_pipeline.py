@@ -1,13 +1,17 @@
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
 
-from ardistill.hub import export
+from ardistill.hub import export, load
+from ardistill.pipeline import ARDPipeline
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
+from ardistill.teacher import Teacher
 
 SCRIPT = """
 import sys, torch
@@ -62,3 +66,36 @@ def test_export_into_a_used_folder_is_refused(teacher, tmp_path):
     student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), 2))
     with pytest.raises(ValueError, match="to be empty"):
         export(student, teacher, tmp_path)
+
+
+def test_a_latent_students_folder_brings_its_vae_and_class_names(teacher, tmp_path):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval()
+    names = {i: f"class {i}" for i in range(5)}
+    DiTPipeline(teacher.transformer, vae, teacher.scheduler).save_pretrained(tmp_path / "teacher")
+    index = tmp_path / "teacher" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": names}))
+    teacher = Teacher.from_pretrained(tmp_path / "teacher", guidance_scale=1.5)
+    student = Student.from_teacher(teacher, StudentConfig(teacher.knots(4), 2)).eval()
+    export(student, teacher, tmp_path / "student")
+    assert (tmp_path / "student" / "samples.png").stat().st_size > 0
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = sample(student, noise, {"class_labels": torch.tensor([2, 4])})[:, -1]
+    expected = (teacher.decode(latents) / 2 + 0.5).clamp(0, 1)
+    folder, module = tmp_path / "student", next((tmp_path / "student").glob("pipeline_*.py"))
+    stranger = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    custom = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(module), trust_remote_code=True)
+    ours = load(folder)
+    assert isinstance(ours, ARDPipeline) and type(ours).__module__ == "ardistill.pipeline"
+    for pipeline in (stranger, custom, ours):
+        pipeline.set_progress_bar_config(disable=True)
+        labels = pipeline.get_label_ids(["class 2", "class 4"])
+        images = pipeline(labels, generator=torch.Generator().manual_seed(0), output_type="np").images
+        assert torch.allclose(torch.from_numpy(images).permute(0, 3, 1, 2), expected, atol=1e-5)
+
+
+def test_a_student_of_another_teacher_is_not_exported(teacher, tmp_path):
+    config = StudentConfig(teacher.knots(2), 2, teacher="first", fingerprint="0" * 64)
+    with pytest.raises(ValueError, match="was distilled from first"):
+        export(Student.from_teacher(teacher, config), teacher, tmp_path / "student")
+    assert not (tmp_path / "student").exists()

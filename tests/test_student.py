@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from ardistill.evaluation import distance_to_solver
 from ardistill.history import MASKS, history_attention
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
@@ -45,6 +46,65 @@ def test_history_attention_equals_dense_mask(mask):
         unfold(query), unfold(key), unfold(value), attn_mask=visible.view(STEPS * tokens, -1)
     )
     assert torch.allclose(unfold(history_attention(query, key, value, STEPS, mask)), dense, atol=1e-5)
+
+
+class DenseAttention:
+    """The oracle: one attention over the tokens of all steps of a sample, what is not seen masked out."""
+
+    def __init__(self, steps, visible):
+        self.steps, self.visible = steps, visible  # visible: (steps * tokens, steps * tokens)
+
+    def __call__(self, attn, hidden_states, **_):
+        rows, tokens, _ = hidden_states.shape
+        every = hidden_states.reshape(rows // self.steps, self.steps * tokens, -1)
+
+        def heads(x):
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        query, key, value = (heads(to(every)) for to in (attn.to_q, attn.to_k, attn.to_v))
+        weights = (query @ key.transpose(-1, -2) * attn.scale).masked_fill(~self.visible, float("-inf")).softmax(-1)
+        output = attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
+        return output.reshape(rows, tokens, -1)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("history_layers", [1, 2, 3])
+def test_folded_pass_equals_a_dense_mask_oracle_of_the_whole_model(teacher, mask, history_layers):
+    student = make(teacher, history_layers, mask)
+    inputs, condition = batch(teacher)
+    oracle = copy.deepcopy(teacher.transformer)
+    tokens = 16
+    seen = torch.zeros(STEPS, tokens, STEPS, tokens, dtype=torch.bool)
+    for step in range(STEPS):
+        seen[step, :, MASKS[mask](step)] = True
+    for block in oracle.transformer_blocks[:history_layers]:
+        block.attn1.set_processor(DenseAttention(STEPS, seen.view(STEPS * tokens, -1)))
+    times = torch.tensor(student.config.knots.timesteps).repeat(len(inputs))
+    labels = condition["class_labels"].repeat_interleave(STEPS)
+    prediction = oracle(inputs.flatten(0, 1), times, labels).sample[:, :4].unflatten(0, (len(inputs), STEPS))
+    a, b = student.config.knots.coefficients("state").float().view(STEPS, 2, 1, 1, 1).unbind(1)
+    expected = a * inputs + b * prediction
+    assert (student(inputs, condition) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("history_layers", [0, 1, 3])
+def test_how_far_an_untrained_student_starts_from_its_teachers_solver(teacher, history_layers, capsys):
+    inputs, condition = batch(teacher)
+    distance = distance_to_solver(make(teacher, history_layers), teacher, inputs[:, 0], condition)
+    with capsys.disabled():
+        print(f" N = {history_layers}: {distance:.1e}", end="")
+    assert distance < 1e-5 if history_layers == 0 else 1e-5 < distance < 1
+
+
+def test_conditioning_times_are_a_fact_of_their_own(teacher):
+    knots = teacher.knots(25).select((0, 10, 15, 20, 25))  # the authors keep 25, 15, 10 and 5 of 25
+    told = knots.conditioned_uniformly()
+    assert told.timesteps == (999.0, 749.25, 499.5, 249.75) and told.same_states(knots)
+    assert knots.timesteps == (999.0, 599.0, 399.0, 199.0)
+    inputs, condition = batch(teacher)
+    recorded, uniform = (Student.from_teacher(teacher, StudentConfig(k, 0)) for k in (knots, told))
+    difference = (recorded(inputs, condition) - uniform(inputs, condition)).abs().amax((0, 2, 3, 4))
+    assert difference[0] == 0 and difference[1:].min() > 0
 
 
 @pytest.mark.parametrize("output", ["solver", "direct"])

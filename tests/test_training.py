@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from ardistill.config import TrainingConfig
 from ardistill.student import Student, StudentConfig
@@ -33,6 +35,59 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
     assert losses[-1] < losses[0]
 
 
+def weights_after(teacher, data, folder, **options):
+    config = replace(CONFIG, **options)
+    return distill(make(teacher, data), data, folder, config, progress=False).state_dict()
+
+
+def test_accumulated_passes_equal_one_large_batch(teacher, tmp_path):
+    """On one trajectory, so that the rows drawn do not matter."""
+    record(teacher, tmp_path / "data", 1, solver_steps=4, num_steps=(4,), progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 4)
+    whole = weights_after(teacher, data, tmp_path / "whole", batch_size=6, max_steps=4)
+    parts = weights_after(teacher, data, tmp_path / "parts", batch_size=2, gradient_accumulation_steps=3, max_steps=4)
+    for name in whole:  # a key's bias has no gradient but rounding, which AdamW blows up
+        assert torch.allclose(whole[name], parts[name], atol=1e-5) or name.endswith("to_k.bias"), name
+
+
+def test_checkpointed_training_equals_plain_training(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    plain = weights_after(teacher, data, folder / "plain")
+    checkpointed = weights_after(teacher, data, folder / "checkpointed", gradient_checkpointing=True)
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
+def test_bf16_keeps_weights_in_fp32_and_stays_near(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    full = weights_after(teacher, data, folder / "full")
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, whose precision cannot be changed
+    half = weights_after(teacher, data, folder / "half", mixed_precision="bf16")
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    differing = [name for name in full if not torch.equal(full[name], half[name])]
+    assert differing and all((full[name] - half[name]).abs().max() < 0.01 for name in differing)
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("full", "half")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_ema_weights_are_what_is_saved_and_shown(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    shown = []
+
+    def validate(student, step):
+        shown.append((step, {name: value.clone() for name, value in student.state_dict().items()}, student.training))
+
+    student = distill(make(teacher, data), data, folder / "run", CONFIG, validate=validate, progress=False)
+    assert [(step, training) for step, _, training in shown] == [(3, False), (6, False)]
+    saved = Student.from_pretrained(folder / "run").state_dict()
+    trained = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["student"]
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, shown[-1][1][name]) and torch.equal(value, saved[name])
+    assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
+
+
 def test_resumed_equals_uninterrupted(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     whole = distill(make(teacher, data), data, folder / "whole", CONFIG, progress=False)
@@ -47,6 +102,7 @@ def test_resumed_equals_uninterrupted(teacher, folder):
         distill(make(teacher, data), data, folder / "killed", CONFIG, validate=kill, progress=False)
     assert not (folder / "killed" / "student").exists()
     resumed = distill(make(teacher, data), data, folder / "killed", CONFIG, progress=False)
+    assert (folder / "killed" / "metrics.jsonl").read_text() == (folder / "whole" / "metrics.jsonl").read_text()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -84,6 +140,16 @@ def test_bad_input_is_named(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     with pytest.raises(ValueError, match="not the student's knots"):
         distill(make(teacher, TrajectoryDataset(folder / "data", 2)), data, folder / "run", CONFIG)
+    stranger = StudentConfig.for_data(data, history_layers=2, teacher="other", fingerprint="0" * 64)
+    with pytest.raises(ValueError, match="weights 000000000000"):
+        distill(Student.from_teacher(teacher, stranger), data, folder / "run", CONFIG)
+    guided = StudentConfig.for_data(data, history_layers=2, guidance_scale=4.0)
+    with pytest.raises(ValueError, match=r"says guidance 4.0, its trajectories have 1.0"):
+        distill(Student.from_teacher(teacher, guided), data, folder / "run", CONFIG)
+    for options in ({"max_steps": 0}, {"ema_decay": 1.0}, {"mixed_precision": "fp8"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            TrainingConfig(**options)
+    assert not (folder / "run").exists()
     (folder / "other").mkdir()
     (folder / "other" / "file").touch()
     with pytest.raises(ValueError, match="to be empty or to hold this run"):

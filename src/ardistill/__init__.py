@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ardistill.demo import quickstart as quickstart
     from ardistill.evaluation import compare as compare
     from ardistill.hub import export as export
+    from ardistill.hub import load as load
     from ardistill.sampling import sample as sample
     from ardistill.student import Student as Student
     from ardistill.student import StudentConfig as StudentConfig
@@ -27,6 +28,7 @@ _HOME = {
     "compare": "evaluation",
     "distill": "training",
     "export": "hub",
+    "load": "hub",
     "quickstart": "demo",
     "record": "trajectories",
     "sample": "sampling",

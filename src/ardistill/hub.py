@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCardData, snapshot_download
 
 from ardistill import families, history, pipeline, schedule
 from ardistill import student as student_module
 from ardistill.evaluation import draw_samples
 from ardistill.student import Student
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, load_companions
 
 
 def pipeline_source() -> str:
@@ -64,7 +64,7 @@ images = pipeline([0, 1, 2]).images
 ```
 
 `trust_remote_code` runs the pipeline module in this folder, which needs torch and diffusers alone. With ardistill
-installed, `ardistill.pipeline.ARDPipeline.from_pretrained("this/folder")` runs the package's own code instead.
+installed, `ardistill.load("this/folder")` runs the package's own code instead.
 
 {"![Samples](samples.png)" if has_picture else ""}
 
@@ -126,3 +126,25 @@ def export(
         else:
             index[part] = value
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+
+
+def load(folder: str | Path) -> pipeline.ARDPipeline:
+    """An exported student as a diffusers pipeline, run by this package's code instead of the folder's own.
+
+    Args:
+        folder: What ``export`` wrote, or the Hub id it was uploaded to.
+
+    Raises:
+        ValueError: The folder holds no exported student.
+    """
+    if not Path(folder).is_dir():
+        folder = snapshot_download(str(folder))
+    parts = load_companions(str(folder))
+    if "student" not in parts:
+        raise ValueError(f"expected an exported student in {folder}, found none")
+    kinds = json.loads((Path(folder) / "model_index.json").read_text())
+    loaded = {
+        part: getattr(diffusers, kinds[part][1]).from_pretrained(folder, subfolder=part)
+        for part in ("transformer", "scheduler")
+    }
+    return pipeline.ARDPipeline(**loaded, vae=parts.get("vae"), id2label=parts["id2label"], student=parts["student"])

@@ -74,7 +74,7 @@ class ARDPipeline(DiTPipeline):
         transformer: Any,
         vae: Any,
         scheduler: Any,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[str, str] | None = None,
         student: dict[str, Any] | None = None,
     ) -> None:
         if student is None:

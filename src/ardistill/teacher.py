@@ -93,7 +93,7 @@ class Teacher:
             raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
         transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
         scheduler = scheduler_class.from_config(scheduler_config)
-        return cls(transformer, scheduler, companions=_load_companions(source), name=str(name), **options)
+        return cls(transformer, scheduler, companions=load_companions(source), name=str(name), **options)
 
     @property
     def num_classes(self) -> int:
@@ -130,9 +130,8 @@ class Teacher:
         """
         if not self.draws_images:
             channels = self.transformer.config.in_channels
-            raise ValueError(
-                f"{self.name or 'the teacher'} draws latents of {channels} channels and has no VAE beside it"
-            )
+            name = self.name or "the teacher"
+            raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")
         vae = self.companions.get("vae")
         if vae is None:
             return latents.clamp(-1, 1).cpu()
@@ -208,7 +207,7 @@ class Teacher:
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
 
 
-def _load_companions(source: str) -> dict[str, Any]:
+def load_companions(source: str) -> dict[str, Any]:
     """What ``model_index.json`` names besides the transformer and the scheduler; {} where there is none."""
     try:
         index = diffusers.DiffusionPipeline.load_config(source)

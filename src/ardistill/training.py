@@ -91,6 +91,7 @@ def distill(
         scheduler.load_state_dict(saved["scheduler"])
         ema.load_state_dict(saved["ema"])
         first = saved["step"]
+        _forget_after(folder / "metrics.jsonl", first)
     model, optimizer = accelerator.prepare(student.train(), optimizer)
     ema.to(accelerator.device)
 
@@ -193,6 +194,13 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
     path.write_text(json.dumps(facts, indent=1))
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop what was logged after the checkpoint: these steps are run again."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= step]
+        log.write_text("".join(kept))
 
 
 def environment() -> dict[str, Any]:

@@ -190,7 +190,7 @@ def compare(
         noise: x_T, (n, c, h, w).
         labels: (n,).
         judge: Networks and reference.
-        baseline: The arm that the students are held against, pair by pair.
+        baseline: The arm that the others are held against, pair by pair; the notes say how those of as many NFE stand.
         batch_size: Samples drawn at once.
         device: Where the arms run.
 
@@ -225,7 +225,8 @@ def compare(
         for arm in arms:
             if arm not in ("teacher", baseline):
                 intervals[arm] = paired_bootstrap(pairs[arm].values, pairs[baseline].values)
-                notes.append(standing(arm, baseline, intervals[arm]))
+                if arms[arm].nfe == arms[baseline].nfe:
+                    notes.append(standing(arm, baseline, intervals[arm]))
     floor = None
     if judge.reference is not None and judge.held_out_features is not None:
         found = real_floor(judge.held_out_features, judge.reference, min(len(noise), len(judge.held_out_features)))

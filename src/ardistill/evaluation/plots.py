@@ -16,7 +16,7 @@ from ardistill.evaluation.report import arm_label
 
 EXPOSURE_CURVES = {
     "free_running": ("free-running: goes on from its own states", "o-", "#c0392b"),
-    "teacher_continued": ("teacher-continued: the teacher's solver from the same states", "s--", "#2471a3"),
+    "teacher_continued": ("teacher-continued: the teacher's solver from the student's first step", "s--", "#2471a3"),
     "teacher_forced": ("teacher-forced: from the teacher's states", "^:", "#5d6d7e"),
 }
 """Key of a curve -> legend, marker and line, colour."""

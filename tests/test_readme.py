@@ -1,0 +1,62 @@
+"""What the README and the recipes say is what runs."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ardistill.cli import COMMANDS, _check_recipe, build_parser, main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+def commands() -> list[list[str]]:
+    """Every `ardistill ...` line of the README's blocks of code, as arguments."""
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", README, re.S)).replace("\\\n", " ")
+    words = [shlex.split(line, comments=True) for line in blocks.splitlines() if "ardistill " in line]
+    return [line[line.index("ardistill") + 1 :] for line in words if "ardistill" in line]
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=lambda words: words[0])
+def test_every_command_of_the_readme_parses(arguments):
+    build_parser().parse_args(arguments)
+
+
+def test_the_readme_shows_the_way():
+    shown = [words[0] for words in commands()]
+    assert shown.index("record") < shown.index("distill") < shown.index("evaluate") < shown.index("export")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_whole(path):
+    parser = build_parser()
+    _check_recipe(str(path), parser)
+    for command in yaml.safe_load(path.read_text()):
+        assert command in COMMANDS
+        parser.parse_args(["--config", str(path), command])
+
+
+def test_the_readmes_table_is_the_committed_run():
+    figures = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text())
+    for arm in figures["arms"].values():
+        row = f"{arm['fd']:.3f} | {arm['fd_to_teacher']:.3f} | {arm['accuracy']:.3f}"
+        assert row in README, row
+
+
+def test_the_fashion_recipe_runs_from_record_to_export(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = ["--config", str(ROOT / "recipes" / "fashion.yaml")]
+    main([*recipe, "record", "--num_trajectories", "8", "--solver_steps", "4", "--num_steps", "[4]"])
+    main([*recipe, "distill", "--training.max_steps", "2", "--training.batch_size", "2"])
+    main([*recipe, "export"])
+    assert (tmp_path / "runs" / "fashion" / "export" / "model_index.json").is_file()
+    assert "trust_remote_code" in capsys.readouterr().out

@@ -1,0 +1,133 @@
+"""The teacher: guidance, learned sigma, what it is loaded from, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+from ardistill.schedule import Knots, knots_from_scheduler, nested_indices
+from ardistill.teacher import ZOO, Teacher
+
+
+def states(teacher, count=3):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, *teacher.sample_shape, generator=generator), {"class_labels": torch.arange(count) % 5}
+
+
+def test_guidance_is_what_ho_and_salimans_wrote(teacher):
+    noise, condition = states(teacher)
+    times = torch.full((3,), 500.0)
+    conditional, unconditional = (
+        teacher.transformer(noise, times, labels).sample[:, :4]
+        for labels in (condition["class_labels"], torch.full((3,), 5))
+    )
+    expected = unconditional + 2.5 * (conditional - unconditional)
+    guided = Teacher(teacher.transformer, teacher.scheduler, 2.5)
+    assert torch.allclose(guided.predict(noise, 500.0, condition), expected, atol=1e-5)
+    three = Teacher(teacher.transformer, teacher.scheduler, 2.5, guidance_channels=3)
+    found = three.predict(noise, 500.0, condition)
+    assert torch.allclose(found[:, :3], expected[:, :3], atol=1e-5)
+    assert torch.allclose(found[:, 3:], conditional[:, 3:], atol=1e-5)
+
+
+def test_a_learned_sigma_is_cut_off(teacher):
+    noise, condition = states(teacher)
+    assert teacher.transformer.config.out_channels == 2 * teacher.transformer.config.in_channels
+    assert teacher.predict(noise, 500.0, condition).shape == noise.shape
+
+
+def test_embedded_teacher_draws_what_its_own_pipeline_draws():
+    """A normal diffusers folder: its pipeline and our solver agree where diffusers' trailing grid is exact."""
+    pipeline = DiffusionPipeline.from_pretrained(str(ZOO["zoo/fashion"]), trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"guidance_scale": 1.25, "num_inference_steps": 4}
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline([1, 7, 9], generator=generator, output_type="pt", **options).images
+    teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=1.25)
+    noise = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    solved = teacher.solve_ode(noise, {"class_labels": torch.tensor([1, 7, 9])}, teacher.knots(4))
+    assert torch.allclose(teacher.decode(solved.states[:, -1]) / 2 + 0.5, images, atol=1e-5)
+    assert pipeline([8]).images[0].size == (28, 28)
+
+
+def test_embedded_teacher_is_small_and_says_how_good_it_is():
+    folder = ZOO["zoo/fashion"]
+    assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 16e6
+    quality = json.loads((folder / "quality.json").read_text())
+    best = min(quality["sweep"], key=lambda row: row["fd"])
+    assert quality["solver_steps"] == 25 and best["accuracy"] >= 0.92
+    assert quality["best_guidance_scale"] == best["guidance_scale"]
+    card = (folder / "README.md").read_text()
+    assert f"{best['fd']:.3g}" in card and f"{quality['real_floor']:.3f}" in card
+    assert "MIT" in (folder.parent / "LICENSE").read_text()
+
+
+def test_a_latent_teacher_is_loaded_with_its_vae_and_class_names(teacher, tmp_path):
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    names = {i: f"class {i}, alias {i}" for i in range(5)}
+    DiTPipeline(teacher.transformer, vae, teacher.scheduler).save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"  # diffusers writes no id2label, but published folders have it
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": names}))
+    loaded = Teacher.from_pretrained(tmp_path)
+    assert loaded.fingerprint() == teacher.fingerprint() and loaded.companions["id2label"]["3"] == names[3]
+    latents, _ = states(teacher)
+    images = vae.decode(latents / vae.config.scaling_factor).sample
+    assert torch.allclose(loaded.decode(latents), images.clamp(-1, 1), atol=1e-5)
+
+
+def test_what_cannot_be_a_teacher_is_refused(teacher, tmp_path):
+    transformer = teacher.transformer
+    with pytest.raises(ValueError, match="expected subfolders transformer and scheduler"):
+        Teacher.from_pretrained(tmp_path / ".." / tmp_path.name)
+    with pytest.raises(ValueError, match="expected a diffusers folder"):
+        Teacher.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="unknown transformer class 'AutoencoderKL'; known: DiT"):
+        Teacher(AutoencoderKL(block_out_channels=(8,), norm_num_groups=4), teacher.scheduler)
+    with pytest.raises(ValueError, match="1 to 4 guided channels, got 5"):
+        Teacher(transformer, teacher.scheduler, 2.0, guidance_channels=5)
+    with pytest.raises(ValueError, match="draws latents of 4 channels, and there is no VAE"):
+        teacher.decode(torch.zeros(1, 4, 8, 8))
+    transformer.save_pretrained(tmp_path / "transformer")
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "NoSuchScheduler"}))
+    with pytest.raises(ValueError, match="unknown scheduler 'NoSuchScheduler'"):
+        Teacher.from_pretrained(tmp_path)
+
+
+def test_schedules_that_are_not_known_are_refused():
+    with pytest.raises(ValueError, match="unknown prediction type 'direction'"):
+        knots_from_scheduler(DDIMScheduler(prediction_type="direction"), 4)
+    with pytest.raises(ValueError, match="unknown prediction type 'noise'; known: epsilon"):
+        Knots("noise", (999.0,), (0.0, 1.0), (1.0, 0.0))
+    with pytest.raises(ValueError, match="dynamic shifting needs a resolution"):
+        knots_from_scheduler(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4)
+    with pytest.raises(ValueError, match="expected 1 to 1000 solver steps, got 1001"):
+        knots_from_scheduler(DDIMScheduler(), 1001)
+    with pytest.raises(ValueError, match="unknown scheduler ScoreSdeVeScheduler"):
+        from diffusers import ScoreSdeVeScheduler
+
+        knots_from_scheduler(ScoreSdeVeScheduler(), 4)
+    assert knots_from_scheduler(EulerDiscreteScheduler(), 4).num_steps == 4  # same noise schedule, other solver
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8])
+def test_students_knots_lie_on_the_24_step_grid(teacher, steps):
+    fine = teacher.knots(24).select(nested_indices(24, steps))
+    coarse = teacher.knots(steps)
+    assert fine.timesteps == coarse.timesteps and fine.same_states(coarse)
+
+
+def test_null_class_is_the_one_after_the_last(teacher):
+    assert isinstance(teacher.transformer, DiTTransformer2DModel)
+    null = teacher.family.null_condition(teacher.transformer, {"class_labels": torch.arange(3)})
+    assert null["class_labels"].tolist() == [5, 5, 5]
