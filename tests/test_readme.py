@@ -46,10 +46,13 @@ def test_every_recipe_is_whole(path):
 
 
 def test_the_readmes_table_is_the_committed_run():
+    import importlib.util
+
+    path = ROOT / "benchmarks" / "quickstart_seeds.py"
+    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("quickstart_seeds", path))
+    spec.loader.exec_module(module)
     figures = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text())
-    for arm in figures["arms"].values():
-        row = f"{arm['fd']:.3f} | {arm['fd_to_teacher']:.3f} | {arm['accuracy']:.3f}"
-        assert row in README, row
+    assert "\n".join(module.table(figures)) in README
 
 
 def test_the_fashion_recipe_runs_from_record_to_export(tmp_path, monkeypatch, capsys):
@@ -60,3 +63,10 @@ def test_the_fashion_recipe_runs_from_record_to_export(tmp_path, monkeypatch, ca
     main([*recipe, "export"])
     assert (tmp_path / "runs" / "fashion" / "export" / "model_index.json").is_file()
     assert "trust_remote_code" in capsys.readouterr().out
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "record(" in b)
+    exec(block.replace("max_steps=20", "max_steps=2"), {})
+    assert (tmp_path / "runs" / "python" / "export" / "model_index.json").is_file()

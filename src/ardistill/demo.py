@@ -35,7 +35,7 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
     config = config or QuickstartConfig()
     began, out = time.time(), Path(config.out)
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=config.guidance_scale)
-    sizes = {"train": (config.num_trajectories, config.seed), "eval": (config.num_eval, config.seed + 1)}
+    sizes = {"train": (config.num_trajectories, config.seed), "eval": (config.num_eval, config.seed + 1000)}
     for name, (count, seed) in sizes.items():
         record(teacher, out / "trajectories" / name, count, num_steps=(1, 4), seed=seed)
     held_out = TrajectoryDataset(out / "trajectories" / "eval", 4)
