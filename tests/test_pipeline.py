@@ -47,7 +47,7 @@ def test_exported_students_load_with_diffusers_alone(teacher, tmp_path):
         student = Student.from_teacher(teacher, config).eval()
         if output == "direct":
             for head in student.family.head:
-                torch.nn.init.normal_(getattr(student.transformer, head).later_weight, std=0.1)
+                torch.nn.init.normal_(student.transformer.get_submodule(head).later_weight, std=0.1)
         export(student, teacher, tmp_path / name)
         students.append(student)
     folders = [str(tmp_path / name) for name in ("state", "anchored", "direct")]

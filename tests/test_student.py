@@ -20,7 +20,7 @@ def make(teacher, history_layers=2, mask="M4", target="state", output="solver", 
     student = Student.from_teacher(teacher, StudentConfig(teacher.knots(steps), history_layers, mask, target, output))
     if output == "direct":  # heads that differ, or a wrong head would go unseen
         for name in student.family.head:
-            torch.nn.init.normal_(getattr(student.transformer, name).later_weight, std=0.1)
+            torch.nn.init.normal_(student.transformer.get_submodule(name).later_weight, std=0.1)
     return student
 
 

@@ -129,5 +129,5 @@ def test_students_knots_lie_on_the_24_step_grid(teacher, steps):
 
 def test_null_class_is_the_one_after_the_last(teacher):
     assert isinstance(teacher.transformer, DiTTransformer2DModel)
-    null = teacher.family.null_condition(teacher.transformer, {"class_labels": torch.arange(3)})
+    null = teacher.null_condition({"class_labels": torch.arange(3)})
     assert null["class_labels"].tolist() == [5, 5, 5]

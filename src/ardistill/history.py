@@ -34,17 +34,28 @@ MASKS = {
 
 
 def history_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_steps: int, mask: str = "M4", **options: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_steps: int,
+    mask: str = "M4",
+    image: slice = slice(None),
+    attn_mask: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """Attend from each step to the steps of its own trajectory that the mask shows; no mask matrix is made.
 
     Args:
         query: After q-norm and rotary embedding, (b*s, h, t, d).
-        key: Same shape; rotary positions repeat at every step.
-        value: Projected values, same shape.
+        key: Rotary positions repeat at every step; (b*s, h or fewer, t, d).
+        value: Projected values, shape of the keys.
         num_steps: Steps folded into the rows, 1 or more.
         mask: A key of ``MASKS``.
-        options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p).
+        image: Which of the t tokens are the image's: of earlier steps, only these are seen. The others (text) are the
+            same at every step and seen once.
+        attn_mask: The model's own mask of a step's tokens, broadcastable to (b*s, h, t, t); earlier steps' image
+            tokens are never masked.
+        options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p, enable_gqa).
 
     Returns:
         Attention output, (b*s, h, t, d).
@@ -56,24 +67,34 @@ def history_attention(
     if rows % num_steps:
         raise ValueError(f"expected rows folded from {num_steps} steps each, got {rows} rows; fold (b, s) into (b*s)")
     batch = rows // num_steps
+    queries, keys, values = (x.unflatten(0, (batch, num_steps)) for x in (query, key, value))
+    joint = image != slice(None) or attn_mask is not None
 
     def merge(x: Tensor) -> Tensor:  # (b*s, h, t, d) -> (b, h, s*t, d): a view where the heads were split from tokens
         return x.transpose(1, 2).reshape(batch, num_steps * tokens, heads, dim).transpose(1, 2)
 
-    keys, values = merge(key), merge(value)
-    queries = query.unflatten(0, (batch, num_steps))
+    merged = None if joint else (merge(key), merge(value))
     outputs = []
     for step in range(num_steps):
         visible = MASKS[mask](step)
-        if visible == [*range(visible[0], step + 1)]:  # neighbours: a slice, so that backward keeps one buffer
+        if merged and visible == [*range(visible[0], step + 1)]:  # a slice: backward keeps one buffer for all steps
             seen = slice(visible[0] * tokens, (step + 1) * tokens)
-            step_keys, step_values = keys[:, :, seen], values[:, :, seen]
+            step_keys, step_values = (x[:, :, seen] for x in merged)
         else:
-            pieces = [slice(i * tokens, (i + 1) * tokens) for i in visible]
-            step_keys = torch.cat([keys[:, :, piece] for piece in pieces], dim=2)
-            step_values = torch.cat([values[:, :, piece] for piece in pieces], dim=2)
+            earlier = visible[:-1]
+            step_keys, step_values = (
+                torch.cat([*(x[:, i][:, :, image] for i in earlier), x[:, step]], dim=2) for x in (keys, values)
+            )
+        if attn_mask is not None:
+            own = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
+            options["attn_mask"] = _extend_mask(own, step_keys.shape[2])
         outputs.append(F.scaled_dot_product_attention(queries[:, step], step_keys, step_values, **options))
     return torch.stack(outputs, dim=1).flatten(0, 1)
+
+
+def _extend_mask(own: Tensor, num_keys: int) -> Tensor:
+    """Let all keys that stand before a step's own be seen: (..., t) -> (..., num_keys)."""
+    return F.pad(own, (num_keys - own.shape[-1], 0), value=True if own.dtype == torch.bool else 0.0)
 
 
 @dataclass
@@ -81,49 +102,64 @@ class History:
     """What the attached attention modules of one transformer share: the mask, and how the current call is laid out."""
 
     mask: str = "M4"
+    text: str = ""  # where text keys stand in joint attention: first, last or nowhere
     num_steps: int | None = None  # steps folded into the rows of the current call; None outside of a call
     step: int = 0  # of a sequential call
     cache: dict[int, list[tuple[Tensor, Tensor]]] | None = field(default=None, repr=False)  # layer -> steps' (k, v)
+    image_tokens: int | None = None  # of a sample in the current call; None where there is nothing else
 
     @contextlib.contextmanager
-    def folded(self, num_steps: int) -> Iterator[None]:
+    def folded(self, num_steps: int, image_tokens: int | None = None) -> Iterator[None]:
         """Within, every call holds ``num_steps`` steps of each sample in its rows."""
-        with self._set(num_steps, 0, None):
+        with self._set(num_steps, 0, None, image_tokens):
             yield
 
     @contextlib.contextmanager
-    def sequential(self, step: int, cache: dict[int, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
+    def sequential(
+        self, step: int, cache: dict[int, list[tuple[Tensor, Tensor]]], image_tokens: int | None = None
+    ) -> Iterator[None]:
         """Within, one call holds step ``step`` of each sample, and ``cache`` the keys and values of those before."""
-        with self._set(1, step, cache):
+        with self._set(1, step, cache, image_tokens):
             yield
 
     @contextlib.contextmanager
-    def _set(self, num_steps: int | None, step: int, cache: dict | None) -> Iterator[None]:
-        before = self.num_steps, self.step, self.cache
-        self.num_steps, self.step, self.cache = num_steps, step, cache
+    def _set(self, *layout: Any) -> Iterator[None]:
+        before = self._layout
+        self.num_steps, self.step, self.cache, self.image_tokens = layout
         try:
             yield
         finally:
-            self.num_steps, self.step, self.cache = before
+            self.num_steps, self.step, self.cache, self.image_tokens = before
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    @property
+    def _layout(self) -> tuple:
+        return self.num_steps, self.step, self.cache, self.image_tokens
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Stand in for ``scaled_dot_product_attention`` in one layer."""
         if self.num_steps is None:
             raise RuntimeError("a transformer with history was called by itself; call its student or pipeline instead")
+        image = slice(None)
+        if self.image_tokens is not None and self.image_tokens != key.shape[2]:
+            image = slice(-self.image_tokens, None) if self.text == "first" else slice(self.image_tokens)
         if self.cache is None:
-            return history_attention(query, key, value, self.num_steps, self.mask, **options)
+            return history_attention(query, key, value, self.num_steps, self.mask, image, attn_mask, **options)
         past = self.cache.setdefault(layer, [])
         if len(past) != self.step:
             raise RuntimeError(f"step {self.step} needs the cache of {self.step} earlier steps, found {len(past)}")
-        past.append((key, value))
-        visible = [past[i] for i in MASKS[self.mask](self.step)]
-        keys = torch.cat([k for k, _ in visible], dim=2)
-        values = torch.cat([v for _, v in visible], dim=2)
+        earlier = [past[i] for i in MASKS[self.mask](self.step)[:-1]]
+        past.append((key[:, :, image], value[:, :, image]))
+        keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
+        values = torch.cat([*(v for _, v in earlier), value], dim=2)
+        if attn_mask is not None:
+            options["attn_mask"] = _extend_mask(attn_mask, keys.shape[2])
         return F.scaled_dot_product_attention(query, keys, values, **options)
 
     def checkpoint(self, block: Callable, *args: Any) -> Any:
         """Gradient checkpointing that recomputes a block under the layout it ran with."""
-        layout = self.num_steps, self.step, self.cache
+        layout = self._layout
 
         def run(*inputs: Any) -> Any:
             with self._set(*layout):
@@ -144,9 +180,11 @@ class _Intercept(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         self.calls += 1
-        if kwargs.pop("attn_mask", None) is not None or kwargs.pop("is_causal", False):
-            raise ValueError("history needs self-attention without a mask of its own; remove the attention mask")
-        return self.history.attend(self.layer, *args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        if bound.pop("is_causal", False):
+            raise ValueError("history needs self-attention that is not causal within a step")
+        return self.history.attend(self.layer, **bound)
 
 
 class _HistoryForward:
@@ -163,15 +201,20 @@ class _HistoryForward:
         return output
 
 
-def attach_history(modules: Iterable[nn.Module], mask: str = "M4") -> History:
+def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "") -> History:
     """Let these attention modules, lowest layer first, see earlier steps. Weights and their names stay as they are.
+
+    Args:
+        modules: Self-attention, or joint attention over image and text.
+        mask: A key of ``MASKS``.
+        text: Where text keys stand in joint attention: ``first``, ``last``, or nowhere.
 
     Raises:
         ValueError: Unknown mask, or a module that has a history already.
     """
     if mask not in MASKS:
         raise ValueError(f"unknown mask {mask!r}; known: {', '.join(MASKS)}")
-    history = History(mask)
+    history = History(mask, text)
     for layer, module in enumerate(modules):
         if isinstance(module, _HistoryForward):
             raise ValueError("this transformer has a history already; load a fresh copy of the teacher")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,27 @@ class StepLinear(nn.Linear):
     """A linear layer with one weight per step: step 0 under the usual names, the later steps behind it."""
 
     def __init__(self, linear: nn.Linear, num_steps: int, history: History) -> None:
-        super().__init__(
-            linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype
-        )
+        options = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, **options)
         self.load_state_dict(linear.state_dict())
         self.later_weight = nn.Parameter(self.weight.detach()[None].repeat(num_steps - 1, 1, 1))  # (s-1, out, in)
-        self.later_bias = nn.Parameter(self.bias.detach()[None].repeat(num_steps - 1, 1))  # (s-1, out)
+        if linear.bias is not None:
+            self.later_bias = nn.Parameter(self.bias.detach()[None].repeat(num_steps - 1, 1))  # (s-1, out)
+        self.num_steps = num_steps
         self.history = history
+
+    def _step(self, hidden_states: Tensor, step: int) -> Tensor:
+        if step == 0:
+            return nn.functional.linear(hidden_states, self.weight, self.bias)
+        bias = None if self.bias is None else self.later_bias[step - 1]
+        return nn.functional.linear(hidden_states, self.later_weight[step - 1], bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(rows, ..., in) -> (rows, ..., out), rows folded or of one step, as the history says."""
-        weight = torch.cat([self.weight[None], self.later_weight])
-        bias = torch.cat([self.bias[None], self.later_bias])
         if self.history.cache is not None:
-            return nn.functional.linear(hidden_states, weight[self.history.step], bias[self.history.step])
-        folded = hidden_states.unflatten(0, (-1, len(weight)))
-        return torch.stack(
-            [nn.functional.linear(folded[:, s], weight[s], bias[s]) for s in range(len(weight))], dim=1
-        ).flatten(0, 1)
+            return self._step(hidden_states, self.history.step)
+        folded = hidden_states.unflatten(0, (-1, self.num_steps))
+        return torch.stack([self._step(folded[:, s], s) for s in range(self.num_steps)], dim=1).flatten(0, 1)
 
 
 class Student(nn.Module):
@@ -111,17 +115,18 @@ class Student(nn.Module):
     def __init__(self, transformer: Any, config: StudentConfig) -> None:
         super().__init__()
         family = family_of(transformer)
-        layers = family.attention_modules(transformer)
-        if not 0 <= config.history_layers <= len(layers):
-            raise ValueError(f"expected 0 to {len(layers)} history layers (the depth), got {config.history_layers}")
+        blocks = family.blocks(transformer)
+        if not 0 <= config.history_layers <= len(blocks):
+            raise ValueError(f"expected 0 to {len(blocks)} history layers (the depth), got {config.history_layers}")
         self.config = config
         self.family = family
         self.transformer = transformer
-        self.history = attach_history(layers[: config.history_layers], config.mask)
+        lower = [module for block in blocks[: config.history_layers] for module in block]
+        self.history = attach_history(lower, config.mask, family.text)
         if config.output == "direct":
             for name in family.head:
-                head = StepLinear(getattr(transformer, name), config.knots.num_steps, self.history)
-                setattr(transformer, name, head)
+                head = StepLinear(transformer.get_submodule(name), config.knots.num_steps, self.history)
+                transformer.set_submodule(name, head)
         for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0
@@ -146,7 +151,7 @@ class Student(nn.Module):
         """All steps in one teacher-forced pass.
 
         Args:
-            inputs: Input of each step, noisiest first, (b, s, c, h, w).
+            inputs: Input of each step, noisiest first, (b, s, c, h, w) or, for video, (b, s, c, f, h, w).
             condition: One row per sample.
 
         Returns:
@@ -155,14 +160,13 @@ class Student(nn.Module):
         Raises:
             ValueError: The second axis is not ``num_steps``.
         """
-        batch, steps = inputs.shape[:2]
-        if inputs.ndim != 5 or steps != self.num_steps:
+        if inputs.ndim < 5 or inputs.shape[1] != self.num_steps:
             raise ValueError(f"expected inputs (b, {self.num_steps}, c, h, w), got {tuple(inputs.shape)}")
+        batch, steps = inputs.shape[:2]
         times = torch.tensor(self.config.knots.timesteps, device=inputs.device).repeat(batch)
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
-        with self.history.folded(steps):
-            prediction = self.family.call(self.transformer, inputs.flatten(0, 1), times, repeated)
-        return self._estimate(prediction[:, : inputs.shape[2]].unflatten(0, (batch, steps)), inputs, range(steps))
+        prediction = self._predict(inputs.flatten(0, 1), times, repeated, partial(self.history.folded, steps))
+        return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
 
     def step(self, inputs: Tensor, step: int, condition: Condition, cache: dict) -> Tensor:
         """One step of one block of tokens, earlier steps from the cache.
@@ -177,9 +181,16 @@ class Student(nn.Module):
             The step's estimate of its target, (b, c, h, w).
         """
         times = torch.full((len(inputs),), self.config.knots.timesteps[step], device=inputs.device)
-        with self.history.sequential(step, cache):
-            prediction = self.family.call(self.transformer, inputs, times, condition)[:, : inputs.shape[1]]
+        prediction = self._predict(inputs, times, condition, partial(self.history.sequential, step, cache))
         return self._estimate(prediction[:, None], inputs[:, None], [step])[:, 0]
+
+    def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Callable) -> Tensor:
+        """The network's prediction, of as many channels as the latents: a learned sigma is cut off."""
+        arguments = self.family.inputs(self.transformer, latents, times, condition)
+        first = next(iter(arguments.values()))
+        with layout(image_tokens=self.family.count_image_tokens(self.transformer, first)):
+            result = self.transformer(**arguments, return_dict=False)
+        return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
 
     def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
         """What follows an estimate made at ``step``: itself, or re-noised with the exact noise (``anchored``)."""
@@ -191,7 +202,8 @@ class Student(nn.Module):
         if self.config.output == "direct":
             return prediction
         a, b = torch.tensor([self.coefficients[s] for s in steps], device=inputs.device).float().unbind(1)
-        return a.view(-1, 1, 1, 1) * inputs.float() + b.view(-1, 1, 1, 1) * prediction.float()
+        shape = (-1,) + (1,) * (inputs.ndim - 2)
+        return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``."""

@@ -162,6 +162,10 @@ class Teacher:
         )
         return torch.randn(count, *self.sample_shape, generator=generator)
 
+    def null_condition(self, condition: Condition) -> Condition:
+        """Of the unguided branch: the label after the last one."""
+        return {"class_labels": torch.full_like(condition["class_labels"], self.num_classes)}
+
     @torch.no_grad()
     def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
         """Guided prediction at one time, (b, c, h, w); a learned sigma is cut off."""
@@ -169,10 +173,10 @@ class Teacher:
         if self.guidance_scale == 1:
             times = torch.full((len(states),), timestep, device=states.device)
             return self.family.call(self.transformer, states, times, condition)[:, :channels]
-        null = self.family.null_condition(self.transformer, condition)
+        null = self.null_condition(condition)
         both = {name: torch.cat([condition[name], null[name]]) for name in condition}
         times = torch.full((2 * len(states),), timestep, device=states.device)
-        predictions = self.family.call(self.transformer, states.repeat(2, 1, 1, 1), times, both)[:, :channels]
+        predictions = self.family.call(self.transformer, torch.cat([states, states]), times, both)[:, :channels]
         conditional, unconditional = predictions.chunk(2)
         guided = slice(0, self.guidance_channels)
         output = conditional.clone()
