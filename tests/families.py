@@ -33,9 +33,9 @@ def _normal(*shape: int) -> Tensor:
 
 
 def _text(tokens: int, width: int, **more: Any) -> Callable[[int], dict[str, Tensor]]:
-    return lambda count: {"encoder_hidden_states": _normal(count, tokens, width)} | {
-        name: make(count) for name, make in more.items()
-    }
+    return lambda count: (
+        {"encoder_hidden_states": _normal(count, tokens, width)} | {name: make(count) for name, make in more.items()}
+    )
 
 
 def _ragged(count: int, tokens: int = 7) -> Tensor:
@@ -53,7 +53,6 @@ _SD3 = {
     "pos_embed_max_size": 8,
 }  # fmt: skip
 _SD3_TEXT = _text(5, 12, pooled_projections=lambda count: _normal(count, 10))
-_FLUX_TEXT = _text(5, 12, pooled_projections=lambda count: _normal(count, 10))
 
 TINY = {
     "dit": Tiny(
@@ -113,7 +112,7 @@ TINY = {
         {"in_channels": 4, "dim": 32, "n_layers": 3, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
          "cap_feat_dim": 12, "axes_dims": [4, 6, 6], "axes_lens": [128, 16, 16]},
         (4, 6, 6),
-        _text(40, 12, encoder_attention_mask=lambda count: torch.arange(40)[None] < 20 + 15 * torch.arange(count)[:, None]),
+        _text(40, 12, encoder_attention_mask=lambda n: torch.arange(40)[None] < 20 + 15 * torch.arange(n)[:, None]),
     ),
     "flux": Tiny(
         "FluxTransformer2DModel",
@@ -121,7 +120,7 @@ TINY = {
          "num_attention_heads": 2, "joint_attention_dim": 12, "pooled_projection_dim": 10,
          "axes_dims_rope": (4, 6, 6), "guidance_embeds": True},
         (4, 8, 8),
-        _text(5, 12, pooled_projections=lambda count: _normal(count, 10), guidance=lambda count: torch.full((count,), 3.5)),
+        _text(5, 12, pooled_projections=lambda n: _normal(n, 10), guidance=lambda n: torch.full((n,), 3.5)),
     ),
     "flux2": Tiny(
         "Flux2Transformer2DModel",

@@ -101,9 +101,9 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
         self.seen += 1
         if self.seen - 1 not in self.calls:
             return func(*args, **kwargs)
-        query, key, value = (kwargs.pop(n, None) if i >= len(args) else args[i] for i, n in enumerate(("query", "key", "value")))
+        query, key, value = args or (kwargs.pop(name) for name in ("query", "key", "value"))
         own, s = kwargs.pop("attn_mask", None), self.steps
-        rows, heads, tokens, dim = query.shape
+        rows, _, tokens, dim = query.shape
         is_image = torch.zeros(tokens, dtype=torch.bool)
         is_image[self.image if tokens > self.image_only else slice(None)] = True
         visible = torch.zeros(rows // s, s, tokens, s, tokens, dtype=torch.bool)
@@ -229,7 +229,6 @@ def test_a_users_own_family_takes_one_call(monkeypatch):
 
 def test_attention_that_bypasses_torchs_is_refused():
     student = make("sd3")
-    student.transformer.transformer_blocks[0].attn.forward
     inputs, condition = batch("sd3")
 
     class Bypass:

@@ -8,7 +8,6 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
 
 from ardistill.hub import export, load
-from ardistill.pipeline import ARDPipeline
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
@@ -86,7 +85,7 @@ def test_a_latent_students_folder_brings_its_vae_and_class_names(teacher, tmp_pa
     stranger = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     custom = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(module), trust_remote_code=True)
     ours = load(folder)
-    assert isinstance(ours, ARDPipeline) and type(ours).__module__ == "ardistill.pipeline"
+    assert isinstance(ours, DiTPipeline) and type(ours).__module__ == "ardistill.pipeline"
     for pipeline in (stranger, custom, ours):
         pipeline.set_progress_bar_config(disable=True)
         labels = pipeline.get_label_ids(["class 2", "class 4"])

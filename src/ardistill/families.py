@@ -1,7 +1,7 @@
 """What differs from one architecture to the next, as data: one row a family, and at most one small function each.
 
-Latents are what the ODE runs on, (b, c, h, w) or, for video, (b, c, f, h, w). Timesteps are in [0, 1000), 1000 for noise.
-A family says which of the transformer's modules attend, how its forward is called, and how its output reads as a
+Latents are what the ODE runs on, (b, c, h, w) or, for video, (b, c, f, h, w). Timesteps are in [0, 1000], noise at
+1000. A family says which of the transformer's modules attend, how its forward is called, and how its output reads as a
 prediction of the teacher's type; the signs and scales are those of the family's own diffusers pipeline.
 """
 
@@ -156,6 +156,8 @@ class Family:
     """Where text keys stand in joint attention: ``first``, ``last``, or nowhere. History has image keys only."""
     image_tokens: Callable[[Any, Any], int] = _patches
     """(transformer, first argument of its forward) -> image tokens of a sample; asked only where there is text."""
+    pipeline: str = ""
+    """diffusers' pipeline class of the family, for a teacher whose folder names none."""
     has_checkpointing: bool = True
     """Whether diffusers' class has gradient checkpointing."""
 
@@ -180,11 +182,19 @@ class Family:
 
 _HEAD = ("norm_out.linear", "proj_out")
 FAMILIES: dict[str, Family] = {
-    "DiTTransformer2DModel": Family(("transformer_blocks",), ("attn1",), ("proj_out_1", "proj_out_2")),
-    "PixArtTransformer2DModel": Family(("transformer_blocks",), ("attn1",), ("proj_out",), _pixart),
-    "HunyuanDiT2DModel": Family(("blocks",), ("attn1",), _HEAD, _hunyuan, has_checkpointing=False),
-    "WanTransformer3DModel": Family(("blocks",), ("attn1",), ("proj_out",)),
-    "SD3Transformer2DModel": Family(("transformer_blocks",), ("attn", "attn2"), _HEAD, text="last"),
+    "DiTTransformer2DModel": Family(
+        ("transformer_blocks",), ("attn1",), ("proj_out_1", "proj_out_2"), pipeline="DiTPipeline"
+    ),
+    "PixArtTransformer2DModel": Family(
+        ("transformer_blocks",), ("attn1",), ("proj_out",), _pixart, pipeline="PixArtSigmaPipeline"
+    ),
+    "HunyuanDiT2DModel": Family(
+        ("blocks",), ("attn1",), _HEAD, _hunyuan, has_checkpointing=False, pipeline="HunyuanDiTPipeline"
+    ),
+    "WanTransformer3DModel": Family(("blocks",), ("attn1",), ("proj_out",), pipeline="WanPipeline"),
+    "SD3Transformer2DModel": Family(
+        ("transformer_blocks",), ("attn", "attn2"), _HEAD, text="last", pipeline="StableDiffusion3Pipeline"
+    ),
     "ZImageTransformer2DModel": Family(
         ("layers",),
         ("attention",),
@@ -193,22 +203,50 @@ FAMILIES: dict[str, Family] = {
         _z_image_output,
         "last",
         _z_image_tokens,
+        pipeline="ZImagePipeline",
     ),
     "FluxTransformer2DModel": Family(
-        ("transformer_blocks", "single_transformer_blocks"), ("attn",), _HEAD, _flux, _flux_output, "first", _packed
+        ("transformer_blocks", "single_transformer_blocks"),
+        ("attn",),
+        _HEAD,
+        _flux,
+        _flux_output,
+        "first",
+        _packed,
+        pipeline="FluxPipeline",
     ),
     "Flux2Transformer2DModel": Family(
-        ("transformer_blocks", "single_transformer_blocks"), ("attn",), _HEAD, _flux2, _flux2_output, "first", _packed
+        ("transformer_blocks", "single_transformer_blocks"),
+        ("attn",),
+        _HEAD,
+        _flux2,
+        _flux2_output,
+        "first",
+        _packed,
+        pipeline="Flux2Pipeline",
     ),
     "AuraFlowTransformer2DModel": Family(
-        ("joint_transformer_blocks", "single_transformer_blocks"), ("attn",), _HEAD, _auraflow, text="first"
+        ("joint_transformer_blocks", "single_transformer_blocks"),
+        ("attn",),
+        _HEAD,
+        _auraflow,
+        text="first",
+        pipeline="AuraFlowPipeline",
     ),
     "QwenImageTransformer2DModel": Family(
-        ("transformer_blocks",), ("attn",), _HEAD, _qwen, _flux_output, "first", _packed
+        ("transformer_blocks",), ("attn",), _HEAD, _qwen, _flux_output, "first", _packed, pipeline="QwenImagePipeline"
     ),
-    "CogView4Transformer2DModel": Family(("transformer_blocks",), ("attn1",), _HEAD, text="first"),
+    "CogView4Transformer2DModel": Family(
+        ("transformer_blocks",), ("attn1",), _HEAD, text="first", pipeline="CogView4Pipeline"
+    ),
     "Lumina2Transformer2DModel": Family(
-        ("layers",), ("attn",), ("norm_out.linear_1", "norm_out.linear_2"), _lumina2, _negated, "first"
+        ("layers",),
+        ("attn",),
+        ("norm_out.linear_1", "norm_out.linear_2"),
+        _lumina2,
+        _negated,
+        "first",
+        pipeline="Lumina2Pipeline",
     ),
 }
 """Class name -> family. `register_family` adds to it."""

@@ -1,44 +1,66 @@
-"""The teacher's own diffusers pipeline class, with guidance off, fixed knots and the history's cache."""
+"""The teacher's own diffusers pipeline class, with guidance off, fixed knots and the history's cache.
+
+The pipeline's loop stays the teacher's: what it asks of its scheduler is answered with the student's knots and steps,
+and what it asks of its transformer with a call that sees the steps before.
+"""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DiTPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ardistill.student import Student, StudentConfig
+
+UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
+"""What turns guidance off where it is not ``guidance_scale=1``."""
+EMBEDDED_GUIDANCE = ("FluxPipeline", "Flux2Pipeline")
+"""Their ``guidance_scale`` is an input of the network."""
 
 
 class _FixedKnots:
     """What the pipeline's loop asks of a scheduler: the student's times, and its step from one to the next."""
 
     order = 1
+    init_noise_sigma = 1.0
 
-    def __init__(self, student: Student) -> None:
-        self.student = student
+    def __init__(self, student: Student, config: Any) -> None:
+        self.student, self.config = student, config
         self.timesteps = torch.tensor(student.config.knots.timesteps)
+        self.sigmas = torch.tensor(student.config.knots.sigma)
         self.noise: Tensor | None = None
         self.index = 0
         self.cache: dict = {}
 
-    def set_timesteps(self, num_inference_steps: int, **_: Any) -> None:
+    def set_timesteps(
+        self,
+        num_inference_steps: Any = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+    ) -> None:
         self.index, self.cache, self.noise = 0, {}, None
+        self.timesteps = self.timesteps.to(device)
+
+    def set_begin_index(self, index: int) -> None:
+        pass
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         return sample
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> SimpleNamespace:
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **_: Any) -> Any:
         if self.noise is None:
             self.noise = sample
         estimate = self.student._estimate(model_output[:, None], sample[:, None], [self.index])[:, 0]
-        following = self.student.next_input(estimate, self.noise, self.index)
+        following = self.student.next_input(estimate, self.noise, self.index).to(sample.dtype)
         self.index += 1
-        return SimpleNamespace(prev_sample=following)
+        return SimpleNamespace(prev_sample=following) if return_dict else (following,)
 
 
 class _Pixels:
@@ -50,64 +72,76 @@ class _Pixels:
         return SimpleNamespace(sample=samples)
 
 
-class _Cached(nn.Module):
-    """Calls the student's transformer with the history of the steps so far."""
+class _Remembering(nn.Module):
+    """The student's transformer, called with the history of the steps so far."""
 
     def __init__(self, student: Student, knots: _FixedKnots) -> None:
         super().__init__()
-        self.student, self.knots = student, knots
-        inner = student.transformer
-        self.config, self.dtype, self.device = inner.config, inner.dtype, inner.device
+        self.__dict__.update(student=student, knots=knots)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["student"].transformer, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with self.student.history.sequential(self.knots.index, self.knots.cache):
-            return self.student.transformer(*args, **kwargs)
+        transformer, family = self.student.transformer, self.student.family
+        first = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        tokens = family.count_image_tokens(transformer, first)
+        with self.student.history.sequential(self.knots.index, self.knots.cache, tokens):
+            return transformer(*args, **kwargs)
 
 
-class ARDPipeline(DiTPipeline):
-    """Draw images from a distilled DiT, as ``DiTPipeline`` does; guidance is absorbed and the steps are fixed."""
+def few_step_pipeline(base: type) -> type:
+    """A pipeline class that draws as ``base`` does, in a student's steps.
 
-    _optional_components = ["vae"]  # noqa: RUF012
+    Args:
+        base: The teacher's pipeline class, one of diffusers'.
 
-    def __init__(
-        self,
-        transformer: Any,
-        vae: Any,
-        scheduler: Any,
-        id2label: dict[str, str] | None = None,
-        student: dict[str, Any] | None = None,
-    ) -> None:
-        if student is None:
-            raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
-        super().__init__(transformer, vae, scheduler, id2label)
-        self.register_to_config(id2label=id2label, student=student)
-        self.__dict__["_student"] = Student(transformer, StudentConfig.from_dict(student)).eval()
-        if student["output"] == "direct":  # the later heads are not part of the stock transformer
-            folder = Path(transformer.config._name_or_path)
-            transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    Returns:
+        A subclass. Its constructor takes ``student``, a student's configuration as a dict, besides the components of
+        ``base``; its call takes what ``base``'s takes, but for the number of steps, guidance and negative prompts.
+    """
+    signature = inspect.signature(base.__init__)  # type: ignore[misc]
 
-    @torch.no_grad()
-    def __call__(self, class_labels: list[int], generator: Any = None, output_type: str = "pil", **options: Any) -> Any:
-        """Args as ``DiTPipeline``, without guidance_scale and num_inference_steps, which are the student's.
+    class ARDPipeline(base):  # type: ignore[valid-type,misc]
+        _optional_components = [*getattr(base, "_optional_components", []), "vae"]  # noqa: RUF012
 
-        Raises:
-            ValueError: guidance_scale or num_inference_steps is given and is not what the student was distilled for.
-        """
-        if options.pop("guidance_scale", 1.0) != 1.0:
-            raise ValueError("the student has absorbed its teacher's guidance; leave guidance_scale out")
-        if options.pop("num_inference_steps", self._student.num_steps) != self._student.num_steps:
-            raise ValueError(f"the student draws in {self._student.num_steps} steps; leave num_inference_steps out")
-        knots = _FixedKnots(self._student)
-        kept = {name: self.__dict__.get(name) for name in ("transformer", "scheduler", "vae")}
-        self.__dict__.update(transformer=_Cached(self._student, knots), scheduler=knots, vae=self.vae or _Pixels())
-        try:
-            return super().__call__(
-                class_labels,
-                guidance_scale=1.0,
-                generator=generator,
-                num_inference_steps=self._student.num_steps,
-                output_type=output_type,
-                **options,
-            )
-        finally:
-            self.__dict__.update(kept)
+        def __init__(self, *args: Any, student: dict[str, Any] | None = None, **components: Any) -> None:
+            if student is None:
+                raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
+            super().__init__(*args, **components)
+            settings = {name: components[name] for name in components if name not in self.components}
+            self.register_to_config(student=student, **settings)
+            transformer = self.transformer
+            self.__dict__["_student"] = Student(transformer, StudentConfig.from_dict(student)).eval()
+            if student["output"] == "direct":  # the later heads are not part of the stock transformer
+                folder = Path(transformer.config._name_or_path)
+                transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+
+        @torch.no_grad()
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            student = self._student
+            if options.pop("num_inference_steps", student.num_steps) != student.num_steps:
+                raise ValueError(f"the student draws in {student.num_steps} steps; leave num_inference_steps out")
+            for name in ("negative_prompt", "negative_prompt_embeds"):
+                if options.get(name) is not None:
+                    raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+            if base.__name__ not in EMBEDDED_GUIDANCE:
+                unguided = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0})
+                for name, value in unguided.items():
+                    if options.pop(name, value) not in (value, 1.0):
+                        raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+                options |= unguided
+            knots = _FixedKnots(student, self.scheduler.config)
+            kept = {name: self.__dict__.get(name) for name in ("transformer", "scheduler", "vae")}
+            self.__dict__.update(transformer=_Remembering(student, knots), scheduler=knots, vae=self.vae or _Pixels())
+            try:
+                return super().__call__(*args, num_inference_steps=student.num_steps, **options)
+            finally:
+                self.__dict__.update(kept)
+
+    parameters = [*signature.parameters.values()]
+    extra = inspect.Parameter("student", inspect.Parameter.KEYWORD_ONLY, default=None)
+    ARDPipeline.__init__.__signature__ = signature.replace(parameters=[*parameters, extra])  # type: ignore[attr-defined]
+    ARDPipeline.__call__.__signature__ = inspect.signature(base.__call__)  # type: ignore[attr-defined]
+    ARDPipeline.__call__.__doc__ = base.__call__.__doc__
+    return ARDPipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,18 @@ class Teacher:
         transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
         scheduler = scheduler_class.from_config(scheduler_config)
         return cls(transformer, scheduler, companions=load_companions(source), name=str(name), **options)
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of diffusers' pipeline class for this teacher."""
+        return self.family.pipeline
+
+    @property
+    def absent(self) -> list[str]:
+        """Components of its pipeline class that it does not have."""
+        needed = inspect.signature(getattr(diffusers, self.pipeline_class).__init__).parameters.values()
+        names = [x.name for x in needed if x.default is x.empty]
+        return [x for x in names if x not in ("self", "transformer", "scheduler") and x not in self.companions]
 
     @property
     def num_classes(self) -> int:
