@@ -43,10 +43,6 @@ def _ragged(count: int, tokens: int = 7) -> Tensor:
     return torch.arange(tokens)[None] < lengths[:, None]
 
 
-def _pairs(*values: float) -> Callable[[int], Tensor]:
-    return lambda count: torch.tensor([values]).repeat(count, 1)
-
-
 _SD3 = {
     "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8,
     "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
@@ -67,7 +63,7 @@ TINY = {
         {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 3, "cross_attention_dim": 24,
          "sample_size": 8, "caption_channels": 12, "use_additional_conditions": True},
         (4, 8, 8),
-        _text(7, 12, encoder_attention_mask=_ragged, resolution=_pairs(64.0, 64.0), aspect_ratio=_pairs(1.0)),
+        _text(7, 12, encoder_attention_mask=_ragged),
     ),
     "pixart-sigma": Tiny(
         "PixArtTransformer2DModel",
@@ -86,7 +82,6 @@ TINY = {
             5, 16, text_embedding_mask=lambda count: _ragged(count, 5).long(),
             encoder_hidden_states_t5=lambda count: _normal(count, 6, 16),
             text_embedding_mask_t5=lambda count: _ragged(count, 6).long(),
-            image_meta_size=_pairs(64, 64, 64, 64, 0, 0), style=lambda count: torch.zeros(count, dtype=torch.long),
         ),
     ),
     "wan": Tiny(
@@ -157,7 +152,7 @@ TINY = {
         {"in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": 8, "num_attention_heads": 2,
          "text_embed_dim": 12, "time_embed_dim": 8, "condition_dim": 4, "sample_size": 8, "rope_axes_dim": (16, 16)},
         (4, 8, 8),
-        _text(5, 12, original_size=_pairs(64.0, 64.0), target_size=_pairs(64.0, 64.0), crop_coords=_pairs(0.0, 0.0)),
+        _text(5, 12),
     ),
     "lumina2": Tiny(
         "Lumina2Transformer2DModel",

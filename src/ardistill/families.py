@@ -62,10 +62,18 @@ def _dit(transformer: Any, latents: Tensor, timestep: Tensor, condition: Conditi
     return {"hidden_states": latents, "timestep": timestep, **condition}
 
 
+def _pixel_size(latents: Tensor, *more: float) -> Tensor:
+    """Height and width in pixels of an autoencoder of factor 8, then what follows, one row per sample."""
+    height, width = (8.0 * n for n in latents.shape[-2:])
+    return torch.tensor([[height, width, *more]], device=latents.device, dtype=latents.dtype).repeat(len(latents), 1)
+
+
 def _pixart(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
-    extra = {name: condition.get(name) for name in ("resolution", "aspect_ratio")}
-    text = {k: v for k, v in condition.items() if k not in extra}
-    return {"hidden_states": latents, "timestep": timestep, "added_cond_kwargs": extra, **text}
+    extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    if transformer.use_additional_conditions:
+        size = _pixel_size(latents)
+        extra = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
+    return {"hidden_states": latents, "timestep": timestep, "added_cond_kwargs": extra, **condition}
 
 
 def _hunyuan(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -74,7 +82,11 @@ def _hunyuan(transformer: Any, latents: Tensor, timestep: Tensor, condition: Con
     rotary = get_2d_rotary_pos_embed(
         config.attention_head_dim, ((0, 0), size), size, device=latents.device, output_type="pt"
     )
-    return {"hidden_states": latents, "timestep": timestep, "image_rotary_emb": rotary, **condition}
+    size_facts = {
+        "image_meta_size": torch.cat([_pixel_size(latents), _pixel_size(latents, 0.0, 0.0)], dim=1),
+        "style": torch.zeros(len(latents), device=latents.device, dtype=torch.long),
+    }
+    return {"hidden_states": latents, "timestep": timestep, "image_rotary_emb": rotary, **size_facts, **condition}
 
 
 def _z_image(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -128,6 +140,12 @@ def _qwen(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condit
     return {"hidden_states": _pack(latents, 2), "timestep": timestep / 1000, "img_shapes": shapes, **condition}
 
 
+def _cogview4(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    size = _pixel_size(latents)
+    facts = {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
+    return {"hidden_states": latents, "timestep": timestep, **facts, **condition}
+
+
 def _lumina2(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     lengths = condition["encoder_attention_mask"].sum(1)
     if (lengths != lengths[0]).any():
@@ -136,6 +154,52 @@ def _lumina2(transformer: Any, latents: Tensor, timestep: Tensor, condition: Con
             f"row), got {lengths.unique().tolist()} tokens; pad the prompts alike or use a batch of 1"
         )
     return {"hidden_states": latents, "timestep": 1 - timestep / 1000, **condition}
+
+
+def _encode_plain(pipeline: Any, prompts: list[str]) -> Condition:
+    """Embeddings of a fixed length, without a mask."""
+    return {"encoder_hidden_states": pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[0]}
+
+
+def _encode_masked(pipeline: Any, prompts: list[str]) -> Condition:
+    embeddings, mask = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[:2]
+    return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
+
+
+def _encode_hunyuan(pipeline: Any, prompts: list[str]) -> Condition:
+    rows: list[list[Tensor]] = []
+    for index in (0, 1):  # CLIP and T5, each one prompt or a list
+        found = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, text_encoder_index=index)
+        rows.append([found[0], found[2]])
+    (text, mask), (text_t5, mask_t5) = rows
+    names = ("encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5")
+    return dict(zip(names, (text, mask, text_t5, mask_t5), strict=True))
+
+
+def _encode_sd3(pipeline: Any, prompts: list[str]) -> Condition:
+    found = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
+
+
+def _encode_flux(pipeline: Any, prompts: list[str]) -> Condition:
+    found = pipeline.encode_prompt(prompts, None)
+    return {"encoder_hidden_states": found[0], "pooled_projections": found[1]}
+
+
+def _encode_flux2(pipeline: Any, prompts: list[str]) -> Condition:
+    return {"encoder_hidden_states": pipeline.encode_prompt(prompts)[0]}
+
+
+def _encode_qwen(pipeline: Any, prompts: list[str]) -> Condition:
+    embeddings, mask = pipeline.encode_prompt(prompts)
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device) if mask is None else mask
+    return {"encoder_hidden_states": embeddings, "encoder_hidden_states_mask": mask}
+
+
+def _encode_z_image(pipeline: Any, prompts: list[str]) -> Condition:
+    rows = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[0]
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows], True)
+    return {"encoder_hidden_states": nn.utils.rnn.pad_sequence(rows, True), "encoder_attention_mask": mask}
 
 
 @dataclass(frozen=True)
@@ -158,6 +222,12 @@ class Family:
     """(transformer, first argument of its forward) -> image tokens of a sample; asked only where there is text."""
     pipeline: str = ""
     """diffusers' pipeline class of the family, for a teacher whose folder names none."""
+    encode: Callable[[Any, list[str]], Condition] | None = None
+    """(that pipeline, prompts) -> condition, one row per prompt; None: conditioned on class labels."""
+    packing: int = 1
+    """Latents are packed into tokens of so many by so many before the network."""
+    default_size: int = 128
+    """Height and width of latents where the transformer's config has no ``sample_size``."""
     has_checkpointing: bool = True
     """Whether diffusers' class has gradient checkpointing."""
 
@@ -175,6 +245,14 @@ class Family:
         arguments = self.inputs(transformer, latents, timestep, condition)
         return self.output(transformer, transformer(**arguments, return_dict=False), latents)
 
+    def latent_shape(self, transformer: Any, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """Shape of one sample's latents: (c, h, w), for video (c, 1, h, w)."""
+        config = transformer.config
+        channels = config.in_channels // self.packing**2
+        size = config.get("sample_size") or self.default_size
+        frames = (1,) if isinstance(config.get("patch_size"), (tuple, list)) else ()
+        return (channels, *frames, height or size, width or size)
+
     def count_image_tokens(self, transformer: Any, first_argument: Any) -> int | None:
         """Image tokens of a sample, or None where attention sees nothing else."""
         return self.image_tokens(transformer, first_argument) if self.text else None
@@ -186,14 +264,32 @@ FAMILIES: dict[str, Family] = {
         ("transformer_blocks",), ("attn1",), ("proj_out_1", "proj_out_2"), pipeline="DiTPipeline"
     ),
     "PixArtTransformer2DModel": Family(
-        ("transformer_blocks",), ("attn1",), ("proj_out",), _pixart, pipeline="PixArtSigmaPipeline"
+        ("transformer_blocks",),
+        ("attn1",),
+        ("proj_out",),
+        _pixart,
+        pipeline="PixArtSigmaPipeline",
+        encode=_encode_masked,
     ),
     "HunyuanDiT2DModel": Family(
-        ("blocks",), ("attn1",), _HEAD, _hunyuan, has_checkpointing=False, pipeline="HunyuanDiTPipeline"
+        ("blocks",),
+        ("attn1",),
+        _HEAD,
+        _hunyuan,
+        has_checkpointing=False,
+        pipeline="HunyuanDiTPipeline",
+        encode=_encode_hunyuan,
     ),
-    "WanTransformer3DModel": Family(("blocks",), ("attn1",), ("proj_out",), pipeline="WanPipeline"),
+    "WanTransformer3DModel": Family(
+        ("blocks",), ("attn1",), ("proj_out",), pipeline="WanPipeline", encode=_encode_plain, default_size=60
+    ),
     "SD3Transformer2DModel": Family(
-        ("transformer_blocks",), ("attn", "attn2"), _HEAD, text="last", pipeline="StableDiffusion3Pipeline"
+        ("transformer_blocks",),
+        ("attn", "attn2"),
+        _HEAD,
+        text="last",
+        pipeline="StableDiffusion3Pipeline",
+        encode=_encode_sd3,
     ),
     "ZImageTransformer2DModel": Family(
         ("layers",),
@@ -204,6 +300,7 @@ FAMILIES: dict[str, Family] = {
         "last",
         _z_image_tokens,
         pipeline="ZImagePipeline",
+        encode=_encode_z_image,
     ),
     "FluxTransformer2DModel": Family(
         ("transformer_blocks", "single_transformer_blocks"),
@@ -214,6 +311,8 @@ FAMILIES: dict[str, Family] = {
         "first",
         _packed,
         pipeline="FluxPipeline",
+        encode=_encode_flux,
+        packing=2,
     ),
     "Flux2Transformer2DModel": Family(
         ("transformer_blocks", "single_transformer_blocks"),
@@ -224,6 +323,8 @@ FAMILIES: dict[str, Family] = {
         "first",
         _packed,
         pipeline="Flux2Pipeline",
+        encode=_encode_flux2,
+        default_size=64,
     ),
     "AuraFlowTransformer2DModel": Family(
         ("joint_transformer_blocks", "single_transformer_blocks"),
@@ -232,12 +333,28 @@ FAMILIES: dict[str, Family] = {
         _auraflow,
         text="first",
         pipeline="AuraFlowPipeline",
+        encode=_encode_plain,
     ),
     "QwenImageTransformer2DModel": Family(
-        ("transformer_blocks",), ("attn",), _HEAD, _qwen, _flux_output, "first", _packed, pipeline="QwenImagePipeline"
+        ("transformer_blocks",),
+        ("attn",),
+        _HEAD,
+        _qwen,
+        _flux_output,
+        "first",
+        _packed,
+        pipeline="QwenImagePipeline",
+        encode=_encode_qwen,
+        packing=2,
     ),
     "CogView4Transformer2DModel": Family(
-        ("transformer_blocks",), ("attn1",), _HEAD, text="first", pipeline="CogView4Pipeline"
+        ("transformer_blocks",),
+        ("attn1",),
+        _HEAD,
+        _cogview4,
+        text="first",
+        pipeline="CogView4Pipeline",
+        encode=_encode_plain,
     ),
     "Lumina2Transformer2DModel": Family(
         ("layers",),
@@ -247,6 +364,7 @@ FAMILIES: dict[str, Family] = {
         _negated,
         "first",
         pipeline="Lumina2Pipeline",
+        encode=_encode_masked,
     ),
 }
 """Class name -> family. `register_family` adds to it."""
