@@ -37,6 +37,10 @@ def _record(
     num_trajectories: int,
     guidance_scale: float,
     guidance_channels: int | None = None,
+    prompts: str | None = None,
+    negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
     solver_steps: int = 24,
     num_steps: list[int] = [1, 2, 3, 4, 6, 8],  # noqa: B006  # jsonargparse shows it as the default
     seed: int = 0,
@@ -51,6 +55,11 @@ def _record(
         num_trajectories: How many; the labels are balanced.
         guidance_scale: Classifier-free guidance that the student will absorb; 1 is none.
         guidance_channels: Guide only so many first channels (the original DiT: 3); all if not given.
+        prompts: For a text-to-image teacher: a text file of one prompt a line, a JSONL file with the key prompt, or
+            the Hub id of a data set with the column prompt or text. Used in turn.
+        negative_prompt: Of the unguided branch.
+        height: Of the images, in pixels; the model's own if not given.
+        width: Same.
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; the states that they need are kept.
         seed: Of the noise; take another one for held-out trajectories.
@@ -58,13 +67,22 @@ def _record(
         device: auto, cpu, cuda, cuda:1, ...
     """
     from ardistill.teacher import Teacher
+    from ardistill.trajectories import load_prompts
     from ardistill.trajectories import record as run
 
-    loaded = Teacher.from_pretrained(teacher, guidance_scale=guidance_scale, guidance_channels=guidance_channels)
+    loaded = Teacher.from_pretrained(
+        teacher,
+        height=height,
+        width=width,
+        guidance_scale=guidance_scale,
+        guidance_channels=guidance_channels,
+        negative_prompt=negative_prompt,
+    )
     manifest = run(
         loaded,
         out,
         num_trajectories,
+        prompts=load_prompts(prompts) if prompts else None,
         solver_steps=solver_steps,
         num_steps=num_steps,
         seed=seed,
@@ -118,10 +136,10 @@ def _distill(
         options["knots"] = data.knots.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
     student = Student.from_teacher(loaded, StudentConfig.for_data(data, **options))
     if output == "solver":
-        first = {"class_labels": data.class_labels[:10]}
-        start = distance_to_solver(student, loaded, loaded.noise(data.manifest.seed, 0, len(data))[:10], first)
+        states, _, condition = data.stacked(slice(10))
+        start = distance_to_solver(student, loaded, states[:, 0], condition)
         _say(f"untrained, the student draws {start:.1%} from the teacher's {num_steps}-step solver")
-    validate = validation_grid(loaded, data.manifest, Path(out) / "samples") if loaded.draws_images else None
+    validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, validate=validate)
     last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
     text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
@@ -133,6 +151,7 @@ def _sample(
     out: str = "samples.png",
     count: int = 20,
     class_labels: list[int] | None = None,
+    prompts: list[str] | None = None,
     seed: int = 0,
     teacher: str | None = None,
     device: str = "auto",
@@ -144,6 +163,7 @@ def _sample(
         out: PNG file.
         count: Number of images.
         class_labels: Classes to draw, in turn; all classes if not given.
+        prompts: What a text-to-image student is to draw, in turn.
         seed: Of the noise.
         teacher: Where its teacher is now, whose VAE decodes; the name it was recorded under if not given.
         device: auto, cpu, cuda, ...
@@ -154,7 +174,7 @@ def _sample(
     loaded = Student.from_pretrained(student)
     where = _device(device)
     found = _teacher_of(loaded.config, teacher)
-    draw_samples(loaded, found, out, count=count, seed=seed, class_labels=class_labels, device=where)
+    draw_samples(loaded, found, out, count=count, seed=seed, class_labels=class_labels, prompts=prompts, device=where)
     return {"out": out, "count": count, "text": f"{count} samples in {out}"}
 
 
@@ -211,6 +231,8 @@ def _compare(
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
         device: auto, cpu, cuda, ...
     """
+    from accelerate.utils import send_to_device
+
     from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
     from ardistill.evaluation import compare as run
     from ardistill.student import Student
@@ -233,13 +255,15 @@ def _compare(
     arms = {"teacher": Sampler.of_teacher(teacher_model, manifest.solver_steps)} | arms
     arms |= {name: Sampler.of_student(student) for name, student in loaded.items()}
     judge = _judge(manifest.teacher, features, feature_weights, reference, where)
-    states, _, labels = next(iter(sets.values())).stacked()
+    states, _, condition = next(iter(sets.values())).stacked()
+    labels = next(iter(sets.values())).labels
     images = teacher_model.decode(states[:, -1])
-    found = run(teacher_model, images, arms, states[:, 0], labels, judge, baseline=names[0], device=where)
+    options: dict[str, Any] = {"labels": labels, "baseline": names[0], "device": where}
+    found = run(teacher_model, images, arms, states[:, 0], condition, judge, **options)
     curves = {}
     for name, student in loaded.items():
-        part = [x[:200].to(where) for x in sets[student.num_steps].stacked()]
-        curves[name] = exposure_bias(student, teacher_model, part[0], part[1], {"class_labels": part[2]})
+        part = send_to_device(sets[student.num_steps].stacked(slice(200)), where)
+        curves[name] = exposure_bias(student, teacher_model, *part)
     Path(out).mkdir(parents=True, exist_ok=True)
     exposure_bias_plot(curves, Path(out) / "exposure_bias.png")
     found.write(out, f"Students of {manifest.teacher}", pictures={"Error per step": Path(out) / "exposure_bias.png"})
@@ -289,8 +313,12 @@ def _teacher_of(facts: Any, name: str | None) -> Any:
     name = name or facts.teacher
     if not name:
         raise ValueError("it is not known where the teacher is: say so with --teacher")
-    channels = getattr(facts, "guidance_channels", None)
-    teacher = Teacher.from_pretrained(name, guidance_scale=facts.guidance_scale, guidance_channels=channels)
+    options = {
+        "guidance_channels": getattr(facts, "guidance_channels", None),
+        "negative_prompt": getattr(facts, "negative_prompt", ""),
+        "latent_shape": tuple(facts.sample_shape) or None,
+    }
+    teacher = Teacher.from_pretrained(name, guidance_scale=facts.guidance_scale, **options)
     teacher.name = facts.teacher or name
     if facts.fingerprint and teacher.fingerprint() != facts.fingerprint:
         raise ValueError(

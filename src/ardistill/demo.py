@@ -39,16 +39,16 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
     for name, (count, seed) in sizes.items():
         record(teacher, out / "trajectories" / name, count, num_steps=(1, 4), seed=seed)
     held_out = TrajectoryDataset(out / "trajectories" / "eval", 4)
-    states, denoised, labels = held_out.stacked()
-    noise = states[:, 0]
-    first = slice(200)
+    states, denoised, condition = held_out.stacked()
+    noise, first = states[:, 0], slice(200)
+    first_condition = held_out.condition(first)
 
     students: dict[str, Student] = {}
     for arm, (num_steps, has_history, factor) in ARMS.items():
         data = TrajectoryDataset(out / "trajectories" / "train", num_steps, teacher.fingerprint())
         history_layers = config.history_layers if has_history else 0
         student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=history_layers))
-        start = distance_to_solver(student, teacher, noise[first], {"class_labels": labels[first]})
+        start = distance_to_solver(student, teacher, noise[first], first_condition)
         print(f"{arm}: {num_steps} steps, history in {history_layers} layers; untrained it draws", end=" ")
         print(f"{start:.1%} from the teacher's {num_steps}-step solver", flush=True)
         training = TrainingConfig(
@@ -69,9 +69,9 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
         "solver_1": Sampler.of_teacher(teacher, 1),
     } | {arm: Sampler.of_student(student) for arm, student in students.items()}
     baseline = "step_distillation"
-    found = compare(teacher, teacher.decode(states[:, -1]), arms, noise, labels, Judge.fashion(), baseline=baseline)
+    found = compare(teacher, teacher.decode(states[:, -1]), arms, noise, condition, Judge.fashion(), baseline=baseline)
     curves = {
-        arm: exposure_bias(students[arm], teacher, states[first], denoised[first], {"class_labels": labels[first]})
+        arm: exposure_bias(students[arm], teacher, states[first], denoised[first], first_condition)
         for arm in ("step_distillation", "ard")
     }
     exposure_bias_plot(curves, out / "exposure_bias.png")
@@ -84,5 +84,5 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
     found.write(out, "ardistill quickstart", columns=CLASS_NAMES, pictures=pictures, shown=shown)
     if not (out / "student").exists():
         export(students["ard"], teacher, out / "student", figures=found.markdown(), picture=out / "samples.png")
-    print(f"{found.table()}\nReport: {out / 'report.html'} ({time.time() - began:.0f} s)")
+    print(f"{time.time() - began:.0f} s")
     return found

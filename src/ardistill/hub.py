@@ -17,7 +17,7 @@ from ardistill import families, history, pipeline, schedule
 from ardistill import student as student_module
 from ardistill.evaluation import draw_samples
 from ardistill.student import Student
-from ardistill.teacher import Teacher, load_companions
+from ardistill.teacher import Companions, Teacher
 
 
 def pipeline_source(base: str) -> str:
@@ -125,12 +125,15 @@ def export(
         **{name: [None, None] for name in teacher.absent},
         "student": asdict(student.config),
     }
-    for part, value in teacher.companions.items():
-        if hasattr(value, "save_pretrained"):
-            value.save_pretrained(folder / part)
-            index[part] = [type(value).__module__.split(".")[0], type(value).__name__]
+    companions = teacher.companions
+    for part in companions:
+        if isinstance(companions, Companions):
+            index[part] = companions.index[part]
+            if companions.is_component(part):
+                shutil.copytree(companions.source / part, folder / part)
         else:
-            index[part] = value
+            companions[part].save_pretrained(folder / part)
+            index[part] = [type(companions[part]).__module__.split(".")[0], type(companions[part]).__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
 
 
@@ -145,10 +148,11 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     """
     if not Path(folder).is_dir():
         folder = snapshot_download(str(folder))
-    parts = load_companions(str(folder))
-    if "student" not in parts:
+    companions = Companions(folder)
+    index = companions.index
+    if "student" not in index:
         raise ValueError(f"expected an exported student in {folder}, found none")
-    index = json.loads((Path(folder) / "model_index.json").read_text())
+    parts = dict(companions)
     for part in ("transformer", "scheduler"):
         parts[part] = getattr(diffusers, index[part][1]).from_pretrained(folder, subfolder=part)
     base = getattr(diffusers, index["_base_class_name"])

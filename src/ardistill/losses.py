@@ -25,7 +25,8 @@ def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: s
     noise = states[:, :1]
     if target == "denoised":
         return torch.cat([noise, denoised[:, :-1]], dim=1), denoised
-    alpha, sigma = (torch.tensor(x[1:-1], device=states.device).view(-1, 1, 1, 1) for x in (knots.alpha, knots.sigma))
+    shape = (-1,) + (1,) * (states.ndim - 2)
+    alpha, sigma = (torch.tensor(x[1:-1], device=states.device).view(shape) for x in (knots.alpha, knots.sigma))
     return torch.cat([noise, alpha * denoised[:, :-1] + sigma * noise], dim=1), denoised
 
 

@@ -125,7 +125,9 @@ def few_step_pipeline(base: type) -> type:
             for name in ("negative_prompt", "negative_prompt_embeds"):
                 if options.get(name) is not None:
                     raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
-            if base.__name__ not in EMBEDDED_GUIDANCE:
+            if base.__name__ in EMBEDDED_GUIDANCE:
+                options.setdefault("guidance_scale", student.config.guidance_scale)
+            else:
                 unguided = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0})
                 for name, value in unguided.items():
                     if options.pop(name, value) not in (value, 1.0):

@@ -7,6 +7,7 @@ variance-preserving schedules, Euler for flow matching. Coefficients are compute
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -104,11 +105,34 @@ def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
     return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
 
 
-def knots_from_scheduler(scheduler: Any, num_steps: int) -> Knots:
+def _shifted(sigma: list[float], config: Any, image_tokens: int | None) -> list[float]:
+    """Flow-matching sigmas under the scheduler's shift; a dynamic one follows the number of image tokens."""
+    if not config.get("use_dynamic_shifting"):
+        return [config.shift * s / (1 + (config.shift - 1) * s) for s in sigma]
+    if image_tokens is None:
+        raise ValueError(
+            "dynamic shifting needs the number of image tokens, which follows from the size of the latents"
+        )
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
+    weight = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    found = [weight * s / (weight * s + 1 - s) for s in sigma]
+    if config.get("shift_terminal"):
+        stretch = (1 - found[-1]) / (1 - config.shift_terminal) or 1.0
+        found = [1 - (1 - s) / stretch for s in found]
+    return found
+
+
+def knots_from_scheduler(scheduler: Any, num_steps: int, image_tokens: int | None = None) -> Knots:
     """The trailing grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
 
     Variance-preserving schedulers (those with ``alphas_cumprod``): timesteps round(T (1 - i/S)) - 1, as diffusers'
     ``timestep_spacing="trailing"``. Flow matching: sigma uniform from 1 to 0, then shifted.
+
+    Args:
+        scheduler: Of diffusers.
+        num_steps: Solver steps.
+        image_tokens: Of a sample, for schedulers that shift by it (Flux, Qwen-Image).
 
     Raises:
         ValueError: The scheduler has no noise schedule that we know, or more steps than training times are asked for.
@@ -118,10 +142,7 @@ def knots_from_scheduler(scheduler: Any, num_steps: int) -> Knots:
         raise ValueError(f"expected 1 to {config.num_train_timesteps} solver steps, got {num_steps}")
     grid = [1 - i / num_steps for i in range(num_steps)]
     if "FlowMatch" in type(scheduler).__name__:
-        if config.get("use_dynamic_shifting"):
-            raise ValueError("dynamic shifting needs a resolution; set use_dynamic_shifting=False and a fixed shift")
-        shift = config.shift
-        sigma = [shift * u / (1 + (shift - 1) * u) for u in grid]
+        sigma = _shifted(grid, config, image_tokens)
         timesteps = [s * config.num_train_timesteps for s in sigma]
         return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))
     if not hasattr(scheduler, "alphas_cumprod"):

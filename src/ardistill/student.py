@@ -47,6 +47,8 @@ class StudentConfig:
     """SHA-256 of the teacher's weights; empty: not known."""
     guidance_scale: float = 1.0
     """Guidance of the trajectories, which the student absorbs."""
+    sample_shape: tuple[int, ...] = ()
+    """(c, h, w) or (c, f, h, w) of the latents it was distilled on; empty: not known."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -65,13 +67,15 @@ class StudentConfig:
     def for_data(cls, data: TrajectoryDataset, **options: Any) -> StudentConfig:
         """Of a student of recorded trajectories; ``options`` are the fields that do not follow from them."""
         facts = data.manifest
-        known = {"knots": data.knots, "teacher": facts.teacher, "fingerprint": facts.fingerprint}
-        return cls(**{**known, "guidance_scale": facts.guidance_scale, **options})
+        known: dict[str, Any] = {"knots": data.knots, "teacher": facts.teacher, "fingerprint": facts.fingerprint}
+        known |= {"guidance_scale": facts.guidance_scale, "sample_shape": facts.sample_shape}
+        return cls(**{**known, **options})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StudentConfig:
         """Undo ``dataclasses.asdict``, also after a passage through JSON."""
-        return cls(**{**data, "knots": Knots.from_dict(data["knots"])})
+        shape = tuple(data.get("sample_shape", ()))
+        return cls(**{**data, "knots": Knots.from_dict(data["knots"]), "sample_shape": shape})
 
 
 class StepLinear(nn.Linear):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ class Teacher:
         companions: The pipeline's other components and settings, such as ``vae`` and ``id2label``; a teacher without a
             ``vae`` draws pixels.
         name: What it was loaded by.
+        latent_shape: (c, h, w) or (c, f, h, w) of a sample; what the transformer's config says if not given.
+        negative_prompt: Of the unguided branch, for a teacher that is conditioned on text.
 
     Raises:
         ValueError: Unknown transformer class, guidance below 1, or a number of channels the model does not have.
@@ -52,8 +56,10 @@ class Teacher:
         scheduler: Any,
         guidance_scale: float = 1.0,
         guidance_channels: int | None = None,
-        companions: dict[str, Any] | None = None,
+        companions: Mapping[str, Any] | None = None,
         name: str = "",
+        latent_shape: tuple[int, ...] | None = None,
+        negative_prompt: str = "",
     ) -> None:
         if guidance_scale < 1:
             raise ValueError(f"expected a guidance scale of 1 (none) or more, got {guidance_scale}")
@@ -67,17 +73,31 @@ class Teacher:
         self.guidance_channels = guidance_channels
         self.companions = companions or {}
         self.name = name
+        self.sample_shape = latent_shape or self.family.latent_shape(transformer)
+        self.negative_prompt = negative_prompt
+        self._text_pipeline: Any = None
+        self._null: Condition | None = None
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Teacher:
-        """Load from ``zoo/fashion``, a diffusers folder or a Hub id; ``options`` go to the constructor.
+    def from_pretrained(
+        cls, name: str | Path, *, height: int | None = None, width: int | None = None, **options: Any
+    ) -> Teacher:
+        """Load from ``zoo/fashion``, a diffusers folder or a Hub id.
+
+        Args:
+            name: Where the pipeline is; a Hub id is downloaded once, whole.
+            height: Of the images, in pixels; the model's own if not given.
+            width: Same.
+            options: Of the constructor.
 
         Raises:
             ValueError: No transformer and scheduler of known classes are found there.
         """
         source = str(ZOO.get(str(name), name))
-        if ZOO.get(str(name)) is None and Path(source).is_absolute() and not Path(source).is_dir():
-            raise ValueError(f"expected a diffusers folder at {source}, found none")
+        if not Path(source).is_dir():
+            if Path(source).is_absolute() or source.startswith(".") or source.count("/") != 1:
+                raise ValueError(f"expected a diffusers folder at {source}, found none")
+            source = diffusers.DiffusionPipeline.download(source)
         try:
             config = diffusers.DiTTransformer2DModel.load_config(source, subfolder="transformer")
             scheduler_config = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
@@ -88,18 +108,51 @@ class Teacher:
         class_name = config["_class_name"]
         if class_name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
             class_name = "DiTTransformer2DModel"  # as facebook/DiT-XL-2-256 was published
-        family_of(class_name)
+        family = family_of(class_name)
         scheduler_class = getattr(diffusers, scheduler_config["_class_name"], None)
         if scheduler_class is None:
             raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
         transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
         scheduler = scheduler_class.from_config(scheduler_config)
-        return cls(transformer, scheduler, companions=load_companions(source), name=str(name), **options)
+        companions = Companions(source)
+        if height or width:
+            if not (height and width):
+                raise ValueError("expected both height and width, or neither")
+            factor = companions.pixels_per_latent
+            if height % (factor * family.packing) or width % (factor * family.packing):
+                raise ValueError(
+                    f"expected a size in multiples of {factor * family.packing} pixels, got {height}x{width}"
+                )
+            options["latent_shape"] = family.latent_shape(transformer, height // factor, width // factor)
+        return cls(transformer, scheduler, companions=companions, name=str(name), **options)
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether what it draws can be looked at: through its VAE, or because it draws pixels."""
+        return self.companions.get("vae") is not None or self.transformer.config.in_channels in (1, 3)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether it is conditioned on prompts; else on class labels."""
+        return self.family.encode is not None
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether guidance is an input of the network (Flux-dev): then there is no unguided branch."""
+        return bool(self.transformer.config.get("guidance_embeds"))
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """Move the transformer and the VAE."""
+        self.transformer.to(device)
+        if self.companions.get("vae") is not None:
+            self.companions["vae"].to(device)
+        return self
 
     @property
     def pipeline_class(self) -> str:
         """Name of diffusers' pipeline class for this teacher."""
-        return self.family.pipeline
+        named = getattr(self.companions, "pipeline_class", "")
+        return named if hasattr(diffusers, named) else self.family.pipeline
 
     @property
     def absent(self) -> list[str]:
@@ -112,30 +165,14 @@ class Teacher:
     def num_classes(self) -> int:
         return self.transformer.config.num_embeds_ada_norm
 
-    @property
-    def draws_images(self) -> bool:
-        """Whether what it draws can be looked at: through its VAE, or because it draws pixels."""
-        return self.companions.get("vae") is not None or self.transformer.config.in_channels in (1, 3)
-
-    def to(self, device: torch.device | str) -> Teacher:
-        """Move the transformer and the VAE."""
-        self.transformer.to(device)
-        if self.companions.get("vae") is not None:
-            self.companions["vae"].to(device)
-        return self
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one state."""
-        config = self.transformer.config
-        return config.in_channels, config.sample_size, config.sample_size
-
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
-        """Images in [-1, 1], on the CPU: through the VAE, or clamped where the teacher draws pixels.
+        """Images in [-1, 1], (b, c, h, w), on the CPU: through the VAE, or clamped where the teacher draws pixels.
+
+        Of a video the first frame.
 
         Args:
-            latents: (b, c, h, w).
+            latents: (b, c, h, w) or (b, c, f, h, w).
             batch_size: Latents that the VAE takes at once.
 
         Raises:
@@ -148,11 +185,9 @@ class Teacher:
         vae = self.companions.get("vae")
         if vae is None:
             return latents.clamp(-1, 1).cpu()
-        shift = vae.config.get("shift_factor") or 0.0
-        scaled = (latents / vae.config.scaling_factor + shift).to(vae.dtype)
-        return torch.cat(
-            [vae.decode(x.to(vae.device)).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
-        )
+        scaled = _unscale(vae, latents.to(vae.device)).to(vae.dtype)
+        images = [vae.decode(x).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
+        return torch.cat([x[:, :, 0] if x.ndim == 5 else x for x in images])
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights, names and shapes included."""
@@ -160,10 +195,44 @@ class Teacher:
 
     def knots(self, num_steps: int) -> Knots:
         """The solver's trailing grid of ``num_steps`` steps."""
-        return knots_from_scheduler(self.scheduler, num_steps)
+        tokens = None
+        if self.scheduler.config.get("use_dynamic_shifting"):
+            zeros = torch.zeros(1, *self.sample_shape)
+            tokens = zeros[0, 0].numel() // 4  # these models pack latents by 2 by 2
+        return knots_from_scheduler(self.scheduler, num_steps, tokens)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch_size: int = 16) -> Condition:
+        """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
+
+        Args:
+            prompts: Any number, not encoded twice where they repeat.
+            batch_size: Prompts encoded at once.
+
+        Raises:
+            ValueError: The teacher takes no text, or its folder has no text encoder.
+        """
+        if self.family.encode is None:
+            raise ValueError(f"{self.name or 'the teacher'} is conditioned on class labels, not on prompts")
+        if self._text_pipeline is None:
+            source = getattr(self.companions, "source", None)
+            if source is None:
+                raise ValueError("expected a teacher loaded from a pipeline folder, which has the text encoders")
+            base = getattr(diffusers, self.pipeline_class)
+            self._text_pipeline = base.from_pretrained(source, transformer=None, vae=None)
+        distinct = list(dict.fromkeys(prompts))
+        parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
+        table = join_conditions([self.family.encode(self._text_pipeline, part) for part in parts])
+        rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        condition = {name: value.cpu()[rows] for name, value in table.items()}
+        if self.embeds_guidance:
+            condition["guidance"] = torch.full((len(rows),), self.guidance_scale)
+        return condition
 
     def check_condition(self, condition: Condition) -> None:
         """Refuse labels that the teacher does not have."""
+        if self.takes_text:
+            return
         labels, count = condition["class_labels"], self.num_classes
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
             raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
@@ -176,18 +245,24 @@ class Teacher:
         return torch.randn(count, *self.sample_shape, generator=generator)
 
     def null_condition(self, condition: Condition) -> Condition:
-        """Of the unguided branch: the label after the last one."""
+        """Of the unguided branch: the negative prompt, or the label after the last one."""
+        if self.takes_text:
+            if self._null is None:
+                self._null = self.encode([self.negative_prompt])
+            like = next(iter(condition.values()))
+            return {
+                name: value.to(like.device).expand(len(like), *value.shape[1:]) for name, value in self._null.items()
+            }
         return {"class_labels": torch.full_like(condition["class_labels"], self.num_classes)}
 
     @torch.no_grad()
     def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
         """Guided prediction at one time, (b, c, h, w); a learned sigma is cut off."""
         channels = self.transformer.config.in_channels
-        if self.guidance_scale == 1:
+        if self.guidance_scale == 1 or self.embeds_guidance:
             times = torch.full((len(states),), timestep, device=states.device)
             return self.family.call(self.transformer, states, times, condition)[:, :channels]
-        null = self.null_condition(condition)
-        both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+        both = join_conditions([condition, self.null_condition(condition)])
         times = torch.full((2 * len(states),), timestep, device=states.device)
         predictions = self.family.call(self.transformer, torch.cat([states, states]), times, both)[:, :channels]
         conditional, unconditional = predictions.chunk(2)
@@ -224,22 +299,101 @@ class Teacher:
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
 
 
-def load_companions(source: str) -> dict[str, Any]:
-    """What ``model_index.json`` names besides the transformer and the scheduler; {} where there is none."""
-    try:
-        index = diffusers.DiffusionPipeline.load_config(source)
-    except OSError:
-        return {}
-    companions: dict[str, Any] = {}
-    for name, value in index.items():
-        if name.startswith("_") or name in ("transformer", "scheduler"):
-            continue
-        if not isinstance(value, (list, tuple)):
-            companions[name] = value
-        elif value[0] is not None:
-            part = getattr(importlib.import_module(value[0]), value[1]).from_pretrained(source, subfolder=name)
-            companions[name] = part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
-    return companions
+def _unscale(vae: Any, latents: Tensor) -> Tensor:
+    """What the VAE decodes, from what the ODE runs on; each kind of VAE has its own scale."""
+    config = vae.config
+    if config.get("latents_mean") is not None and config.get("scaling_factor") is None:  # Wan, Qwen-Image: video VAEs
+        if latents.ndim == 4:
+            latents = latents.unsqueeze(2)
+        mean, std = (
+            torch.tensor(x, device=latents.device).view(1, -1, 1, 1, 1)
+            for x in (config.latents_mean, config.latents_std)
+        )
+        return latents * std + mean
+    if hasattr(vae, "bn"):  # Flux2: normalised 2x2 patches
+        mean, variance = (x.view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+        patches = latents * (variance + config.batch_norm_eps).sqrt() + mean
+        return torch.nn.functional.pixel_shuffle(patches, 2)
+    return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+
+def join_conditions(parts: Sequence[Condition]) -> Condition:
+    """Rows of several conditions, text padded to the longest where a mask says what counts.
+
+    Raises:
+        ValueError: Lengths differ and there is no mask.
+    """
+    joined = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if values[0].ndim > 1 and len({value.shape[1] for value in values}) > 1:
+            if not any("mask" in key for key in parts[0]):
+                lengths = [value.shape[1] for value in values]
+                raise ValueError(f"prompts were encoded to different lengths {lengths} without a mask; pad them alike")
+            longest = max(value.shape[1] for value in values)
+            values = [_pad_tokens(value, longest) for value in values]
+        joined[name] = torch.cat([value.to(values[0].device) for value in values])
+    return joined
+
+
+def _pad_tokens(value: Tensor, tokens: int) -> Tensor:
+    padding = value.new_zeros(len(value), tokens - value.shape[1], *value.shape[2:])
+    return torch.cat([value, padding], dim=1)
+
+
+class Companions(Mapping[str, Any]):
+    """What a pipeline folder has besides transformer and scheduler: VAE, text encoders, class names; loaded when asked.
+
+    Args:
+        source: A diffusers pipeline folder; one without ``model_index.json`` has none.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = Path(source)
+        path = self.source / "model_index.json"
+        index = json.loads(path.read_text()) if path.is_file() else {}
+        self.index = index
+        self.pipeline_class = index["_class_name"] if isinstance(index.get("_class_name"), str) else ""
+        self._names = [
+            name
+            for name, value in index.items()
+            if not name.startswith("_")
+            and name not in ("transformer", "scheduler")
+            and not (isinstance(value, list) and value[0] is None)
+        ]
+        self._loaded: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def is_component(self, name: str) -> bool:
+        """Whether it lies in a folder of its own; else it is a setting."""
+        return isinstance(self.index[name], list) and (self.source / name).is_dir()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        if not self.is_component(name):
+            return self.index[name]
+        if name not in self._loaded:
+            library, class_name = self.index[name]
+            part = getattr(importlib.import_module(library), class_name).from_pretrained(self.source, subfolder=name)
+            self._loaded[name] = part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+        return self._loaded[name]
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Along height and width; 1 where there is no VAE."""
+        vae = self.get("vae")
+        if vae is None:
+            return 1
+        if vae.config.get("scale_factor_spatial"):
+            return vae.config.scale_factor_spatial
+        halvings = vae.config.get("temperal_downsample") or vae.config.block_out_channels[1:]
+        return 2 ** len(halvings) * (2 if hasattr(vae, "bn") else 1)
 
 
 def weight_fingerprint(module: nn.Module) -> str:

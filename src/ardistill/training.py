@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import default_collate
@@ -106,10 +107,10 @@ def distill(
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + drawn)
             rows = torch.randint(len(data), (config.batch_size,), generator=generator)
             batch = default_collate([data[int(row)] for row in rows])
-            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+            batch = send_to_device(batch, accelerator.device)
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
             with accelerator.accumulate(model):
-                estimates = model(inputs, {"class_labels": batch["class_labels"]})
+                estimates = model(inputs, batch["condition"])
                 loss, errors = regression_loss(estimates, targets, weights)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

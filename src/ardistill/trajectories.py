@@ -16,15 +16,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ardistill.families import Condition
 from ardistill.schedule import Knots, nested_indices
 from ardistill.teacher import Teacher
 
 VERSION = 1
+CONDITIONS = "conditions.safetensors"
+"""Embeddings of the distinct prompts, one row each."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,13 @@ class Manifest:
     """Times of all solver steps."""
     guidance_scale: float
     guidance_channels: int | None
-    sample_shape: tuple[int, int, int]
-    """(c, h, w) of a state."""
-    num_classes: int
+    sample_shape: tuple[int, ...]
+    """(c, h, w) or (c, f, h, w) of a state."""
+    num_conditions: int
+    """Classes, or distinct prompts; trajectory i is of condition i modulo this."""
+    prompts: str
+    """SHA-256 of the prompts, which lie in ``prompts.json``; empty for a teacher of class labels."""
+    negative_prompt: str
     seed: int
     num_trajectories: int
     shard_size: int
@@ -107,6 +115,7 @@ def record(
     folder: str | Path,
     num_trajectories: int,
     *,
+    prompts: Sequence[str] | None = None,
     solver_steps: int = 24,
     num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     seed: int = 0,
@@ -122,6 +131,7 @@ def record(
         teacher: Solved as it is, with its guidance.
         folder: Made if missing; must be empty or hold a part of the same recording.
         num_trajectories: The last shard may be smaller.
+        prompts: For a teacher that takes text, used in turn; encoded once each and stored beside the shards.
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; states nearest to their uniform knots are kept.
         seed: Of the noise; the labels follow the row number.
@@ -130,8 +140,14 @@ def record(
         progress: Show a bar.
 
     Raises:
-        ValueError: The folder holds other trajectories, or more student steps than solver steps are asked for.
+        ValueError: The folder holds other trajectories, more student steps than solver steps are asked for, or prompts
+            are missing or of no use.
     """
+    if teacher.takes_text and not prompts:
+        raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on text: give it prompts")
+    if prompts and not teacher.takes_text:
+        raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on class labels: leave the prompts out")
+    distinct = list(dict.fromkeys(prompts or ()))
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
         if value < 1:
             raise ValueError(f"expected 1 {what} or more, got {value}")
@@ -146,7 +162,9 @@ def record(
         guidance_scale=teacher.guidance_scale,
         guidance_channels=teacher.guidance_channels,
         sample_shape=teacher.sample_shape,
-        num_classes=teacher.num_classes,
+        num_conditions=len(distinct) if teacher.takes_text else teacher.num_classes,
+        prompts=hashlib.sha256(json.dumps(distinct).encode()).hexdigest() if teacher.takes_text else "",
+        negative_prompt=teacher.negative_prompt,
         seed=seed,
         num_trajectories=num_trajectories,
         shard_size=shard_size,
@@ -159,14 +177,22 @@ def record(
     folder.mkdir(parents=True, exist_ok=True)
     _write_whole(folder / "manifest.json", manifest.to_json().encode())
     teacher.to(device)
+    table: Condition | None = None
+    if teacher.takes_text:
+        if not (folder / CONDITIONS).exists():
+            _write_whole(folder / "prompts.json", json.dumps(distinct, ensure_ascii=False, indent=0).encode())
+            contiguous = {name: value.contiguous() for name, value in teacher.encode(distinct).items()}
+            _write_whole(folder / CONDITIONS, safetensors.torch.save(contiguous))
+        table = safetensors.torch.load_file(folder / CONDITIONS)
     for shard in tqdm(range(manifest.num_shards), desc="record", unit="shard", disable=not progress):
         path = _shard_path(folder, shard)
         if path.with_suffix(".json").exists():
             continue
         rows = min(shard_size, num_trajectories - shard * shard_size)
-        labels = (torch.arange(rows) + shard * shard_size) % manifest.num_classes
+        labels = (torch.arange(rows) + shard * shard_size) % manifest.num_conditions
         noise = teacher.noise(seed, shard, rows)
-        solved = teacher.solve_ode(noise.to(device), {"class_labels": labels.to(device)}, manifest.knots)
+        condition = {name: value.to(device) for name, value in _look_up(table, labels).items()}
+        solved = teacher.solve_ode(noise.to(device), condition, manifest.knots)
         states = solved.states[:, list(manifest.kept)].cpu().contiguous()
         denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu().contiguous()
         data = _encode(states, denoised, labels)
@@ -176,12 +202,17 @@ def record(
     return manifest
 
 
+def _look_up(table: Condition | None, labels: Tensor) -> Condition:
+    """Rows of the table of conditions; without a table the labels are the condition."""
+    return {"class_labels": labels} if table is None else {name: value[labels] for name, value in table.items()}
+
+
 def _encode(states: Tensor, denoised: Tensor, labels: Tensor) -> bytes:
     def binary(x: Tensor) -> pa.Array:
         width = x[0].numel() * x.element_size()
         return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(x), [None, pa.py_buffer(x.numpy())])
 
-    columns = {"states": binary(states), "denoised": binary(denoised), "class_labels": pa.array(labels.numpy())}
+    columns = {"states": binary(states), "denoised": binary(denoised), "labels": pa.array(labels.numpy())}
     batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -192,7 +223,7 @@ def _encode(states: Tensor, denoised: Tensor, labels: Tensor) -> bytes:
 class TrajectoryDataset(Dataset):
     """Recorded trajectories, memory-mapped, as one student needs them.
 
-    Item i is a dict of ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``class_labels``.
+    Item i is a dict of ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``condition``, itself a dict.
 
     Args:
         folder: What ``record`` wrote.
@@ -223,7 +254,15 @@ class TrajectoryDataset(Dataset):
             self._states.append(states)
             self._denoised.append(denoised)
             labels.append(shard_labels)
-        self.class_labels = torch.cat(labels)
+        self.labels = torch.cat(labels)
+        """Class, or number of the prompt, of each trajectory."""
+        self._table: Condition | None = None
+        self.prompts: list[str] = []
+        if manifest.prompts:
+            if not (folder / CONDITIONS).is_file():
+                raise ValueError(f"{folder / CONDITIONS} is missing; run the same record command again")
+            self._table = safetensors.torch.load_file(folder / CONDITIONS)
+            self.prompts = json.loads((folder / "prompts.json").read_text())
 
     def _read(self, path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
         facts_path = path.with_suffix(".json")
@@ -247,23 +286,55 @@ class TrajectoryDataset(Dataset):
             return flat.reshape(batch.num_rows, states, *manifest.sample_shape)
 
         kept = len(manifest.kept)
-        labels = torch.from_numpy(batch.column("class_labels").to_numpy().copy())
+        labels = torch.from_numpy(batch.column("labels").to_numpy().copy())
         return view("states", kept), view("denoised", kept - 1), labels
 
-    def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), labels (n,)."""
-        items = [self[i] for i in range(len(self))]
-        return (
-            torch.stack([item["states"] for item in items]),
-            torch.stack([item["denoised"] for item in items]),
-            self.class_labels,
-        )
+    def condition(self, rows: slice | Tensor = slice(None)) -> Condition:
+        """Of some trajectories, one row each."""
+        return _look_up(self._table, self.labels[rows])
+
+    def stacked(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Condition]:
+        """Some of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), condition."""
+        items = [self[i] for i in range(*rows.indices(len(self)))]
+        states, denoised = (torch.stack([item[key] for item in items]) for key in ("states", "denoised"))
+        return states, denoised, self.condition(rows)
 
     def __len__(self) -> int:
         return self.manifest.num_trajectories
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         shard, row = divmod(index, self.manifest.shard_size)
         states = torch.from_numpy(self._states[shard][row][self._at])
         denoised = torch.from_numpy(self._denoised[shard][row][[i - 1 for i in self._at[1:]]])
-        return {"states": states, "denoised": denoised, "class_labels": self.class_labels[index]}
+        condition = {name: value[0] for name, value in self.condition(slice(index, index + 1)).items()}
+        return {"states": states, "denoised": denoised, "condition": condition}
+
+
+def load_prompts(source: str) -> list[str]:
+    """Prompts from a text file (one a line), a JSONL file (key ``prompt``) or a data set (column prompt or text).
+
+    Raises:
+        ValueError: There are none, or a line has no prompt.
+    """
+    path = Path(source)
+    if not path.is_file():
+        if path.suffix or source.count("/") != 1:
+            raise ValueError(f"expected prompts in {source}: a text or JSONL file, or the Hub id of a data set")
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(f"{source} is no file; to read it as a data set: pip install datasets") from error
+        rows = datasets.load_dataset(source, split="train")
+        column = next((name for name in ("prompt", "text") if name in rows.column_names), None)
+        if column is None:
+            raise ValueError(f"{source}: expected a column prompt or text, found {', '.join(rows.column_names)}")
+        return list(rows[column])
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    if path.suffix == ".jsonl":
+        try:
+            lines = [json.loads(line)["prompt"] for line in lines]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: expected one JSON object with the key prompt a line ({error})") from error
+    if not lines:
+        raise ValueError(f"{path} holds no prompts")
+    return lines

@@ -55,7 +55,7 @@ class Sampler:
         def draw(noise: Tensor, condition: Condition) -> Tensor:
             return teacher.solve_ode(noise, condition, knots).states[:, -1]
 
-        return cls(draw, num_steps * (1 if teacher.guidance_scale == 1 else 2))
+        return cls(draw, num_steps * (1 if teacher.guidance_scale == 1 or teacher.embeds_guidance else 2))
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Comparison:
     images: dict[str, Tensor]
     """Arm -> images in [-1, 1], (n, c, h, w)."""
     labels: Tensor
+    """Class, or number of the prompt, of each sample."""
     feature_network: str
     floor: float | None
     """FD of as many held-out real images as each arm has samples."""
@@ -174,9 +175,10 @@ def compare(
     teacher_images: Tensor,
     arms: Mapping[str, Sampler],
     noise: Tensor,
-    labels: Tensor,
+    condition: Condition,
     judge: Judge,
     *,
+    labels: Tensor | None = None,
     baseline: str | None = None,
     batch_size: int = 250,
     device: torch.device | str = "cpu",
@@ -188,8 +190,9 @@ def compare(
         teacher_images: Its own images in [-1, 1] from the same noise and labels, (n, c, h, w): the arm ``teacher``.
         arms: The others; one may be called ``teacher``, then only its cost is measured.
         noise: x_T, (n, c, h, w).
-        labels: (n,).
+        condition: One row per sample.
         judge: Networks and reference.
+        labels: (n,), to head the columns of the grid; class labels are taken from the condition.
         baseline: The arm that the others are held against, pair by pair; the notes say how those of as many NFE stand.
         batch_size: Samples drawn at once.
         device: Where the arms run.
@@ -197,15 +200,20 @@ def compare(
     Raises:
         ValueError: ``baseline`` is no arm, or there are not as many noises, labels and teacher's images.
     """
+    labels = condition["class_labels"] if labels is None else labels
     if not len(noise) == len(labels) == len(teacher_images):
         raise ValueError(f"expected as many noises, labels, images: {len(noise)}, {len(labels)}, {len(teacher_images)}")
+
+    def rows(part: slice) -> tuple[Tensor, Condition]:
+        return noise[part].to(device), {name: value[part].to(device) for name, value in condition.items()}
+
     if baseline is not None and baseline not in arms:
         raise ValueError(f"unknown baseline {baseline!r}; the arms are {', '.join(arms)}")
     images = {"teacher": teacher_images}
     for arm, sampler in arms.items():
         if arm != "teacher":
-            batches = zip(noise.split(batch_size), labels.split(batch_size), strict=True)
-            drawn = [sampler.draw(x.to(device), {"class_labels": y.to(device)}) for x, y in batches]
+            starts = range(0, len(noise), batch_size)
+            drawn = [sampler.draw(*rows(slice(start, start + batch_size))) for start in starts]
             images[arm] = torch.cat([teacher.decode(latents) for latents in drawn])
     features = {arm: extract_features(judge.network, x) for arm, x in images.items()}
     statistics = {arm: FeatureStatistics.from_features(x) for arm, x in features.items()}
@@ -217,7 +225,7 @@ def compare(
         arm: _quality(judge, images[arm], features[arm], labels)
         | {"fd_to_teacher": frechet_distance(statistics["teacher"], statistics[arm])}
         | _paired(pairs[arm])
-        | (_cost(arms[arm], noise, labels, device) if arm in arms else {})
+        | (_cost(arms[arm], rows(slice(1)), rows(slice(10))) if arm in arms else {})
         for arm in images
     }
     intervals, notes = {}, []
@@ -273,8 +281,9 @@ def _paired(pair: PairedDistance) -> dict[str, float | int | None]:
     }
 
 
-def _cost(sampler: Sampler, noise: Tensor, labels: Tensor, device: torch.device | str) -> dict[str, float | int | None]:
-    one, ten = ((noise[:k].to(device), {"class_labels": labels[:k].to(device)}) for k in (1, 10))
+def _cost(
+    sampler: Sampler, one: tuple[Tensor, Condition], ten: tuple[Tensor, Condition]
+) -> dict[str, float | int | None]:
     return {
         "nfe": sampler.nfe,
         "macs_per_image": count_macs(lambda: sampler.draw(*one)),

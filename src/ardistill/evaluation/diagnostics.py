@@ -16,7 +16,7 @@ from ardistill.losses import inputs_and_targets
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.trajectories import Manifest
+from ardistill.trajectories import TrajectoryDataset
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def exposure_bias(
     inputs, targets = inputs_and_targets(states, denoised, knots, target)
 
     def per_step(estimates: Tensor) -> list[float]:
-        return (estimates - targets).square().mean(dim=(0, 2, 3, 4)).tolist()
+        return (estimates - targets).square().mean(dim=(0, *range(2, targets.ndim))).tolist()
 
     free = sample(student, states[:, 0], condition)
     curves = {"teacher_forced": per_step(student(inputs, condition)), "free_running": per_step(free)}
@@ -75,13 +75,13 @@ def distance_to_solver(student: Student, teacher: Teacher, noise: Tensor, condit
 
 
 def validation_grid(
-    teacher: Teacher, manifest: Manifest, folder: str | Path, count: int = 10
+    teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10
 ) -> Callable[[Student, int], np.ndarray]:
     """Draw a grid from fixed held-out noise whenever it is called: the teacher's row, then the student's.
 
     Args:
         teacher: With the guidance of the trajectories; its row is drawn once, at the first call.
-        manifest: Of the training trajectories; the noise is of the next seed.
+        data: The training trajectories, whose first conditions are drawn; the noise is of the next seed.
         folder: Where ``step-00000500.png`` and its like go.
         count: Images a row.
 
@@ -89,21 +89,22 @@ def validation_grid(
         (student, steps done) -> the picture, (height, width, 3) bytes.
     """
     folder = Path(folder)
-    noise = teacher.noise(manifest.seed + 1, 0, count)
-    labels = torch.arange(count) % manifest.num_classes
+    count = min(count, len(data))
+    noise = teacher.noise(data.manifest.seed + 1, 0, count)
     rows: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def draw(student: Student, step: int) -> np.ndarray:
         device = next(student.parameters()).device
-        x, condition = noise.to(device), {"class_labels": labels.to(device)}
+        x = noise.to(device)
+        condition = {name: value.to(device) for name, value in data.condition(slice(count)).items()}
         if not rows:
-            solved = teacher.to(device).solve_ode(x, condition, manifest.knots)
+            solved = teacher.to(device).solve_ode(x, condition, data.manifest.knots)
             rows["teacher"] = teacher.decode(solved.states[:, -1])
         rows["student"] = teacher.decode(sample(student, x, condition)[:, -1])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:08d}.png"
-        sample_grid(rows, path, [str(int(i)) for i in labels])
+        sample_grid(rows, path, [str(int(i)) for i in data.labels[:count]])
         return np.asarray(Image.open(path).convert("RGB"))
 
     return draw
@@ -118,6 +119,7 @@ def draw_samples(
     count: int = 20,
     seed: int = 0,
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw a grid of a student's samples, ten a row, into a PNG file.
@@ -129,6 +131,7 @@ def draw_samples(
         count: Images.
         seed: Of the noise.
         class_labels: Classes to draw, in turn; all classes if not given.
+        prompts: What to draw, in turn, where the teacher takes text.
         device: Where the student runs.
 
     Returns:
@@ -139,16 +142,26 @@ def draw_samples(
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
-    classes = torch.tensor(list(class_labels or range(teacher.num_classes)))
-    labels = classes[torch.arange(count) % len(classes)]
-    teacher.check_condition({"class_labels": labels})
+    if teacher.takes_text:
+        if class_labels or not prompts:
+            raise ValueError(f"{teacher.name or 'the teacher'} takes prompts, not class labels: give it some")
+        shown = [prompts[i % len(prompts)] for i in range(count)]
+        condition = teacher.encode(shown)
+    else:
+        if prompts:
+            raise ValueError(f"{teacher.name or 'the teacher'} takes class labels, not prompts")
+        classes = list(class_labels or range(teacher.num_classes))
+        labels = [classes[i % len(classes)] for i in range(count)]
+        condition, shown = {"class_labels": torch.tensor(labels)}, [f"class {label}" for label in labels]
+    teacher.check_condition(condition)
     noise = torch.randn(count, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed))
-    drawn = sample(student.to(device).eval(), noise.to(device), {"class_labels": labels.to(device)})[:, -1]
+    condition = {name: value.to(device) for name, value in condition.items()}
+    drawn = sample(student.to(device).eval(), noise.to(device), condition)[:, -1]
     images = teacher.to(device).decode(drawn)
     rows = {}
     for first in range(0, count, 10):
         row = images[first : first + 10]
         blank = torch.ones(min(count, 10) - len(row), *row.shape[1:])
-        rows[f"from {first}, class {int(labels[first])}"] = torch.cat([row, blank])
+        rows[f"{first}: {shown[first][:40]}"] = torch.cat([row, blank])
     sample_grid(rows, path)
     return images

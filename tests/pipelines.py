@@ -1,0 +1,168 @@
+"""Tiny randomly initialised pipelines of the real classes, saved to disk: what a user's teacher looks like."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from families import TINY
+
+WORDS = ["a", "red", "cat", "dog", "on", "the", "moon", "photo", "of"]
+
+
+def clip_tokenizer() -> Any:
+    specials = ["<|startoftext|>", "<|endoftext|>"]
+    pieces = specials + [c for c in string.ascii_lowercase] + [f"{c}</w>" for c in string.ascii_lowercase]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=12)
+
+
+def t5_tokenizer() -> Any:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS), *string.ascii_lowercase]
+    return transformers.T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0, model_max_length=12)
+
+
+def byte_tokenizer(**options: Any) -> Any:
+    """Qwen's, of single bytes: no merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    vocab = {piece: i for i, piece in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters])}
+    return Qwen2Tokenizer(vocab=vocab, merges=[], **options)
+
+
+def clip_encoder(width: int) -> Any:
+    config = transformers.CLIPTextConfig(
+        vocab_size=60, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=12, projection_dim=width, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return config
+
+
+def t5_encoder(width: int) -> Any:
+    return transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=60, d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    )
+
+
+def vae(channels: int = 4, **options: Any) -> Any:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **options,
+    )  # fmt: skip
+
+
+def _dit() -> Any:
+    parts = {"vae": vae(), "scheduler": diffusers.DDIMScheduler()}
+    return diffusers.DiTPipeline(transformer=TINY["dit"].transformer(), **parts)
+
+
+def _pixart() -> Any:
+    return diffusers.PixArtSigmaPipeline(
+        t5_tokenizer(),
+        t5_encoder(12),
+        vae(),
+        TINY["pixart-sigma"].transformer(),
+        diffusers.DPMSolverMultistepScheduler(),
+    )
+
+
+def _sd3() -> Any:
+    clip = transformers.CLIPTextModelWithProjection
+    return diffusers.StableDiffusion3Pipeline(
+        TINY["sd3"].transformer(),
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae(shift_factor=0.06),
+        clip(clip_encoder(4)),
+        clip_tokenizer(),
+        clip(clip_encoder(6)),
+        clip_tokenizer(),
+        t5_encoder(12),
+        t5_tokenizer(),
+    )
+
+
+def _flux() -> Any:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    return diffusers.FluxPipeline(
+        scheduler,
+        vae(shift_factor=0.06),
+        transformers.CLIPTextModel(clip_encoder(10)),
+        clip_tokenizer(),
+        t5_encoder(12),
+        t5_tokenizer(),
+        TINY["flux"].transformer(),
+    )
+
+
+def _qwen() -> Any:
+    text = {
+        "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 300, "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 12}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    autoencoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.1] * 4, latents_std=[1.5] * 4,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return diffusers.QwenImagePipeline(
+        scheduler, autoencoder, encoder, byte_tokenizer(), TINY["qwen-image"].transformer()
+    )
+
+
+def _z_image() -> Any:
+    config = transformers.Qwen3Config(
+        vocab_size=300, hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = byte_tokenizer(chat_template=template)
+    return diffusers.ZImagePipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae(shift_factor=0.06),
+        transformers.Qwen3Model(config),
+        tokenizer,
+        TINY["z-image"].transformer(),
+    )
+
+
+def _wan() -> Any:
+    autoencoder = diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.1] * 4, latents_std=[1.5] * 4,
+    )  # fmt: skip
+    config = transformers.UMT5Config(vocab_size=60, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    return diffusers.WanPipeline(
+        t5_tokenizer(),
+        transformers.UMT5EncoderModel(config),
+        autoencoder,
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        TINY["wan"].transformer(),
+    )
+
+
+PIPELINES = {
+    "dit": _dit,
+    "pixart": _pixart,
+    "sd3": _sd3,
+    "flux": _flux,
+    "qwen-image": _qwen,
+    "z-image": _z_image,
+    "wan": _wan,
+}
+
+
+def save(name: str, folder: Path) -> Path:
+    """Make and save one; the folder is what a Hub id downloads to."""
+    torch.manual_seed(0)
+    PIPELINES[name]().save_pretrained(folder)
+    return folder

@@ -1,0 +1,184 @@
+"""A user's own teacher, end to end: record, distil, export, reload with diffusers alone, sample."""
+
+import json
+import os
+import subprocess
+import sys
+
+import diffusers
+import pytest
+import torch
+from pipelines import PIPELINES, save
+
+from ardistill.cli import main
+from ardistill.hub import load
+from ardistill.sampling import sample
+from ardistill.student import Student
+from ardistill.teacher import Teacher
+from ardistill.trajectories import TrajectoryDataset, record
+
+PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
+TEXT = [name for name in PIPELINES if name != "dit"]
+SIZE = {"flux": 16, "qwen-image": 16, "z-image": 16, "wan": 16}
+"""Of the images, where the transformer's config does not say."""
+
+SCRIPT = """
+import json, sys, torch
+sys.modules["ardistill"] = None  # an import of our package fails
+from diffusers import DiffusionPipeline
+images = []
+for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = json.loads(options)
+    result = pipeline(**options, generator=torch.Generator().manual_seed(0), output_type="pt")
+    images.append(result.frames[:, 0] if hasattr(result, "frames") else result.images)
+    if "prompt" in options:
+        try:
+            pipeline(**options, negative_prompt="bad")
+        except ValueError as error:
+            assert "absorbed" in str(error)
+        else:
+            raise AssertionError("a negative prompt was accepted")
+torch.save(images, sys.argv[-1])
+"""
+
+
+def options(name):
+    size = SIZE.get(name)
+    return {"height": size, "width": size} if size else {}
+
+
+def call(name):
+    """What a user gives the exported pipeline."""
+    given = {"class_labels": [1, 2]} if name == "dit" else {"prompt": PROMPTS[:2], **options(name)}
+    if name == "wan":
+        given["num_frames"] = 1
+    if name == "pixart":
+        given |= {"use_resolution_binning": False, "clean_caption": False}
+    if name in ("pixart", "sd3", "flux", "qwen-image", "z-image", "wan"):
+        given["max_sequence_length"] = LENGTH[name]
+    return given
+
+
+LENGTH = {"pixart": 300, "sd3": 256, "flux": 512, "qwen-image": 512, "z-image": 512, "wan": 226}
+"""The default of the pipeline's encode_prompt, which recording uses."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Every teacher recorded, distilled in 2 steps and exported, by the commands that a user types."""
+    folder = tmp_path_factory.mktemp("teachers")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    for name in PIPELINES:
+        save(name, folder / name / "teacher")
+        command = [
+            "record",
+            "--teacher",
+            folder / name / "teacher",
+            "--out",
+            folder / name / "data",
+            "--solver_steps",
+            4,
+        ]
+        command += ["--num_trajectories", 4, "--num_steps", "[2]", "--guidance_scale", 2.0]
+        if name in TEXT:
+            command += ["--prompts", folder / "prompts.txt"]
+        for key, value in options(name).items():
+            command += [f"--{key}", value]
+        main([str(x) for x in command])
+        command = [
+            "distill",
+            "--trajectories",
+            folder / name / "data",
+            "--out",
+            folder / name / "run",
+            "--num_steps",
+            2,
+        ]
+        command += ["--history_layers", 2, "--training.max_steps", 2, "--training.batch_size", 2]
+        main([str(x) for x in command])
+        main([str(x) for x in ["export", "--student", folder / name / "run", "--out", folder / name / "export"]])
+    return folder
+
+
+def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
+    pairs = [x for name in PIPELINES for x in (str(exported / name / "export"), json.dumps(call(name)))]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-c", SCRIPT, *pairs, str(tmp_path / "images.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, images in zip(PIPELINES, torch.load(tmp_path / "images.pt"), strict=True):
+        teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name))
+        student = Student.from_pretrained(exported / name / "run")
+        condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
+        shape = (2, *teacher.sample_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        expected = teacher.decode(sample(student, noise, condition)[:, -1]) / 2 + 0.5
+        assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_load_runs_our_own_code(exported, name):
+    pipeline = load(exported / name / "export")
+    assert type(pipeline).__module__ == "ardistill.pipeline"
+    assert isinstance(pipeline, getattr(diffusers, type(pipeline).__mro__[1].__name__))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
+    """Guided, from the same noise and prompts, on the pipeline's own times: encoders, signs, scales and decoder."""
+    folder = exported / name / "teacher"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    given = call(name) | {"num_inference_steps": 4}
+    scale = {"flux": {"guidance_scale": 2.0}, "qwen-image": {"true_cfg_scale": 2.0, "negative_prompt": " "}}
+    scale["z-image"] = {"guidance_scale": 1.0}  # z-image adds (scale) times the difference: 1 is our 2
+    given |= scale.get(name, {"guidance_scale": 2.0})
+    if name in ("pixart",):
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+            pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+        )
+    if name in ("sd3", "wan", "z-image"):
+        pipeline.scheduler.set_timesteps = _trailing(pipeline.scheduler)
+    result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
+    images = result.frames[:, 0] if hasattr(result, "frames") else result.images
+    negative = {"negative_prompt": " "} if name == "qwen-image" else {}
+    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **options(name), **negative)
+    noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
+    solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
+    expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
+    assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
+
+
+def _trailing(scheduler):
+    """Uniform sigmas from 1, shifted, as recording takes them; these pipelines take what the scheduler gives them."""
+    original = scheduler.set_timesteps
+
+    def set_timesteps(num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        return original(sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)], device=device)
+
+    return set_timesteps
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_prompts_are_encoded_once_and_stored_once(exported, name):
+    data = TrajectoryDataset(exported / name / "data", 2)
+    assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1, 2, 0]
+    teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name))
+    encoded = teacher.encode(PROMPTS)
+    for key, value in data[3]["condition"].items():
+        assert torch.allclose(value.float(), encoded[key][0].float(), atol=1e-5)
+
+
+def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
+    pixart = Teacher.from_pretrained(exported / "pixart" / "teacher")
+    with pytest.raises(ValueError, match="conditioned on text: give it prompts"):
+        record(pixart, tmp_path / "data", 4, solver_steps=4, num_steps=(2,))
+    with pytest.raises(ValueError, match="leave the prompts out"):
+        record(teacher, tmp_path / "data", 4, prompts=["a"], solver_steps=4, num_steps=(2,))
+    with pytest.raises(ValueError, match="multiples of 4 pixels, got 15x16"):
+        Teacher.from_pretrained(exported / "flux" / "teacher", height=15, width=16)
+    with pytest.raises(ValueError, match="both height and width"):
+        Teacher.from_pretrained(exported / "flux" / "teacher", height=16)
+    assert not (tmp_path / "data").exists()
