@@ -136,16 +136,16 @@ TINY = {
     "qwen-image": Tiny(
         "QwenImageTransformer2DModel",
         {"in_channels": 16, "out_channels": 4, "num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 2,
-         "joint_attention_dim": 12, "axes_dims_rope": (4, 6, 6)},
+         "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)},
         (4, 8, 8),
-        _text(7, 12),
+        _text(7, 16),
     ),
     "qwen-image-masked": Tiny(
         "QwenImageTransformer2DModel",
         {"in_channels": 16, "out_channels": 4, "num_layers": 3, "attention_head_dim": 16, "num_attention_heads": 2,
-         "joint_attention_dim": 12, "axes_dims_rope": (4, 6, 6)},
+         "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)},
         (4, 8, 8),
-        _text(7, 12, encoder_hidden_states_mask=lambda count: _ragged(count).long()),
+        _text(7, 16, encoder_hidden_states_mask=lambda count: _ragged(count).long()),
     ),
     "cogview4": Tiny(
         "CogView4Transformer2DModel",

@@ -274,7 +274,7 @@ def _compare(
 def _export(student: str, out: str, teacher: str | None = None) -> Result:
     """Write a student as a diffusers folder that loads without this package; `hf upload` publishes it.
 
-    The card carries the figures and the picture of `ardistill evaluate` if the run was evaluated.
+    The card carries the figures and the picture of `ardistill evaluate` if the run was evaluated, else its last grid.
 
     Args:
         student: Folder that distill wrote.
@@ -286,9 +286,11 @@ def _export(student: str, out: str, teacher: str | None = None) -> Result:
 
     loaded = Student.from_pretrained(student)
     path = Path(student)
-    evaluation = (path.parent if path.name == "student" else path) / "evaluation"
+    folder = path.parent if path.name == "student" else path
+    evaluation = folder / "evaluation"
     figures = (evaluation / "figures.md").read_text() if (evaluation / "figures.md").is_file() else ""
-    picture = evaluation / "samples.png" if figures else None
+    grids = sorted((folder / "samples").glob("step-*.png"))
+    picture = evaluation / "samples.png" if figures else grids[-1] if grids else None
     run(loaded, _teacher_of(loaded.config, teacher), out, figures=figures, picture=picture)
     text = f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
     return {"out": out, "evaluated": bool(figures), "text": text}

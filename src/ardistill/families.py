@@ -202,6 +202,16 @@ def _encode_z_image(pipeline: Any, prompts: list[str]) -> Condition:
     return {"encoder_hidden_states": nn.utils.rnn.pad_sequence(rows, True), "encoder_attention_mask": mask}
 
 
+def _norm_of_conditional(guided: Tensor, conditional: Tensor) -> Tensor:
+    """As Lumina2's pipeline: guidance keeps the norm of each row of latents."""
+    return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+
+def _norm_of_conditional_tokens(guided: Tensor, conditional: Tensor) -> Tensor:
+    """As Qwen-Image's pipeline: guidance keeps the norm of each token."""
+    return _unpack(_norm_of_conditional(_pack(guided, 2), _pack(conditional, 2)), guided, 2)
+
+
 @dataclass(frozen=True)
 class Family:
     """How to find the self-attention of a transformer class and how to call it."""
@@ -224,6 +234,8 @@ class Family:
     """diffusers' pipeline class of the family, for a teacher whose folder names none."""
     encode: Callable[[Any, list[str]], Condition] | None = None
     """(that pipeline, prompts) -> condition, one row per prompt; None: conditioned on class labels."""
+    rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(guided, conditional) -> guided, where the family's pipeline rescales what guidance gives."""
     packing: int = 1
     """Latents are packed into tokens of so many by so many before the network."""
     default_size: int = 128
@@ -345,6 +357,7 @@ FAMILIES: dict[str, Family] = {
         _packed,
         pipeline="QwenImagePipeline",
         encode=_encode_qwen,
+        rescale_guided=_norm_of_conditional_tokens,
         packing=2,
     ),
     "CogView4Transformer2DModel": Family(
@@ -365,6 +378,7 @@ FAMILIES: dict[str, Family] = {
         "first",
         pipeline="Lumina2Pipeline",
         encode=_encode_masked,
+        rescale_guided=_norm_of_conditional,
     ),
 }
 """Class name -> family. `register_family` adds to it."""

@@ -46,12 +46,14 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
     config = student.config
     teacher = config.teacher or "an unnamed teacher"
     kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
+    takes_text = student.family.encode is not None
+    example = '"a photo of the moon"' if takes_text else "[0, 1, 2]"
     on_hub = teacher.count("/") == 1 and not teacher.startswith(("zoo/", ".")) and not Path(teacher).exists()
     facts = ModelCardData(
         library_name="diffusers",
         base_model=teacher if on_hub else None,
         tags=["ardistill", "autoregressive-distillation", "few-step"],
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="text-to-image" if takes_text else "unconditional-image-generation",
     )
     return f"""---
 {facts.to_yaml()}
@@ -66,7 +68,7 @@ AutoRegressive Distillation (arXiv:2504.11295): {student.num_steps} steps, {kind
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
-images = pipeline([0, 1, 2]).images
+images = pipeline({example}).images
 ```
 
 `trust_remote_code` runs the pipeline module in this folder, which needs torch and diffusers alone. With ardistill
@@ -91,7 +93,7 @@ def export(
         teacher: Gives scheduler and companions; the scheduler is kept for its facts, the student's knots are fixed.
         folder: Must not exist or be empty.
         figures: Markdown of what was measured, for the card.
-        picture: PNG for the card; drawn here from 20 noises of seed 0 if not given.
+        picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
 
     Raises:
         ValueError: The folder is not empty, or the student is of another teacher.
@@ -113,7 +115,7 @@ def export(
     (folder / f"{name}.py").write_text(source)
     if picture is not None:
         shutil.copy(picture, folder / "samples.png")
-    elif teacher.draws_images:
+    elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
     (folder / "README.md").write_text(model_card(student, figures, (folder / "samples.png").exists()))
     index: dict[str, Any] = {

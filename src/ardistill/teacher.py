@@ -269,7 +269,7 @@ class Teacher:
         guided = slice(0, self.guidance_channels)
         output = conditional.clone()
         output[:, guided] = torch.lerp(unconditional[:, guided], conditional[:, guided], self.guidance_scale)
-        return output
+        return self.family.rescale_guided(output, conditional) if self.family.rescale_guided else output
 
     @torch.no_grad()
     def solve_ode(self, noise: Tensor, condition: Condition, knots: Knots, progress: bool = False) -> Trajectory:

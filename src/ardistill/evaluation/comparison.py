@@ -241,7 +241,7 @@ def compare(
         floor = found.distance
         notes.append(f"Real-versus-real floor of FD: {found}.")
     notes.append(
-        f"{len(noise)} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
+        f"{len(noise):,} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
         f"Euclidean, of paired features (unpaired samples of the teacher are {pairs['teacher'].unpaired:.2f} apart); "
         "milliseconds at batch 10."
     )

@@ -83,7 +83,7 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --rule: #d9dce0; --page: #ffffff; --band: #f5f6f8; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --soft: #a2a9b1; --rule: #3a3f45; --page: #17191c; --band: #202328; } }
-body { margin: 0 auto; max-width: 68rem; padding: 2rem 1.25rem 4rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 84rem; padding: 2rem 1.25rem 4rem; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; }
 .table { overflow-x: auto; }
