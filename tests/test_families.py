@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from families import TINY
+from tiny_families import TINY
 
 from ardistill.families import FAMILIES, Family, family_of, register_family
 from ardistill.history import MASKS
@@ -196,7 +196,7 @@ def test_one_training_step_lowers_the_loss(name):
     losses = []
     for _ in range(2):
         loss, _errors = regression_loss(student(inputs, condition), targets, torch.ones(STEPS))
-        losses.append(float(loss))
+        losses.append(loss.item())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

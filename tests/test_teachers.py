@@ -8,7 +8,7 @@ import sys
 import diffusers
 import pytest
 import torch
-from pipelines import PIPELINES, save
+from tiny_pipelines import PIPELINES, save
 
 from ardistill.cli import main
 from ardistill.hub import load

@@ -315,7 +315,7 @@ def _teacher_of(facts: Any, name: str | None) -> Any:
     name = name or facts.teacher
     if not name:
         raise ValueError("it is not known where the teacher is: say so with --teacher")
-    options = {
+    options: dict[str, Any] = {
         "guidance_channels": getattr(facts, "guidance_channels", None),
         "negative_prompt": getattr(facts, "negative_prompt", ""),
         "latent_shape": tuple(facts.sample_shape) or None,

@@ -121,7 +121,7 @@ def _flux2(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condi
     batch, tokens = condition["encoder_hidden_states"].shape[:2]
     text_ids = torch.zeros(tokens, 4, device=latents.device)
     text_ids[:, 3] = torch.arange(tokens, device=latents.device)
-    image_ids = _grid(*latents.shape[-2:], 4, latents.device)
+    image_ids = _grid(latents.shape[-2], latents.shape[-1], 4, latents.device)
     ids = {"img_ids": image_ids.repeat(batch, 1, 1), "txt_ids": text_ids.repeat(batch, 1, 1)}
     return {"hidden_states": _pack(latents, 1), "timestep": timestep / 1000, **ids, **condition}
 

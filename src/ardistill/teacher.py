@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -218,6 +218,8 @@ class Teacher:
             source = getattr(self.companions, "source", None)
             if source is None:
                 raise ValueError("expected a teacher loaded from a pipeline folder, which has the text encoders")
+            if importlib.util.find_spec("transformers") is None:
+                raise ValueError("text encoders need transformers: pip install 'ardistill[text]'")
             base = getattr(diffusers, self.pipeline_class)
             self._text_pipeline = base.from_pretrained(source, transformer=None, vae=None)
         distinct = list(dict.fromkeys(prompts))
@@ -380,6 +382,8 @@ class Companions(Mapping[str, Any]):
             return self.index[name]
         if name not in self._loaded:
             library, class_name = self.index[name]
+            if importlib.util.find_spec(library) is None:
+                raise ValueError(f"{self.source / name} needs {library}: pip install 'ardistill[text]'")
             part = getattr(importlib.import_module(library), class_name).from_pretrained(self.source, subfolder=name)
             self._loaded[name] = part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
         return self._loaded[name]

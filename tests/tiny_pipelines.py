@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from families import TINY
+from tiny_families import TINY
 
 WORDS = ["a", "red", "cat", "dog", "on", "the", "moon", "photo", "of"]
 
