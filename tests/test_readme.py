@@ -17,7 +17,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 def commands() -> list[list[str]]:
     """Every `ardistill ...` line of the README's blocks of code, as arguments."""
-    blocks = "\n".join(re.findall(r"```\n(.*?)```", README, re.S)).replace("\\\n", " ")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    blocks = "\n".join(block for language, block in fenced if not language).replace("\\\n", " ")
     words = [shlex.split(line, comments=True) for line in blocks.splitlines() if "ardistill " in line]
     return [line[line.index("ardistill") + 1 :] for line in words if "ardistill" in line]
 
