@@ -1,5 +1,6 @@
 """What the README and the recipes say is what runs."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -46,14 +47,17 @@ def test_every_recipe_is_whole(path):
         parser.parse_args(["--config", str(path), command])
 
 
-def test_the_readmes_table_is_the_committed_run():
-    import importlib.util
-
-    path = ROOT / "benchmarks" / "quickstart_seeds.py"
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("quickstart_seeds", path))
+def script(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readmes_tables_are_the_committed_run_and_the_registry():
     figures = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text())
-    assert "\n".join(module.table(figures)) in README
+    assert "\n".join(script("benchmarks/quickstart_seeds.py").table(figures)) in README
+    assert "\n".join(script("docs/family_table.py").table()) in README
 
 
 def test_the_fashion_recipe_runs_from_record_to_export(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from ardistill.config import TrainingConfig as TrainingConfig
     from ardistill.demo import quickstart as quickstart
     from ardistill.evaluation import compare as compare
+    from ardistill.families import Family as Family
+    from ardistill.families import register_family as register_family
     from ardistill.hub import export as export
     from ardistill.hub import load as load
     from ardistill.sampling import sample as sample
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ardistill.trajectories import record as record
 
 _HOME = {
+    "Family": "families",
     "QuickstartConfig": "config",
     "Student": "student",
     "StudentConfig": "student",
@@ -31,6 +34,7 @@ _HOME = {
     "load": "hub",
     "quickstart": "demo",
     "record": "trajectories",
+    "register_family": "families",
     "sample": "sampling",
 }
 __all__ = list(_HOME)
