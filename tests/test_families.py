@@ -48,7 +48,7 @@ def test_without_history_it_is_the_untouched_model(name):
     student = make(name, 0)
     untouched = TINY[name].transformer()
     family = family_of(untouched)
-    a, b = student.config.knots.coefficients("state").float().unbind(1)
+    a, b = torch.tensor(student.config.knots.coefficients("state")).unbind(1)
     found = student(inputs, condition)
     for step, timestep in enumerate(student.config.knots.timesteps):
         times = torch.full((len(inputs),), timestep)
@@ -160,6 +160,23 @@ def test_folded_pass_equals_a_dense_mask_oracle(name, mask):
             expected = plain(inputs, condition)
     assert near(found, expected)
     assert mask == "M1" or not near(found, plain(inputs, condition), 1e-3)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", TINY)
+def test_sequential_pass_has_the_estimates_and_gradients_of_the_folded_one(name, mask):
+    inputs, condition = batch(name)
+    found = []
+    for options in ({}, {"sequential": True}, {"sequential": True, "detach_history": True}):
+        student = make(name, 2, mask)
+        estimates = student(inputs, condition, **options)
+        estimates.square().mean().backward()
+        gradients = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+        found.append((estimates.detach(), gradients))
+    (folded, folded_gradients), (sequential, gradients), (detached, detached_gradients) = found
+    assert near(sequential, folded) and near(detached, folded)
+    assert near(gradients, folded_gradients)
+    assert mask == "M1" or not near(detached_gradients, folded_gradients, 1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if family_of(TINY[name].class_name).has_checkpointing])

@@ -82,7 +82,7 @@ def test_folded_pass_equals_a_dense_mask_oracle_of_the_whole_model(teacher, mask
     times = torch.tensor(student.config.knots.timesteps).repeat(len(inputs))
     labels = condition["class_labels"].repeat_interleave(STEPS)
     prediction = oracle(inputs.flatten(0, 1), times, labels).sample[:, :4].unflatten(0, (len(inputs), STEPS))
-    a, b = student.config.knots.coefficients("state").float().view(STEPS, 2, 1, 1, 1).unbind(1)
+    a, b = torch.tensor(student.config.knots.coefficients("state")).view(STEPS, 2, 1, 1, 1).unbind(1)
     expected = a * inputs + b * prediction
     assert (student(inputs, condition) - expected).abs().max() < 1e-5 * expected.abs().max()
 

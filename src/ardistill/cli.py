@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import yaml
 
-from ardistill.config import QuickstartConfig, TrainingConfig
+from ardistill.config import CostConfig, QuickstartConfig, TrainingConfig
 
 Result = dict[str, Any]
 """What a command found; its entry ``text`` is for people, all others are for ``--json``."""
@@ -29,6 +29,17 @@ def _quickstart(**options: Any) -> Result:
     found = run(config)
     text = f"{found.table()}\nReport: {Path(config.out) / 'report.html'}"
     return found.to_dict() | {"out": config.out, "text": text}
+
+
+def _cost(**options: Any) -> Result:
+    """Count MACs, memory, disk and time of a distillation before it is begun; nothing but a config is downloaded."""
+    from dataclasses import asdict
+
+    from ardistill.planning import describe, plan
+
+    config = CostConfig(**options)
+    found = plan(config)
+    return asdict(found) | {"text": describe(found, config)}
 
 
 def _record(
@@ -361,6 +372,7 @@ def _judge(teacher: str, features: str | None, weights: str | None, reference: s
 
 COMMANDS: dict[str, Callable[..., Result]] = {
     "quickstart": _quickstart,
+    "cost": _cost,
     "record": _record,
     "distill": _distill,
     "sample": _sample,
@@ -368,6 +380,10 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "compare": _compare,
     "export": _export,
 }
+
+
+CONFIGS = {"quickstart": QuickstartConfig, "cost": CostConfig}
+"""Commands whose options are a configuration's fields; the others' are their functions' arguments."""
 
 
 def _nearest(word: str, known: set[str]) -> str:
@@ -443,8 +459,8 @@ def build_parser() -> _Parser:
         sub = _Parser(description=summary.replace("\n    ", "\n"))
         sub.add_argument("--config", action="config", help="YAML file with options of this command.")
         sub.add_argument("--json", action="store_true", help="Print the result as JSON, and nothing else, on stdout.")
-        if name == "quickstart":
-            sub.add_class_arguments(QuickstartConfig, as_group=False)
+        if name in CONFIGS:
+            sub.add_class_arguments(CONFIGS[name], as_group=False)
         else:
             sub.add_function_arguments(command, as_group=False)
         parser.commands[name] = sub
@@ -455,6 +471,8 @@ def build_parser() -> _Parser:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Errors of the user's input are one line and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # --num-steps is --num_steps
+    arguments = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), x) for x in arguments]
     parser = build_parser()
     before = list(itertools.takewhile(lambda word: word not in COMMANDS, arguments))
     for option, value in itertools.pairwise(before):

@@ -265,11 +265,39 @@ class Family:
         frames = (1,) if isinstance(config.get("patch_size"), (tuple, list)) else ()
         return (channels, *frames, height or size, width or size)
 
+    def example_condition(self, transformer: Any, count: int, text_tokens: int = 256) -> Condition:
+        """Zeros in the shape of a condition, to count or to time a forward with."""
+        config = transformer.config
+        if self.encode is None:
+            return {"class_labels": torch.zeros(count, dtype=torch.long)}
+        width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
+        example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}
+        if self.encode in (_encode_sd3, _encode_flux):
+            example["pooled_projections"] = torch.zeros(count, config.pooled_projection_dim)
+        if self.encode in (_encode_masked, _encode_z_image):
+            example["encoder_attention_mask"] = torch.ones(count, text_tokens, dtype=torch.bool)
+        if self.encode is _encode_hunyuan:
+            example["text_embedding_mask"] = torch.ones(count, text_tokens, dtype=torch.long)
+            example["encoder_hidden_states_t5"] = torch.zeros(count, config.text_len_t5, config.cross_attention_dim_t5)
+            example["text_embedding_mask_t5"] = torch.ones(count, config.text_len_t5, dtype=torch.long)
+        if config.get("guidance_embeds"):
+            example["guidance"] = torch.ones(count)
+        return example
+
     def count_image_tokens(self, transformer: Any, first_argument: Any) -> int | None:
         """Image tokens of a sample, or None where attention sees nothing else."""
         return self.image_tokens(transformer, first_argument) if self.text else None
 
 
+_TEXT_WIDTHS = (
+    "caption_channels",
+    "joint_attention_dim",
+    "text_dim",
+    "text_embed_dim",
+    "cap_feat_dim",
+    "cross_attention_dim",
+)
+"""Config keys of the width of a prompt's embedding, the more telling first."""
 _HEAD = ("norm_out.linear", "proj_out")
 FAMILIES: dict[str, Family] = {
     "DiTTransformer2DModel": Family(

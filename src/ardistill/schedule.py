@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -64,13 +61,13 @@ class Knots:
     def num_steps(self) -> int:
         return len(self.timesteps)
 
-    def coefficients(self, target: str, device: torch.device | str = "cpu") -> Tensor:
-        """(a, b) of every step, float64, shape (num_steps, 2): to the next ``state``, or to the ``denoised`` image."""
+    def coefficients(self, target: str) -> list[tuple[float, float]]:
+        """(a, b) of every step, in float64: to the next ``state``, or to the ``denoised`` image."""
         rows = []
         for s in range(self.num_steps):
             end = (1.0, 0.0) if target == "denoised" else (self.alpha[s + 1], self.sigma[s + 1])
             rows.append(solver_coefficients(self.prediction_type, self.alpha[s], self.sigma[s], *end))
-        return torch.tensor(rows, dtype=torch.float64, device=device)
+        return rows
 
     def conditioned_uniformly(self, num_train_timesteps: int = 1000) -> Knots:
         """The same states under the times that the authors' code tells its network: (T - 1) (1 - s / S)."""

@@ -14,6 +14,7 @@ import diffusers
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ardistill.families import Condition, family_of
 from ardistill.history import MASKS, History, attach_history
@@ -136,7 +137,7 @@ class Student(nn.Module):
                 module.dropout_prob = 0.0
         # Predictions become estimates of the target by a x + b prediction; float64, as alpha may be tiny.
         kind = "denoised" if config.target == "anchored" else "state"
-        self.coefficients = config.knots.coefficients(kind).tolist()
+        self.coefficients = config.knots.coefficients(kind)
 
     @classmethod
     def from_teacher(cls, teacher: Teacher, config: StudentConfig) -> Student:
@@ -151,12 +152,17 @@ class Student(nn.Module):
         """Recompute blocks in backward, under the same history."""
         self.transformer.enable_gradient_checkpointing(self.history.checkpoint)
 
-    def forward(self, inputs: Tensor, condition: Condition) -> Tensor:
-        """All steps in one teacher-forced pass.
+    def forward(
+        self, inputs: Tensor, condition: Condition, sequential: bool = False, detach_history: bool = False
+    ) -> Tensor:
+        """All steps, teacher-forced, in one folded pass.
 
         Args:
             inputs: Input of each step, noisiest first, (b, s, c, h, w) or, for video, (b, s, c, f, h, w).
             condition: One row per sample.
+            sequential: Run the steps one after the other instead, each recomputed in backward: activations of one step
+                instead of all, for a third more compute; the same estimates and gradients.
+            detach_history: Then, let no gradient flow into the keys and values of earlier steps.
 
         Returns:
             Each step's estimate of its target, (b, s, c, h, w).
@@ -166,11 +172,30 @@ class Student(nn.Module):
         """
         if inputs.ndim < 5 or inputs.shape[1] != self.num_steps:
             raise ValueError(f"expected inputs (b, {self.num_steps}, c, h, w), got {tuple(inputs.shape)}")
+        if sequential:
+            return self._sequential(inputs, condition, detach_history)
         batch, steps = inputs.shape[:2]
         times = torch.tensor(self.config.knots.timesteps, device=inputs.device).repeat(batch)
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
         prediction = self._predict(inputs.flatten(0, 1), times, repeated, partial(self.history.folded, steps))
         return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
+
+    def _sequential(self, inputs: Tensor, condition: Condition, detach_history: bool) -> Tensor:
+        history: list[list[Tensor]] = []  # of each step so far: key and value of every layer with history, in turn
+        estimates = []
+        for step in range(self.num_steps):
+
+            def run(x: Tensor, *past: Tensor, step: int = step) -> tuple[Tensor, ...]:
+                pairs = [past[i : i + 2] for i in range(0, len(past), 2)]
+                layers = len(pairs) // step if step else 0
+                cache: dict = {layer: pairs[layer::layers] for layer in range(layers)}
+                estimate = self.step(x, step, condition, cache)
+                return estimate, *(tensor for layer in sorted(cache) for tensor in cache[layer][-1])
+
+            estimate, *own = checkpoint(run, inputs[:, step], *(x for own in history for x in own), use_reentrant=False)
+            estimates.append(estimate)
+            history.append([tensor.detach() for tensor in own] if detach_history else own)
+        return torch.stack(estimates, dim=1)
 
     def step(self, inputs: Tensor, step: int, condition: Condition, cache: dict) -> Tensor:
         """One step of one block of tokens, earlier steps from the cache.

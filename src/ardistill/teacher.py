@@ -295,8 +295,8 @@ class Teacher:
         state, states, denoised = noise, [noise], []
         for s in tqdm(range(knots.num_steps), disable=not progress):
             prediction = self.predict(state, knots.timesteps[s], condition)
-            denoised.append(float(to_denoised[s, 0]) * state + float(to_denoised[s, 1]) * prediction)
-            state = float(to_state[s, 0]) * state + float(to_state[s, 1]) * prediction
+            denoised.append(to_denoised[s][0] * state + to_denoised[s][1] * prediction)
+            state = to_state[s][0] * state + to_state[s][1] * prediction
             states.append(state)
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
 

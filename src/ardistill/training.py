@@ -110,7 +110,7 @@ def distill(
             batch = send_to_device(batch, accelerator.device)
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
             with accelerator.accumulate(model):
-                estimates = model(inputs, batch["condition"])
+                estimates = model(inputs, batch["condition"], config.sequential, config.detach_history)
                 loss, errors = regression_loss(estimates, targets, weights)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

@@ -1,0 +1,87 @@
+"""Peak memory of real training steps: folded, checkpointed, sequential; and against the plan of `ardistill cost`.
+
+    python benchmarks/memory.py [--json FILE]
+
+Each run is a process of its own: what the process gained, at its peak, over what it held before the model was made.
+S = 4, N = 6, fp32, AdamW and EMA, two optimiser steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+
+import torch
+from diffusers import DiTTransformer2DModel
+from diffusers.training_utils import EMAModel
+
+from ardistill.config import CostConfig
+from ardistill.planning import _knots, plan, transformer_config
+from ardistill.student import Student, StudentConfig
+
+RUNS = (("DiT-S/2", 4, "folded"), ("DiT-S/2", 4, "checkpointed"), ("DiT-S/2", 4, "sequential"), ("DiT-S/2", 4, "detached"),
+        ("DiT-B/2", 4, "folded"), ("DiT-B/2", 4, "checkpointed"), ("DiT-B/2", 4, "sequential"))  # fmt: skip
+
+
+def resident() -> int:
+    """Bytes that this process holds now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def measure(name: str, batch_size: int, mode: str) -> int:
+    """Bytes at the peak, in this process."""
+    options = {"sequential": mode in ("sequential", "detached"), "detach_history": mode == "detached"}
+
+    def train(config: dict, count: int) -> None:
+        torch.manual_seed(0)
+        transformer = DiTTransformer2DModel(**{k: v for k, v in config.items() if k != "_class_name"})
+        student = Student(transformer, StudentConfig(_knots(4), min(6, config["num_layers"]))).train()
+        if mode == "checkpointed":
+            student.enable_gradient_checkpointing()
+        parameters = list(student.parameters())
+        optimizer, ema = torch.optim.AdamW(parameters), EMAModel(parameters)
+        inputs, condition = torch.randn(count, 4, 4, 32, 32), {"class_labels": torch.zeros(count, dtype=torch.long)}
+        for _ in range(2):
+            student(inputs, condition, **options).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            ema.step(parameters)
+
+    train(transformer_config("DiT-S/8") | {"num_layers": 1}, 1)  # what torch itself takes at first use
+    before = resident()
+    train(transformer_config(name), batch_size)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json")
+    parser.add_argument("--one", nargs=3, help="name, batch and mode of a single run, in this process")
+    args = parser.parse_args()
+    if args.one:
+        print(measure(args.one[0], int(args.one[1]), args.one[2]))
+        return
+    rows = []
+    for name, batch_size, mode in RUNS:
+        command = [sys.executable, __file__, "--one", name, str(batch_size), mode]
+        measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        row = {"teacher": name, "batch_size": batch_size, "mode": mode, "measured": measured}
+        if mode in ("folded", "checkpointed"):
+            options = CostConfig(name, batch_size=batch_size, gradient_checkpointing=mode == "checkpointed")
+            row["planned"] = plan(options).memory["total"]
+            row["planned_over_measured"] = row["planned"] / measured
+        folded = next((r for r in rows if r["teacher"] == name and r["mode"] == "folded"), row)
+        row["over_folded"] = measured / folded["measured"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
