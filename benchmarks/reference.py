@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
+from ardistill.conversion import convert_weights
 from ardistill.schedule import Knots
 from ardistill.student import Student, StudentConfig
 
@@ -48,30 +49,12 @@ def make_student(reference: Any, hidden_size: int, depth: int, num_heads: int, h
         norm_eps=1e-6,
     )
     theirs = reference.state_dict()
-    ours: dict[str, torch.Tensor] = {}
+    ours = convert_weights(theirs)
     transformer.pos_embed.pos_embed.copy_(theirs["pos_embed"])
 
-    def copy(our_name: str, their_name: str) -> None:
-        for kind in ("weight", "bias"):
-            ours[f"{our_name}.{kind}"] = theirs[f"{their_name}.{kind}"]
-
-    copy("pos_embed.proj", "x_embedder.proj")
-    for i in range(depth):
-        block, other = f"transformer_blocks.{i}", f"blocks.{i}"
-        copy(f"{block}.norm1.emb.timestep_embedder.linear_1", "t_embedder.mlp.0")
-        copy(f"{block}.norm1.emb.timestep_embedder.linear_2", "t_embedder.mlp.2")
-        labels = theirs["y_embedder.embedding_table.weight"]
-        ours[f"{block}.norm1.emb.class_embedder.embedding_table.weight"] = labels
-        copy(f"{block}.norm1.linear", f"{other}.adaLN_modulation.1")
-        for kind in ("weight", "bias"):
-            parts = theirs[f"{other}.attn.qkv.{kind}"].chunk(3)
-            for name, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):
-                ours[f"{block}.attn1.{name}.{kind}"] = part
-        copy(f"{block}.attn1.to_out.0", f"{other}.attn.proj")
-        copy(f"{block}.ff.net.0.proj", f"{other}.mlp.fc1")
-        copy(f"{block}.ff.net.2", f"{other}.mlp.fc2")
+    for block in transformer.transformer_blocks:
         # diffusers spaces the frequencies of DiT's time embedding by 1/127, the original by 1/128.
-        transformer.transformer_blocks[i].norm1.emb.time_proj.downscale_freq_shift = 0
+        block.norm1.emb.time_proj.downscale_freq_shift = 0
     times = tuple(999.0 * x for x in (1, 3 / 4, 2 / 4, 1 / 4))
     alpha = DDIMScheduler().alphas_cumprod[[999, 599, 399, 199]].sqrt().tolist()  # recorded at 25, 15, 10, 5 of 25
     knots = Knots("epsilon", times, (*alpha, 1.0), (*((1 - a * a) ** 0.5 for a in alpha), 0.0))

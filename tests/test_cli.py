@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ardistill.cli import COMMANDS, build_parser, main
@@ -49,6 +50,12 @@ def test_distil_leaves_a_student_samples_settings_and_tracker_events(way):
 def test_json_is_all_that_stands_on_stdout(way, capsys):
     main(["sample", "--student", f"{way}/ard", "--out", f"{way}/samples.png", "--count", "3", "--json"])
     assert json.loads(capsys.readouterr().out) == {"out": f"{way}/samples.png", "count": 3}
+
+
+def test_samples_for_the_adm_suite(way, capsys):
+    main(["sample", "--student", f"{way}/ard", "--out", f"{way}/samples.npz", "--count", "53"])
+    images = np.load(way / "samples.npz")["arr_0"]
+    assert images.shape == (53, 28, 28, 3) and images.dtype == np.uint8 and images.std() > 10
 
 
 def test_evaluate_compare_and_export(way, capsys):

@@ -131,3 +131,48 @@ def test_null_class_is_the_one_after_the_last(teacher):
     assert isinstance(teacher.transformer, DiTTransformer2DModel)
     null = teacher.null_condition({"class_labels": torch.arange(3)})
     assert null["class_labels"].tolist() == [5, 5, 5]
+
+
+def original_names(transformer):
+    """A diffusers DiT's weights under the names of facebookresearch/DiT."""
+    weights, original = transformer.state_dict(), {"pos_embed": transformer.pos_embed.pos_embed}
+    renamed = {"x_embedder.proj": "pos_embed.proj", "final_layer.adaLN_modulation.1": "proj_out_1"}
+    renamed["final_layer.linear"] = "proj_out_2"
+    embedder = "transformer_blocks.0.norm1.emb"
+    for i, name in ((0, "linear_1"), (2, "linear_2")):
+        renamed[f"t_embedder.mlp.{i}"] = f"{embedder}.timestep_embedder.{name}"
+    for i in range(len(transformer.transformer_blocks)):
+        for old, new in (("adaLN_modulation.1", "norm1.linear"), ("attn.proj", "attn1.to_out.0")):
+            renamed[f"blocks.{i}.{old}"] = f"transformer_blocks.{i}.{new}"
+        for old, new in (("mlp.fc1", "ff.net.0.proj"), ("mlp.fc2", "ff.net.2")):
+            renamed[f"blocks.{i}.{old}"] = f"transformer_blocks.{i}.{new}"
+        for kind in ("weight", "bias"):
+            parts = [weights[f"transformer_blocks.{i}.attn1.{name}.{kind}"] for name in ("to_q", "to_k", "to_v")]
+            original[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+    for old, new in renamed.items():
+        for kind in ("weight", "bias"):
+            original[f"{old}.{kind}"] = weights[f"{new}.{kind}"]
+    original["y_embedder.embedding_table.weight"] = weights[f"{embedder}.class_embedder.embedding_table.weight"]
+    return original
+
+
+def test_an_original_checkpoint_is_a_teacher(tmp_path):
+    torch.manual_seed(0)
+    options = {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 2, "sample_size": 8}
+    transformer = DiTTransformer2DModel(**options, out_channels=8, num_embeds_ada_norm=5).eval()
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    for block in transformer.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(transformer.transformer_blocks[0].norm1.emb.state_dict())
+    torch.save({"ema": original_names(transformer), "opt": {}}, tmp_path / "dit.pt")
+    loaded = Teacher.from_pretrained(tmp_path / "dit.pt", guidance_scale=1.5, guidance_channels=3)
+    expected = Teacher(transformer, DDIMScheduler(), 1.5, 3)
+    noise, condition = states(loaded)
+    assert loaded.sample_shape == (4, 8, 8) and loaded.num_classes == 5
+    assert torch.equal(loaded.predict(noise, 500.0, condition), expected.predict(noise, 500.0, condition))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="expected a state dict of the original DiT"):
+        Teacher.from_pretrained(tmp_path / "other.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "dit.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as a state dict"):
+        Teacher.from_pretrained(tmp_path / "torn.pt")

@@ -61,7 +61,7 @@ def _record(
     """Solve the teacher's ODE from seeded noise and keep the trajectories.
 
     Args:
-        teacher: zoo/fashion, a diffusers folder or a Hub id.
+        teacher: zoo/fashion, a diffusers folder, a Hub id or an original DiT's .pt file.
         out: Folder of the trajectories; the same command again makes what is missing.
         num_trajectories: How many; the labels are balanced.
         guidance_scale: Classifier-free guidance that the student will absorb; 1 is none.
@@ -167,11 +167,11 @@ def _sample(
     teacher: str | None = None,
     device: str = "auto",
 ) -> Result:
-    """Draw a grid of samples from a student.
+    """Draw samples from a student, as a grid or for an evaluation suite.
 
     Args:
         student: Folder that distill or export wrote.
-        out: PNG file.
+        out: PNG file of a grid; or .npz file of all images, for the ADM evaluation suite.
         count: Number of images.
         class_labels: Classes to draw, in turn; all classes if not given.
         prompts: What a text-to-image student is to draw, in turn.

@@ -270,11 +270,12 @@ class Family:
         config = transformer.config
         if self.encode is None:
             return {"class_labels": torch.zeros(count, dtype=torch.long)}
+        text_tokens = config.get("text_len") or text_tokens  # HunyuanDiT knows one length
         width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
         example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}
         if self.encode in (_encode_sd3, _encode_flux):
             example["pooled_projections"] = torch.zeros(count, config.pooled_projection_dim)
-        if self.encode in (_encode_masked, _encode_z_image):
+        if self.encode is _encode_masked:
             example["encoder_attention_mask"] = torch.ones(count, text_tokens, dtype=torch.bool)
         if self.encode is _encode_hunyuan:
             example["text_embedding_mask"] = torch.ones(count, text_tokens, dtype=torch.long)

@@ -5,9 +5,10 @@ Modules are made of fake tensors (shapes without storage), so that a model of an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ardistill.config import CostConfig
 from ardistill.evaluation.cost import count_macs
-from ardistill.families import Condition, family_of
+from ardistill.families import Family, family_of
 from ardistill.sampling import sample
 from ardistill.schedule import Knots, nested_indices
 from ardistill.student import Student, StudentConfig
@@ -110,6 +111,18 @@ def _saved_bytes(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> i
     return sum(size for _, size in kept.values())
 
 
+@contextlib.contextmanager
+def _fake(class_name: str) -> Iterator[None]:
+    """Within, tensors have shapes alone."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    except DataDependentOutputException as error:
+        raise ValueError(
+            f"{class_name} asks for values of its inputs as it runs, so that it cannot be counted without its weights"
+        ) from error
+
+
 def plan(options: CostConfig) -> Cost:
     """Count what recording, training and sampling take.
 
@@ -120,8 +133,7 @@ def plan(options: CostConfig) -> Cost:
     family = family_of(config["_class_name"])
     nested_indices(options.solver_steps, options.num_steps)
     guided = 2 if options.guidance_scale > 1 else 1
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
+    with _fake(config["_class_name"]):
         student = Student(_make(config), StudentConfig(_knots(options.num_steps), options.history_layers, options.mask))
         plain = Student(_make(config), StudentConfig(_knots(options.num_steps), 0))
         shape = family.latent_shape(student.transformer, options.height, options.width)
@@ -131,7 +143,7 @@ def plan(options: CostConfig) -> Cost:
         evaluation = macs_plain / options.num_steps
         parameters = [p for p in student.parameters() if p.requires_grad]
         count = sum(p.numel() for p in parameters)
-        activations = _activations(student, shape, condition, options.mixed_precision, options.gradient_checkpointing)
+        activations = _activations(student, shape, family, options)
     per_prompt = sum(value[0].numel() * value.element_size() for value in condition.values() if value.ndim > 1)
     states = (2 * options.num_steps + 1) * noise.numel() * 4 + 8
     memory = {
@@ -139,7 +151,7 @@ def plan(options: CostConfig) -> Cost:
         "gradients": 4 * count // options.num_devices,
         "optimizer": 8 * count // options.num_devices,
         "ema": 4 * count // options.num_devices,
-        "activations": activations * options.batch_size,
+        "activations": activations,
     }
     passes = 4 if options.gradient_checkpointing else 3
     cost = Cost(
@@ -164,24 +176,30 @@ def plan(options: CostConfig) -> Cost:
     return Cost(**{**asdict(cost), "seconds": seconds})
 
 
-def _activations(
-    student: Student, shape: tuple[int, ...], condition: Condition, mixed_precision: str, checkpointing: bool
-) -> int:
-    """Of one trajectory."""
-    inputs = torch.zeros(1, student.num_steps, *shape)
+def _activations(student: Student, shape: tuple[int, ...], family: Family, options: CostConfig) -> int:
+    """Of a batch: what grows with it, and what does not (weights cast to bfloat16)."""
+    blocks = len(family.blocks(student.transformer))
     student.train()
-    parameters = [*student.parameters()]
 
-    def run(model: Student) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
-            return model(inputs, condition).square().mean()
+    def saved(count: int) -> int:
+        inputs = torch.zeros(count, student.num_steps, *shape)
+        condition = family.example_condition(student.transformer, count, options.text_tokens)
 
-    whole = _saved_bytes(lambda: run(student), parameters)
-    if not checkpointing:
+        def run() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+                return student(inputs, condition).square().mean()
+
+        return _saved_bytes(run, [*student.parameters()])
+
+    def extrapolated() -> int:
+        one, two = saved(1), saved(2)
+        return one + (two - one) * (options.batch_size - 1)
+
+    whole = extrapolated()
+    if not options.gradient_checkpointing:
         return whole
-    blocks = len(student.family.blocks(student.transformer))
     student.enable_gradient_checkpointing()
-    return _saved_bytes(lambda: run(student), parameters) + whole // blocks
+    return extrapolated() + whole // blocks
 
 
 def _measure(config: dict[str, Any], shape: tuple[int, ...], text_tokens: int, device: str) -> float:

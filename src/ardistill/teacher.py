@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ardistill.conversion import load_original_dit
 from ardistill.families import Condition, Family, family_of
 from ardistill.schedule import Knots, knots_from_scheduler
 
@@ -82,10 +83,10 @@ class Teacher:
     def from_pretrained(
         cls, name: str | Path, *, height: int | None = None, width: int | None = None, **options: Any
     ) -> Teacher:
-        """Load from ``zoo/fashion``, a diffusers folder or a Hub id.
+        """Load from ``zoo/fashion``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
-            name: Where the pipeline is; a Hub id is downloaded once, whole.
+            name: Where the pipeline is, or an original DiT's ``.pt`` file; a Hub id is downloaded once, whole.
             height: Of the images, in pixels; the model's own if not given.
             width: Same.
             options: Of the constructor.
@@ -94,6 +95,9 @@ class Teacher:
             ValueError: No transformer and scheduler of known classes are found there.
         """
         source = str(ZOO.get(str(name), name))
+        if Path(source).suffix == ".pt" and Path(source).is_file():
+            transformer, scheduler = load_original_dit(source)
+            return cls(transformer, scheduler, name=str(name), **options)
         if not Path(source).is_dir():
             if Path(source).is_absolute() or source.startswith(".") or source.count("/") != 1:
                 raise ValueError(f"expected a diffusers folder at {source}, found none")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from ardistill.evaluation.plots import sample_grid
 from ardistill.families import Condition
@@ -120,48 +121,52 @@ def draw_samples(
     seed: int = 0,
     class_labels: Sequence[int] | None = None,
     prompts: Sequence[str] | None = None,
+    batch_size: int = 50,
     device: torch.device | str = "cpu",
-) -> Tensor:
-    """Draw a grid of a student's samples, ten a row, into a PNG file.
+) -> None:
+    """Draw a student's samples into a PNG grid, ten a row, or into an ``.npz`` file for the ADM evaluation suite.
 
     Args:
         student: Draws.
         teacher: Decodes.
-        path: PNG.
+        path: Ends in ``.png``; or in ``.npz``: ``arr_0`` of bytes, (count, h, w, 3), as ADM's evaluator.py reads it.
         count: Images.
         seed: Of the noise.
         class_labels: Classes to draw, in turn; all classes if not given.
         prompts: What to draw, in turn, where the teacher takes text.
+        batch_size: Images drawn at once.
         device: Where the student runs.
 
-    Returns:
-        The images in [-1, 1], (count, c, h, w).
-
     Raises:
-        ValueError: No image is asked for, or a class that the teacher does not have.
+        ValueError: No image is asked for, or what the teacher is not conditioned on.
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
+    name = teacher.name or "the teacher"
     if teacher.takes_text:
         if class_labels or not prompts:
-            raise ValueError(f"{teacher.name or 'the teacher'} takes prompts, not class labels: give it some")
-        shown = [prompts[i % len(prompts)] for i in range(count)]
-        condition = teacher.encode(shown)
+            raise ValueError(f"{name} takes prompts, not class labels: give it some")
+        table, shown = teacher.encode(prompts), list(prompts)
     else:
         if prompts:
-            raise ValueError(f"{teacher.name or 'the teacher'} takes class labels, not prompts")
+            raise ValueError(f"{name} takes class labels, not prompts")
         classes = list(class_labels or range(teacher.num_classes))
-        labels = [classes[i % len(classes)] for i in range(count)]
-        condition, shown = {"class_labels": torch.tensor(labels)}, [f"class {label}" for label in labels]
-    teacher.check_condition(condition)
-    noise = torch.randn(count, *teacher.sample_shape, generator=torch.Generator().manual_seed(seed))
-    condition = {name: value.to(device) for name, value in condition.items()}
-    drawn = sample(student.to(device).eval(), noise.to(device), condition)[:, -1]
-    images = teacher.to(device).decode(drawn)
-    rows = {}
+        table, shown = {"class_labels": torch.tensor(classes)}, [f"class {label}" for label in classes]
+    teacher.check_condition(table)
+    generator = torch.Generator().manual_seed(seed)
+    student, images = student.to(device).eval(), []
+    for first in tqdm(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
+        rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
+        condition = {key: value[rows].to(device) for key, value in table.items()}
+        noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator).to(device)
+        images.append(teacher.to(device).decode(sample(student, noise, condition)[:, -1]))
+    if str(path).endswith(".npz"):
+        pixels = [((x + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for x in images]
+        np.savez(path, arr_0=np.concatenate(pixels))
+        return
+    drawn, grid = torch.cat(images), {}
     for first in range(0, count, 10):
-        row = images[first : first + 10]
+        row = drawn[first : first + 10]
         blank = torch.ones(min(count, 10) - len(row), *row.shape[1:])
-        rows[f"{first}: {shown[first][:40]}"] = torch.cat([row, blank])
-    sample_grid(rows, path)
-    return images
+        grid[f"{first}: {shown[first % len(shown)][:40]}"] = torch.cat([row, blank])
+    sample_grid(grid, path)

@@ -1,0 +1,106 @@
+"""Four-step sampling at DiT-XL/2 shapes, batch 1: what history costs, masks M1 to M4, fp32 and bf16.
+
+    python benchmarks/latency.py [--architecture DiT-XL/2] [--rounds 8] [--json FILE]
+
+All arms share one set of random weights and take turns within a round, in another order each; overheads are medians
+of the ratios within rounds, with a 95 % bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from train_step import matmul_peak
+
+from ardistill.history import attach_history
+from ardistill.planning import transformer_config
+from ardistill.sampling import sample
+from ardistill.schedule import knots_from_scheduler
+from ardistill.student import Student, StudentConfig
+
+
+def interval(ratios: list[float], resamples: int = 2000) -> list[float]:
+    """95 % percentile bootstrap interval of the median."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(resamples))
+    return [medians[int(0.025 * resamples)], medians[int(0.975 * resamples)]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="DiT-XL/2")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    config = transformer_config(args.architecture)
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(**{k: v for k, v in config.items() if k != "_class_name"}).eval()
+    knots = knots_from_scheduler(DDIMScheduler(), 4)
+    depth = config["num_layers"]
+    noise, condition = torch.randn(1, 4, 32, 32), {"class_labels": torch.tensor([207])}
+    student = Student(transformer, StudentConfig(knots, depth))
+    modules = [module for block in student.family.blocks(transformer) for module in block]
+    classes = [type(module) for module in modules]
+
+    def lay(layers: int, mask: str) -> None:
+        """Give the lowest ``layers`` a history and take it from the others, on the same weights."""
+        for module in modules:
+            module.__class__ = classes[0].__mro__[2]
+        student.history = attach_history(modules[:layers], mask)
+
+    def draw(layers: int, mask: str, dtype: torch.dtype) -> Callable[[], None]:
+        def run() -> None:
+            lay(layers, mask)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                sample(student, noise, condition)
+
+        return run
+
+    arms = {"N=0": draw(0, "M4", torch.float32)}
+    arms |= {f"N={n} {mask}": draw(n, mask, torch.float32) for n in (6, depth) for mask in ("M1", "M2", "M3", "M4")}
+    arms |= {"bf16 N=0": draw(0, "M4", torch.bfloat16), "bf16 N=6 M4": draw(6, "M4", torch.bfloat16)}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for index in range(args.rounds + 1):
+        order = list(arms)
+        random.Random(index).shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            arms[name]()
+            seconds[name].append(time.perf_counter() - began)
+        print(f"round {index}", flush=True)
+    rows = {}
+    for name, times in seconds.items():
+        times = times[1:]  # the first is warm-up
+        base = seconds["bf16 N=0" if name.startswith("bf16") else "N=0"][1:]
+        ratios = [a / b for a, b in zip(times, base, strict=True)]
+        low, high = interval(ratios)
+        rows[name] = {
+            "ms": 1000 * statistics.median(times),
+            "overhead": statistics.median(ratios) - 1,
+            "low": low - 1,
+            "high": high - 1,
+        }
+    flops = 2 * 474.67e9 if args.architecture == "DiT-XL/2" else None
+    facts = {
+        "architecture": args.architecture,
+        "threads": torch.get_num_threads(),
+        "share_of_matmul_peak": flops and flops / (rows["N=0"]["ms"] / 1000) / matmul_peak(),
+        "teacher_25_guided_steps_ms": rows["N=0"]["ms"] * 50 / 4,
+        "arms": rows,
+    }
+    for name, row in rows.items():
+        print(f"{name:<12}{row['ms']:9.0f} ms  {row['overhead']:+.2%} [{row['low']:+.2%}, {row['high']:+.2%}]")
+    if args.json:
+        Path(args.json).write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()

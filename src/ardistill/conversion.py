@@ -1,0 +1,89 @@
+"""The original DiT checkpoints (facebookresearch/DiT ``.pt`` files) as diffusers models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from torch import Tensor
+
+NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""By width: S, B, L and XL of Peebles & Xie 2023, arXiv:2212.09748, Table 1; a state dict does not say."""
+
+
+def convert_weights(original: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under diffusers' names; those of a final layer are taken from ``final_layer``.
+
+    diffusers gives each block an embedder of time and label of its own; the original's one is copied into all.
+    """
+    converted: dict[str, Tensor] = {}
+
+    def copy(new: str, old: str) -> None:
+        for kind in ("weight", "bias"):
+            converted[f"{new}.{kind}"] = original[f"{old}.{kind}"]
+
+    copy("pos_embed.proj", "x_embedder.proj")
+    for i in range(count_blocks(original)):
+        new, old = f"transformer_blocks.{i}", f"blocks.{i}"
+        copy(f"{new}.norm1.emb.timestep_embedder.linear_1", "t_embedder.mlp.0")
+        copy(f"{new}.norm1.emb.timestep_embedder.linear_2", "t_embedder.mlp.2")
+        labels = original["y_embedder.embedding_table.weight"]
+        converted[f"{new}.norm1.emb.class_embedder.embedding_table.weight"] = labels
+        copy(f"{new}.norm1.linear", f"{old}.adaLN_modulation.1")
+        for kind in ("weight", "bias"):
+            parts = original[f"{old}.attn.qkv.{kind}"].chunk(3)
+            for name, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):
+                converted[f"{new}.attn1.{name}.{kind}"] = part
+        copy(f"{new}.attn1.to_out.0", f"{old}.attn.proj")
+        copy(f"{new}.ff.net.0.proj", f"{old}.mlp.fc1")
+        copy(f"{new}.ff.net.2", f"{old}.mlp.fc2")
+    copy("proj_out_1", "final_layer.adaLN_modulation.1")
+    copy("proj_out_2", "final_layer.linear")
+    return converted
+
+
+def count_blocks(original: dict[str, Tensor]) -> int:
+    """Depth of the model that a state dict is of."""
+    return 1 + max(int(name.split(".")[1]) for name in original if name.startswith("blocks."))
+
+
+def load_original_dit(path: str | Path) -> tuple[DiTTransformer2DModel, DDIMScheduler]:
+    """A transformer and the schedule it was trained with, from a ``.pt`` file (its EMA weights where it has several).
+
+    diffusers spaces the frequencies of the time embedding by 1/127, the original by 1/128; so does the model here, as
+    the published facebook/DiT-XL-2-256 does, so that it is the same after saving and loading.
+
+    Raises:
+        ValueError: The file is no state dict of the original DiT, or of a width that is not known.
+    """
+    try:
+        original = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a state dict: {error}") from error
+    for name in ("ema", "model"):
+        if isinstance(original, dict) and name in original:
+            original = original[name]
+            break
+    if not isinstance(original, dict) or not {"x_embedder.proj.weight", "blocks.0.attn.qkv.weight"} <= set(original):
+        raise ValueError(f"{path}: expected a state dict of the original DiT (x_embedder, blocks, final_layer)")
+    width, channels, patch, _ = original["x_embedder.proj.weight"].shape
+    if width not in NUM_HEADS:
+        raise ValueError(f"{path}: expected a width among {', '.join(map(str, NUM_HEADS))}, got {width}")
+    options: dict[str, Any] = {
+        "num_attention_heads": NUM_HEADS[width],
+        "attention_head_dim": width // NUM_HEADS[width],
+        "in_channels": channels,
+        "out_channels": len(original["final_layer.linear.bias"]) // patch**2,
+        "num_layers": count_blocks(original),
+        "sample_size": math.isqrt(original["pos_embed"].shape[1]) * patch,
+        "patch_size": patch,
+        "num_embeds_ada_norm": len(original["y_embedder.embedding_table.weight"]) - 1,
+    }
+    transformer: Any = DiTTransformer2DModel(**options)
+    missing, unexpected = transformer.load_state_dict(convert_weights(original), strict=False)
+    if unexpected or [name for name in missing if "pos_embed.pos_embed" not in name]:
+        raise ValueError(f"{path}: weights do not match a DiT: missing {missing}, unexpected {unexpected}")
+    return transformer, DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
