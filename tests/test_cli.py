@@ -1,6 +1,7 @@
 """The commands a user types, on the embedded teacher, at sizes of seconds."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -151,3 +152,15 @@ def test_every_command_has_help_for_every_option(capsys):
 def test_help_comes_without_torch():
     script = "import sys, ardistill.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_two_processes_train_one_run(way):
+    """Under accelerate launch, over gloo: one run folder, one result on stdout."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "ardistill"]
+    command += ["distill", "--trajectories", f"{way}/train", "--out", f"{way}/two", "--history_layers", "2", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *TINY], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["student"] == f"{way}/two/student"
+    logged = (way / "two" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [2]

@@ -240,6 +240,8 @@ def test_a_users_own_family_takes_one_call(monkeypatch):
         register_family("DiTTransformer2DModel", row)
     with pytest.raises(ValueError, match="register_family"):
         family_of("MyTransformer")
+    with pytest.raises(ValueError, match="self-attention is linear"):
+        family_of("SanaTransformer2DModel")
     register_family("MyTransformer", row)
     assert family_of("MyTransformer") is row
 

@@ -56,13 +56,7 @@ def call(name):
         given["num_frames"] = 1
     if name == "pixart":
         given |= {"use_resolution_binning": False, "clean_caption": False}
-    if name in ("pixart", "sd3", "flux", "qwen-image", "z-image", "wan"):
-        given["max_sequence_length"] = LENGTH[name]
     return given
-
-
-LENGTH = {"pixart": 300, "sd3": 256, "flux": 512, "qwen-image": 512, "z-image": 512, "wan": 226}
-"""The default of the pipeline's encode_prompt, which recording uses."""
 
 
 @pytest.fixture(scope="module")

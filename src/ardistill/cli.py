@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -135,6 +136,9 @@ def _distill(
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
         training: How the student is trained.
     """
+    from accelerate import PartialState
+    from accelerate.utils import send_to_device
+
     from ardistill.evaluation import distance_to_solver, validation_grid
     from ardistill.student import Student, StudentConfig
     from ardistill.training import distill as run
@@ -146,9 +150,10 @@ def _distill(
     if conditioning == "uniform":
         options["knots"] = data.knots.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
     student = Student.from_teacher(loaded, StudentConfig.for_data(data, **options))
+    where = PartialState().device
     if output == "solver":
-        states, _, condition = data.stacked(slice(10))
-        start = distance_to_solver(student, loaded, states[:, 0], condition)
+        states, _, condition = send_to_device(data.stacked(slice(10)), where)
+        start = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
         _say(f"untrained, the student draws {start:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, validate=validate)
@@ -492,4 +497,5 @@ def main(arguments: list[str] | None = None) -> None:
         _say(f"ardistill {parsed.command}: error: {error}")
         sys.exit(2)
     text = result.pop("text")
-    print(json.dumps(result) if as_json else text)
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+        print(json.dumps(result) if as_json else text)

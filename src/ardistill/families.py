@@ -7,6 +7,7 @@ prediction of the teacher's type; the signs and scales are those of the family's
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,48 +157,52 @@ def _lumina2(transformer: Any, latents: Tensor, timestep: Tensor, condition: Con
     return {"hidden_states": latents, "timestep": 1 - timestep / 1000, **condition}
 
 
+def _encode(pipeline: Any, *prompts: Any, **options: Any) -> Any:
+    """The pipeline's ``encode_prompt``, with the sequence length that its own call takes by default."""
+    default = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
+    if default is not None:
+        options["max_sequence_length"] = default.default
+    if "do_classifier_free_guidance" in inspect.signature(pipeline.encode_prompt).parameters:
+        options["do_classifier_free_guidance"] = False
+    return pipeline.encode_prompt(*prompts, **options)
+
+
 def _encode_plain(pipeline: Any, prompts: list[str]) -> Condition:
     """Embeddings of a fixed length, without a mask."""
-    return {"encoder_hidden_states": pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[0]}
+    return {"encoder_hidden_states": _encode(pipeline, prompts)[0]}
 
 
 def _encode_masked(pipeline: Any, prompts: list[str]) -> Condition:
-    embeddings, mask = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[:2]
+    embeddings, mask = _encode(pipeline, prompts)[:2]
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
 
 def _encode_hunyuan(pipeline: Any, prompts: list[str]) -> Condition:
-    rows: list[list[Tensor]] = []
-    for index in (0, 1):  # CLIP and T5, each one prompt or a list
-        found = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, text_encoder_index=index)
-        rows.append([found[0], found[2]])
-    (text, mask), (text_t5, mask_t5) = rows
-    names = ("encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5")
-    return dict(zip(names, (text, mask, text_t5, mask_t5), strict=True))
+    condition: Condition = {}
+    for index, suffix in ((0, ""), (1, "_t5")):  # BERT and T5
+        found = _encode(pipeline, prompts, text_encoder_index=index)
+        condition[f"encoder_hidden_states{suffix}"], condition[f"text_embedding_mask{suffix}"] = found[0], found[2]
+    return condition
 
 
 def _encode_sd3(pipeline: Any, prompts: list[str]) -> Condition:
-    found = pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+    found = _encode(pipeline, prompts, None, None)
     return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
 
 
 def _encode_flux(pipeline: Any, prompts: list[str]) -> Condition:
-    found = pipeline.encode_prompt(prompts, None)
+    found = _encode(pipeline, prompts, None)
     return {"encoder_hidden_states": found[0], "pooled_projections": found[1]}
 
 
-def _encode_flux2(pipeline: Any, prompts: list[str]) -> Condition:
-    return {"encoder_hidden_states": pipeline.encode_prompt(prompts)[0]}
-
-
 def _encode_qwen(pipeline: Any, prompts: list[str]) -> Condition:
-    embeddings, mask = pipeline.encode_prompt(prompts)
+    embeddings, mask = _encode(pipeline, prompts)
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device) if mask is None else mask
     return {"encoder_hidden_states": embeddings, "encoder_hidden_states_mask": mask}
 
 
 def _encode_z_image(pipeline: Any, prompts: list[str]) -> Condition:
-    rows = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)[0]
+    rows = _encode(pipeline, prompts)[0]
     mask = nn.utils.rnn.pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows], True)
     return {"encoder_hidden_states": nn.utils.rnn.pad_sequence(rows, True), "encoder_attention_mask": mask}
 
@@ -364,7 +369,7 @@ FAMILIES: dict[str, Family] = {
         "first",
         _packed,
         pipeline="Flux2Pipeline",
-        encode=_encode_flux2,
+        encode=_encode_plain,
         default_size=64,
     ),
     "AuraFlowTransformer2DModel": Family(
@@ -413,6 +418,14 @@ FAMILIES: dict[str, Family] = {
 """Class name -> family. `register_family` adds to it."""
 
 
+_LINEAR = (
+    "its self-attention is linear, it makes no call of scaled_dot_product_attention; use a teacher of a family with "
+    "softmax attention, such as PixArt or SD3"
+)
+UNFIT = {"SanaTransformer2DModel": _LINEAR, "SanaVideoTransformer3DModel": _LINEAR}
+"""Class name -> why, and what to do."""
+
+
 def register_family(class_name: str, family: Family) -> None:
     """Teach the package another transformer class.
 
@@ -435,6 +448,8 @@ def family_of(transformer: nn.Module | str) -> Family:
         ValueError: No such family is known.
     """
     name = transformer if isinstance(transformer, str) else type(transformer).__name__
+    if name in UNFIT:
+        raise ValueError(f"{name} cannot be given a history: {UNFIT[name]}")
     if name not in FAMILIES:
         raise ValueError(
             f"unknown transformer class {name!r}; known: {', '.join(FAMILIES)}; add yours with register_family"

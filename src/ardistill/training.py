@@ -61,14 +61,14 @@ def distill(
         "training": asdict(config),
         "data": {"seed": data.manifest.seed, "num_trajectories": len(data)},
     }
-    _claim_folder(folder, facts)
-
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=config.tracker,
         project_dir=str(folder),
     )
+    with accelerator.main_process_first():  # the others find what the first one wrote
+        _claim_folder(folder, facts)
     if config.tracker is not None:
         accelerator.init_trackers("metrics")
     if config.gradient_checkpointing:
@@ -154,6 +154,7 @@ def distill(
     student.eval()
     if accelerator.is_main_process:
         student.save_pretrained(folder / "student")
+    accelerator.wait_for_everyone()
     return student
 
 

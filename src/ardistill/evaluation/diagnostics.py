@@ -102,6 +102,7 @@ def validation_grid(
         if not rows:
             solved = teacher.to(device).solve_ode(x, condition, data.manifest.knots)
             rows["teacher"] = teacher.decode(solved.states[:, -1])
+            teacher.transformer.to("cpu")  # not needed again
         rows["student"] = teacher.decode(sample(student, x, condition)[:, -1])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:08d}.png"
