@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="DiT-XL/2")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--arms", nargs="+", help="only these, N=0 among them; all if not given")
     parser.add_argument("--json")
     args = parser.parse_args()
     config = transformer_config(args.architecture)
@@ -67,6 +68,7 @@ def main() -> None:
     arms = {"N=0": draw(0, "M4", torch.float32)}
     arms |= {f"N={n} {mask}": draw(n, mask, torch.float32) for n in (6, depth) for mask in ("M1", "M2", "M3", "M4")}
     arms |= {"bf16 N=0": draw(0, "M4", torch.bfloat16), "bf16 N=6 M4": draw(6, "M4", torch.bfloat16)}
+    arms = {name: run for name, run in arms.items() if not args.arms or name in args.arms}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for index in range(args.rounds + 1):
         order = list(arms)

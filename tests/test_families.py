@@ -257,3 +257,16 @@ def test_attention_that_bypasses_torchs_is_refused():
     student.transformer.transformer_blocks[0].attn.processor = Bypass()
     with pytest.raises(RuntimeError, match="set the native attention backend"):
         student(inputs, condition)
+
+
+@pytest.mark.parametrize("name", ["dit", "sd3", "flux", "qwen-image-masked"])
+def test_compiled_passes_are_whole_graphs_with_the_same_results(name):
+    """benchmarks/compile_families.py does all of them."""
+    student = make(name).eval()
+    inputs, condition = batch(name)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        folded, drawn = student(inputs, condition), sample(student, inputs[:, 0], condition)
+        student.transformer.compile(backend="eager", fullgraph=True)
+        assert torch.equal(student(inputs, condition), folded)
+        assert torch.equal(sample(student, inputs[:, 0], condition), drawn)

@@ -171,15 +171,17 @@ class History:
 class _Intercept(TorchFunctionMode):
     """Sends the one ``scaled_dot_product_attention`` of an attention module through its history."""
 
-    def __init__(self, history: History, layer: int) -> None:
+    def __init__(self, history: History, layer: int, calls: list[int]) -> None:
         super().__init__()
-        self.history, self.layer, self.calls = history, layer, 0
+        self.history, self.layer, self.calls = history, layer, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.unflatten:  # torch.compile cannot trace the method under a mode, but the function
+            func = torch.unflatten
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        self.calls += 1
+        self.calls.append(self.layer)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         bound = {**dict(zip(names, args, strict=False)), **kwargs}
         if bound.pop("is_causal", False):
@@ -191,11 +193,12 @@ class _HistoryForward:
     """Mixed into the class of an attention module: its own forward, with its attention call intercepted."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Intercept(self.history, self.history_layer) as intercept:  # type: ignore[attr-defined]
+        calls: list[int] = []  # not an attribute of the mode: torch.compile cannot read one back
+        with _Intercept(self.history, self.history_layer, calls):  # type: ignore[attr-defined]
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        if intercept.calls != 1:
+        if len(calls) != 1:
             raise RuntimeError(
-                f"expected one call of scaled_dot_product_attention in {type(self).__name__}, saw {intercept.calls}; "
+                f"expected one call of scaled_dot_product_attention in {type(self).__name__}, saw {len(calls)}; "
                 "set the native attention backend for the layers with history"
             )
         return output
