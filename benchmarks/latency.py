@@ -2,8 +2,8 @@
 
     python benchmarks/latency.py [--architecture DiT-XL/2] [--rounds 8] [--json FILE]
 
-All arms share one set of random weights and take turns within a round, in another order each; overheads are medians
-of the ratios within rounds, with a 95 % bootstrap interval.
+All arms share one set of random weights. Each run of an arm stands beside a run of its baseline, before and after it
+in turn; overheads are medians of the ratios of such pairs, with a 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -70,36 +70,50 @@ def main() -> None:
     arms |= {"bf16 N=0": draw(0, "M4", torch.bfloat16), "bf16 N=6 M4": draw(6, "M4", torch.bfloat16)}
     arms = {name: run for name, run in arms.items() if not args.arms or name in args.arms}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for index in range(args.rounds + 1):
-        order = list(arms)
-        random.Random(index).shuffle(order)
-        for name in order:
-            began = time.perf_counter()
-            arms[name]()
-            seconds[name].append(time.perf_counter() - began)
-        print(f"round {index}", flush=True)
+    ratios: dict[str, list[float]] = {name: [] for name in arms}
+
+    def timed(name: str) -> float:
+        began = time.perf_counter()
+        arms[name]()
+        seconds[name].append(time.perf_counter() - began)
+        return seconds[name][-1]
+
+    for name in arms:
+        timed(name)  # warm-up
+        seconds[name].clear()
+    for index in range(args.rounds):
+        for name in arms:
+            base = "bf16 N=0" if name.startswith("bf16") else "N=0"
+            if name != base:
+                pair = (base, name) if index % 2 else (name, base)
+                took = {arm: timed(arm) for arm in pair}
+                ratios[name].append(took[name] / took[base])
+        print(f"round {index + 1}", flush=True)
     rows = {}
     for name, times in seconds.items():
-        times = times[1:]  # the first is warm-up
-        base = seconds["bf16 N=0" if name.startswith("bf16") else "N=0"][1:]
-        ratios = [a / b for a, b in zip(times, base, strict=True)]
-        low, high = interval(ratios)
-        rows[name] = {
-            "ms": 1000 * statistics.median(times),
-            "overhead": statistics.median(ratios) - 1,
-            "low": low - 1,
-            "high": high - 1,
-        }
+        rows[name] = {"ms": 1000 * statistics.median(times)}
+        if ratios[name]:
+            low, high = interval(ratios[name])
+            rows[name] |= {"overhead": statistics.median(ratios[name]) - 1, "low": low - 1, "high": high - 1}
+    noisy, both = torch.full((2,), 500.0), {"class_labels": torch.tensor([207, 1000])}  # a class, and no class
+    lay(0, "M4")
+    began = time.perf_counter()
+    with torch.no_grad():
+        for _ in range(25):  # noise, class and no class side by side
+            student.family.call(transformer, noise.repeat(2, 1, 1, 1), noisy, both)
+    teacher_ms = 1000 * (time.perf_counter() - began)
     flops = 2 * 474.67e9 if args.architecture == "DiT-XL/2" else None
     facts = {
         "architecture": args.architecture,
         "threads": torch.get_num_threads(),
         "share_of_matmul_peak": flops and flops / (rows["N=0"]["ms"] / 1000) / matmul_peak(),
-        "teacher_25_guided_steps_ms": rows["N=0"]["ms"] * 50 / 4,
+        "teacher_25_guided_steps_ms": teacher_ms,
         "arms": rows,
     }
+    print(f"teacher     {teacher_ms:9.0f} ms  25 guided steps")
     for name, row in rows.items():
-        print(f"{name:<12}{row['ms']:9.0f} ms  {row['overhead']:+.2%} [{row['low']:+.2%}, {row['high']:+.2%}]")
+        more = f"  {row['overhead']:+.2%} [{row['low']:+.2%}, {row['high']:+.2%}]" if "low" in row else ""
+        print(f"{name:<12}{row['ms']:9.0f} ms{more}")
     if args.json:
         Path(args.json).write_text(json.dumps(facts, indent=1))
 

@@ -143,8 +143,8 @@ def test_bad_input_is_named(teacher, folder):
     stranger = StudentConfig.for_data(data, history_layers=2, teacher="other", fingerprint="0" * 64)
     with pytest.raises(ValueError, match="weights 000000000000"):
         distill(Student.from_teacher(teacher, stranger), data, folder / "run", CONFIG)
-    guided = StudentConfig.for_data(data, history_layers=2, guidance_scale=4.0)
-    with pytest.raises(ValueError, match=r"says guidance 4.0, its trajectories have 1.0"):
+    guided = StudentConfig.for_data(data, history_layers=2, guidance_range=(4.0, 4.0))
+    with pytest.raises(ValueError, match=r"says guidance \(4.0, 4.0\), its trajectories have \(1.0, 1.0\)"):
         distill(Student.from_teacher(teacher, guided), data, folder / "run", CONFIG)
     for options in ({"max_steps": 0}, {"ema_decay": 1.0}, {"mixed_precision": "fp8"}):
         with pytest.raises(ValueError, match=next(iter(options))):

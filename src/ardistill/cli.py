@@ -47,12 +47,12 @@ def _record(
     teacher: str,
     out: str,
     num_trajectories: int,
-    guidance_scale: float,
+    guidance_scale: float | list[float],
     guidance_channels: int | None = None,
     prompts: str | None = None,
     negative_prompt: str = "",
-    height: int | None = None,
-    width: int | None = None,
+    height: int | list[int] | None = None,
+    width: int | list[int] | None = None,
     solver_steps: int = 24,
     num_steps: list[int] = [1, 2, 3, 4, 6, 8],  # noqa: B006  # jsonargparse shows it as the default
     seed: int = 0,
@@ -65,13 +65,14 @@ def _record(
         teacher: zoo/fashion, a diffusers folder, a Hub id or an original DiT's .pt file.
         out: Folder of the trajectories; the same command again makes what is missing.
         num_trajectories: How many; the labels are balanced.
-        guidance_scale: Classifier-free guidance that the student will absorb; 1 is none.
+        guidance_scale: Classifier-free guidance that the student will absorb; 1 is none. Two numbers, [1.0, 4.0]: drawn
+            between them for each trajectory, and an input of the student, so that its user can choose.
         guidance_channels: Guide only so many first channels (the original DiT: 3); all if not given.
         prompts: For a text-to-image teacher: a text file of one prompt a line, a JSONL file with the key prompt, or
             the Hub id of a data set with the column prompt or text. Used in turn.
         negative_prompt: Of the unguided branch.
-        height: Of the images, in pixels; the model's own if not given.
-        width: Same.
+        height: Of the images, in pixels; the model's own if not given. Several, [512, 768]: a shard has one of them.
+        width: Same, as many.
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; the states that they need are kept.
         seed: Of the noise; take another one for held-out trajectories.
@@ -82,11 +83,18 @@ def _record(
     from ardistill.trajectories import load_prompts
     from ardistill.trajectories import record as run
 
+    scales = guidance_scale if isinstance(guidance_scale, list) else [guidance_scale]
+    heights, widths = (x if isinstance(x, list) else [x] for x in (height, width))
+    if not 1 <= len(scales) <= 2:
+        raise ValueError(f"expected one guidance scale, or the lowest and the highest, got {scales}")
+    if len(heights) != len(widths) or not heights:
+        raise ValueError(f"expected as many heights as widths, got {heights} and {widths}")
+    sizes = zip(heights, widths, strict=True)
     loaded = Teacher.from_pretrained(
         teacher,
-        height=height,
-        width=width,
-        guidance_scale=guidance_scale,
+        height=heights[0],
+        width=widths[0],
+        guidance_scale=scales[0],
         guidance_channels=guidance_channels,
         negative_prompt=negative_prompt,
     )
@@ -95,6 +103,8 @@ def _record(
         out,
         num_trajectories,
         prompts=load_prompts(prompts) if prompts else None,
+        guidance_range=(scales[0], scales[-1]),
+        sample_shapes=[loaded.latent_shape(*size) if any(size) else loaded.sample_shape for size in sizes],
         solver_steps=solver_steps,
         num_steps=num_steps,
         seed=seed,
@@ -152,7 +162,7 @@ def _distill(
     student = Student.from_teacher(loaded, StudentConfig.for_data(data, **options))
     where = PartialState().device
     if output == "solver":
-        states, _, condition = send_to_device(data.stacked(slice(10)), where)
+        states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
         start = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
         _say(f"untrained, the student draws {start:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
@@ -168,6 +178,9 @@ def _sample(
     count: int = 20,
     class_labels: list[int] | None = None,
     prompts: list[str] | None = None,
+    guidance_scale: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
     seed: int = 0,
     teacher: str | None = None,
     device: str = "auto",
@@ -180,6 +193,9 @@ def _sample(
         count: Number of images.
         class_labels: Classes to draw, in turn; all classes if not given.
         prompts: What a text-to-image student is to draw, in turn.
+        guidance_scale: For a student that is told of it; the middle of its range if not given.
+        height: Of the images, in pixels; the first that it was distilled on if not given.
+        width: Same.
         seed: Of the noise.
         teacher: Where its teacher is now, whose VAE decodes; the name it was recorded under if not given.
         device: auto, cpu, cuda, ...
@@ -190,7 +206,10 @@ def _sample(
     loaded = Student.from_pretrained(student)
     where = _device(device)
     found = _teacher_of(loaded.config, teacher)
-    draw_samples(loaded, found, out, count=count, seed=seed, class_labels=class_labels, prompts=prompts, device=where)
+    if height or width:
+        found.sample_shape = found.latent_shape(height, width)
+    conditions: dict[str, Any] = {"class_labels": class_labels, "prompts": prompts, "guidance_scale": guidance_scale}
+    draw_samples(loaded, found, out, count=count, seed=seed, **conditions, device=where)
     return {"out": out, "count": count, "text": f"{count} samples in {out}"}
 
 
@@ -334,9 +353,9 @@ def _teacher_of(facts: Any, name: str | None) -> Any:
     options: dict[str, Any] = {
         "guidance_channels": getattr(facts, "guidance_channels", None),
         "negative_prompt": getattr(facts, "negative_prompt", ""),
-        "latent_shape": tuple(facts.sample_shape) or None,
+        "latent_shape": facts.sample_shapes[0] if facts.sample_shapes else None,
     }
-    teacher = Teacher.from_pretrained(name, guidance_scale=facts.guidance_scale, **options)
+    teacher = Teacher.from_pretrained(name, guidance_scale=sum(facts.guidance_range) / 2, **options)
     teacher.name = facts.teacher or name
     if facts.fingerprint and teacher.fingerprint() != facts.fingerprint:
         raise ValueError(
@@ -352,9 +371,10 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
             f"{path} is a student of {config.teacher} ({config.fingerprint[:12]}), the trajectories are of "
             f"{manifest.teacher} ({manifest.fingerprint[:12]})"
         )
-    if config.guidance_scale != manifest.guidance_scale:
+    (low, high), (lowest, highest) = config.guidance_range, manifest.guidance_range
+    if not low <= lowest <= highest <= high:
         raise ValueError(
-            f"{path} absorbed guidance {config.guidance_scale}, the trajectories have {manifest.guidance_scale}; "
+            f"{path} was distilled at guidance {low:g} to {high:g}, the trajectories have {lowest:g} to {highest:g}; "
             "record held-out ones with the student's"
         )
     run = Path(path).parent if Path(path).name == "student" else Path(path)

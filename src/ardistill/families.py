@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 Condition = dict[str, Tensor]
 """What the transformer is conditioned on besides the time, one row per sample: for DiT ``class_labels`` (b,), for text
-``encoder_hidden_states`` (b, t, d) and what else the family needs."""
+``encoder_hidden_states`` (b, t, d) and what else the family needs. ``guidance`` (b,) may stand among them: the scale
+of each row, for the teacher's solver and for students that are told of it."""
 
 
 def _first(transformer: Any, result: Any, latents: Tensor) -> Tensor:
@@ -245,6 +246,10 @@ class Family:
     """Latents are packed into tokens of so many by so many before the network."""
     default_size: int = 128
     """Height and width of latents where the transformer's config has no ``sample_size``."""
+    square: bool = False
+    """Whether the class takes latents as high as wide alone."""
+    time_embedding: str = "timestep_embedder"
+    """How the names of the modules that embed the time end: a student that is told of the guidance adds it there."""
     has_checkpointing: bool = True
     """Whether diffusers' class has gradient checkpointing."""
 
@@ -256,6 +261,11 @@ class Family:
                 modules = [getattr(block, attention, None) for attention in self.attention]
                 found.append([module for module in modules if module is not None])
         return found
+
+    @staticmethod
+    def embeds_guidance(transformer: Any) -> bool:
+        """Whether guidance is an input of the network (Flux-dev): then there is no unguided branch."""
+        return bool(transformer.config.get("guidance_embeds"))
 
     def call(self, transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Prediction of the teacher's type, (b, c or 2c, h, w)."""
@@ -286,7 +296,7 @@ class Family:
             example["text_embedding_mask"] = torch.ones(count, text_tokens, dtype=torch.long)
             example["encoder_hidden_states_t5"] = torch.zeros(count, config.text_len_t5, config.cross_attention_dim_t5)
             example["text_embedding_mask_t5"] = torch.ones(count, config.text_len_t5, dtype=torch.long)
-        if config.get("guidance_embeds"):
+        if self.embeds_guidance(transformer):
             example["guidance"] = torch.ones(count)
         return example
 
@@ -307,7 +317,7 @@ _TEXT_WIDTHS = (
 _HEAD = ("norm_out.linear", "proj_out")
 FAMILIES: dict[str, Family] = {
     "DiTTransformer2DModel": Family(
-        ("transformer_blocks",), ("attn1",), ("proj_out_1", "proj_out_2"), pipeline="DiTPipeline"
+        ("transformer_blocks",), ("attn1",), ("proj_out_1", "proj_out_2"), pipeline="DiTPipeline", square=True
     ),
     "PixArtTransformer2DModel": Family(
         ("transformer_blocks",),
@@ -327,7 +337,13 @@ FAMILIES: dict[str, Family] = {
         encode=_encode_hunyuan,
     ),
     "WanTransformer3DModel": Family(
-        ("blocks",), ("attn1",), ("proj_out",), pipeline="WanPipeline", encode=_encode_plain, default_size=60
+        ("blocks",),
+        ("attn1",),
+        ("proj_out",),
+        pipeline="WanPipeline",
+        encode=_encode_plain,
+        default_size=60,
+        time_embedding="time_embedder",
     ),
     "SD3Transformer2DModel": Family(
         ("transformer_blocks",),
@@ -347,6 +363,7 @@ FAMILIES: dict[str, Family] = {
         _z_image_tokens,
         pipeline="ZImagePipeline",
         encode=_encode_z_image,
+        time_embedding="t_embedder",
     ),
     "FluxTransformer2DModel": Family(
         ("transformer_blocks", "single_transformer_blocks"),
@@ -380,6 +397,7 @@ FAMILIES: dict[str, Family] = {
         text="first",
         pipeline="AuraFlowPipeline",
         encode=_encode_plain,
+        time_embedding="time_step_proj",
     ),
     "QwenImageTransformer2DModel": Family(
         ("transformer_blocks",),

@@ -107,33 +107,38 @@ class History:
     step: int = 0  # of a sequential call
     cache: dict[int, list[tuple[Tensor, Tensor]]] | None = field(default=None, repr=False)  # layer -> steps' (k, v)
     image_tokens: int | None = None  # of a sample in the current call; None where there is nothing else
+    guidance: Tensor | None = None  # scale of each row of the current call, for a student that is told of it
 
     @contextlib.contextmanager
-    def folded(self, num_steps: int, image_tokens: int | None = None) -> Iterator[None]:
+    def folded(self, num_steps: int, image_tokens: int | None = None, guidance: Tensor | None = None) -> Iterator[None]:
         """Within, every call holds ``num_steps`` steps of each sample in its rows."""
-        with self._set(num_steps, 0, None, image_tokens):
+        with self._set(num_steps, 0, None, image_tokens, guidance):
             yield
 
     @contextlib.contextmanager
     def sequential(
-        self, step: int, cache: dict[int, list[tuple[Tensor, Tensor]]], image_tokens: int | None = None
+        self,
+        step: int,
+        cache: dict[int, list[tuple[Tensor, Tensor]]],
+        image_tokens: int | None = None,
+        guidance: Tensor | None = None,
     ) -> Iterator[None]:
         """Within, one call holds step ``step`` of each sample, and ``cache`` the keys and values of those before."""
-        with self._set(1, step, cache, image_tokens):
+        with self._set(1, step, cache, image_tokens, guidance):
             yield
 
     @contextlib.contextmanager
     def _set(self, *layout: Any) -> Iterator[None]:
         before = self._layout
-        self.num_steps, self.step, self.cache, self.image_tokens = layout
+        self.num_steps, self.step, self.cache, self.image_tokens, self.guidance = layout
         try:
             yield
         finally:
-            self.num_steps, self.step, self.cache, self.image_tokens = before
+            self.num_steps, self.step, self.cache, self.image_tokens, self.guidance = before
 
     @property
     def _layout(self) -> tuple:
-        return self.num_steps, self.step, self.cache, self.image_tokens
+        return self.num_steps, self.step, self.cache, self.image_tokens, self.guidance
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any

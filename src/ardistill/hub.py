@@ -46,8 +46,20 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
     config = student.config
     teacher = config.teacher or "an unnamed teacher"
     kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
+    guidance = f"The teacher's guidance of {config.guidance_scale:g} is absorbed: each step is one evaluation."
+    if config.is_told_guidance:
+        low, high = config.guidance_range
+        guidance = (
+            f"Guidance of {low:g} to {high:g} is an input, `guidance_scale` of the pipeline ({config.guidance_scale:g} "
+            "if not given): each step is one evaluation all the same."
+        )
     takes_text = student.family.encode is not None
     example = '"a photo of the moon"' if takes_text else "[0, 1, 2]"
+    more = ""
+    if config.output == "direct" or (
+        config.is_told_guidance and not student.family.embeds_guidance(student.transformer)
+    ):
+        more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
     on_hub = teacher.count("/") == 1 and not teacher.startswith(("zoo/", ".")) and not Path(teacher).exists()
     facts = ModelCardData(
         library_name="diffusers",
@@ -62,7 +74,7 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
 # A {student.num_steps}-step student of {teacher}
 
 AutoRegressive Distillation (arXiv:2504.11295): {student.num_steps} steps, {kind}; target `{config.target}`, output
-`{config.output}`. The teacher's guidance of {config.guidance_scale} is absorbed: each step is one evaluation.
+`{config.output}`. {guidance}
 
 ```python
 from diffusers import DiffusionPipeline
@@ -72,7 +84,7 @@ images = pipeline({example}).images
 ```
 
 `trust_remote_code` runs the pipeline module in this folder, which needs torch and diffusers alone. With ardistill
-installed, `ardistill.load("this/folder")` runs the package's own code instead.
+installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}
 
 {"![Samples](samples.png)" if has_picture else ""}
 
@@ -156,7 +168,7 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
         raise ValueError(f"expected an exported student in {folder}, found none")
     parts = dict(companions)
     for part in ("transformer", "scheduler"):
-        parts[part] = getattr(diffusers, index[part][1]).from_pretrained(folder, subfolder=part)
+        parts[part] = getattr(diffusers, index[part][1]).from_pretrained(Path(folder) / part)
     base = getattr(diffusers, index["_base_class_name"])
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}

@@ -36,6 +36,7 @@ class _FixedKnots:
         self.noise: Tensor | None = None
         self.index = 0
         self.cache: dict = {}
+        self.guidance = student.config.guidance_scale
 
     def set_timesteps(
         self,
@@ -84,10 +85,17 @@ class _Remembering(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         transformer, family = self.student.transformer, self.student.family
-        first = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        first = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "x"]
         tokens = family.count_image_tokens(transformer, first)
-        with self.student.history.sequential(self.knots.index, self.knots.cache, tokens):
+        guidance = torch.full((len(first),), self.knots.guidance, device=first[0].device)
+        with self.student.history.sequential(self.knots.index, self.knots.cache, tokens, guidance):
             return transformer(*args, **kwargs)
+
+
+def _check_guidance(config: StudentConfig, scale: float) -> None:
+    low, high = config.guidance_range
+    if config.is_told_guidance and not low <= scale <= high:
+        raise ValueError(f"expected a guidance scale of {low} to {high}, as in its distillation, got {scale}")
 
 
 def few_step_pipeline(base: type) -> type:
@@ -98,7 +106,8 @@ def few_step_pipeline(base: type) -> type:
 
     Returns:
         A subclass. Its constructor takes ``student``, a student's configuration as a dict, besides the components of
-        ``base``; its call takes what ``base``'s takes, but for the number of steps, guidance and negative prompts.
+        ``base``; its call takes what ``base``'s takes, but for the number of steps, negative prompts, and guidance
+        unless the student is told of it.
     """
     signature = inspect.signature(base.__init__)  # type: ignore[misc]
 
@@ -113,7 +122,8 @@ def few_step_pipeline(base: type) -> type:
             self.register_to_config(student=student, **settings)
             transformer = self.transformer
             self.__dict__["_student"] = Student(transformer, StudentConfig.from_dict(student)).eval()
-            if student["output"] == "direct":  # the later heads are not part of the stock transformer
+            config = self._student.config
+            if config.output == "direct" or config.is_told_guidance:  # more weights than the stock transformer has
                 folder = Path(transformer.config._name_or_path)
                 transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
 
@@ -125,15 +135,20 @@ def few_step_pipeline(base: type) -> type:
             for name in ("negative_prompt", "negative_prompt_embeds"):
                 if options.get(name) is not None:
                     raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+            knots = _FixedKnots(student, self.scheduler.config)
             if base.__name__ in EMBEDDED_GUIDANCE:
                 options.setdefault("guidance_scale", student.config.guidance_scale)
+                _check_guidance(student.config, options["guidance_scale"])
             else:
-                unguided = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0})
-                for name, value in unguided.items():
-                    if options.pop(name, value) not in (value, 1.0):
-                        raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
-                options |= unguided
-            knots = _FixedKnots(student, self.scheduler.config)
+                (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
+                scale = options.pop(name, None)
+                if student.config.is_told_guidance:
+                    if scale is not None:
+                        knots.guidance = scale + 1.0 - off  # some count from 0
+                    _check_guidance(student.config, knots.guidance)
+                elif scale not in (None, off, 1.0):
+                    raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+                options[name] = off
             kept = {name: self.__dict__.get(name) for name in ("transformer", "scheduler", "vae")}
             self.__dict__.update(transformer=_Remembering(student, knots), scheduler=knots, vae=self.vae or _Pixels())
             try:

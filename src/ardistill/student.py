@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -46,9 +47,9 @@ class StudentConfig:
     """Name of the teacher, as given to ``Teacher.from_pretrained``."""
     fingerprint: str = ""
     """SHA-256 of the teacher's weights; empty: not known."""
-    guidance_scale: float = 1.0
-    """Guidance of the trajectories, which the student absorbs."""
-    sample_shape: tuple[int, ...] = ()
+    guidance_range: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest guidance of the trajectories. The same twice: the student absorbs it; else it is told."""
+    sample_shapes: tuple[tuple[int, ...], ...] = ()
     """(c, h, w) or (c, f, h, w) of the latents it was distilled on; empty: not known."""
 
     def __post_init__(self) -> None:
@@ -69,14 +70,53 @@ class StudentConfig:
         """Of a student of recorded trajectories; ``options`` are the fields that do not follow from them."""
         facts = data.manifest
         known: dict[str, Any] = {"knots": data.knots, "teacher": facts.teacher, "fingerprint": facts.fingerprint}
-        known |= {"guidance_scale": facts.guidance_scale, "sample_shape": facts.sample_shape}
+        known |= {"guidance_range": facts.guidance_range, "sample_shapes": facts.sample_shapes}
         return cls(**{**known, **options})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> StudentConfig:
         """Undo ``dataclasses.asdict``, also after a passage through JSON."""
-        shape = tuple(data.get("sample_shape", ()))
-        return cls(**{**data, "knots": Knots.from_dict(data["knots"]), "sample_shape": shape})
+        shapes = tuple(tuple(shape) for shape in data["sample_shapes"])
+        facts = {"guidance_range": tuple(data["guidance_range"]), "sample_shapes": shapes}
+        return cls(**{**data, **facts, "knots": Knots.from_dict(data["knots"])})
+
+    @property
+    def is_told_guidance(self) -> bool:
+        """Whether the guidance scale is an input, so that a user can still steer; else it is absorbed."""
+        return self.guidance_range[0] < self.guidance_range[1]
+
+    @property
+    def guidance_scale(self) -> float:
+        """What it draws with if nothing is said: the middle of the range."""
+        return sum(self.guidance_range) / 2
+
+
+class _GuidedEmbedding:
+    """Mixed into the class of a time embedding: adds what a linear layer makes of the guidance scale.
+
+    The layer starts at zero: an untrained student does not heed it. Source: Meng et al. 2023, arXiv:2210.03142, Sec. 3.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        embedded = super().forward(*args, **kwargs)  # type: ignore[misc]
+        guidance, (low, high) = self.history.guidance, self.guidance_range  # type: ignore[attr-defined]
+        if guidance is None:
+            raise RuntimeError("a transformer that is told of guidance was called by itself; call its student instead")
+        features = get_timestep_embedding(1000 * (guidance - low) / (high - low), 256)
+        return embedded + self.guidance_proj(features.to(embedded.dtype))  # type: ignore[attr-defined]
+
+
+def _tell_guidance(modules: list[Any], history: History, guidance_range: tuple[float, float]) -> None:
+    """Let these time embeddings add the guidance of the current call."""
+    if not modules:
+        raise ValueError("found no embedding of the time to add guidance to; name it in the family's time_embedding")
+    for module in modules:
+        last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+        options = {"device": last.weight.device, "dtype": last.weight.dtype}
+        module.guidance_proj = nn.Linear(256, last.out_features, bias=False, **options)
+        nn.init.zeros_(module.guidance_proj.weight)
+        module.__class__ = type(f"Guided{type(module).__name__}", (_GuidedEmbedding, type(module)), {})
+        module.history, module.guidance_range = history, guidance_range
 
 
 class StepLinear(nn.Linear):
@@ -132,6 +172,9 @@ class Student(nn.Module):
             for name in family.head:
                 head = StepLinear(transformer.get_submodule(name), config.knots.num_steps, self.history)
                 transformer.set_submodule(name, head)
+        if config.is_told_guidance and not family.embeds_guidance(transformer):
+            found = [x for name, x in transformer.named_modules() if name.endswith(family.time_embedding)]
+            _tell_guidance(found, self.history, config.guidance_range)
         for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0
@@ -215,9 +258,14 @@ class Student(nn.Module):
 
     def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Callable) -> Tensor:
         """The network's prediction, of as many channels as the latents: a learned sigma is cut off."""
+        condition = dict(condition)
+        default = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
+        guidance = condition.pop("guidance", default)
+        if self.family.embeds_guidance(self.transformer):
+            condition["guidance"] = guidance
         arguments = self.family.inputs(self.transformer, latents, times, condition)
         first = next(iter(arguments.values()))
-        with layout(image_tokens=self.family.count_image_tokens(self.transformer, first)):
+        with layout(image_tokens=self.family.count_image_tokens(self.transformer, first), guidance=guidance):
             result = self.transformer(**arguments, return_dict=False)
         return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
 

@@ -112,23 +112,34 @@ class Teacher:
         class_name = config["_class_name"]
         if class_name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
             class_name = "DiTTransformer2DModel"  # as facebook/DiT-XL-2-256 was published
-        family = family_of(class_name)
+        family_of(class_name)
         scheduler_class = getattr(diffusers, scheduler_config["_class_name"], None)
         if scheduler_class is None:
             raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
         transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
         scheduler = scheduler_class.from_config(scheduler_config)
         companions = Companions(source)
+        teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
         if height or width:
-            if not (height and width):
-                raise ValueError("expected both height and width, or neither")
-            factor = companions.pixels_per_latent
-            if height % (factor * family.packing) or width % (factor * family.packing):
-                raise ValueError(
-                    f"expected a size in multiples of {factor * family.packing} pixels, got {height}x{width}"
-                )
-            options["latent_shape"] = family.latent_shape(transformer, height // factor, width // factor)
-        return cls(transformer, scheduler, companions=companions, name=str(name), **options)
+            teacher.sample_shape = teacher.latent_shape(height, width)
+        return teacher
+
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
+        """Shape of the latents of an image of so many pixels, (c, h, w) or (c, f, h, w).
+
+        Raises:
+            ValueError: One of the two is missing, not a multiple of what the VAE and the packing need, or the class
+                takes squares alone.
+        """
+        if not (height and width):
+            raise ValueError("expected both height and width, or neither")
+        factor = getattr(self.companions, "pixels_per_latent", 1)
+        unit = factor * self.family.packing
+        if height % unit or width % unit:
+            raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
+        if self.family.square and height != width:
+            raise ValueError(f"{type(self.transformer).__name__} draws squares alone, got {height}x{width}")
+        return self.family.latent_shape(self.transformer, height // factor, width // factor)
 
     @property
     def draws_images(self) -> bool:
@@ -143,7 +154,7 @@ class Teacher:
     @property
     def embeds_guidance(self) -> bool:
         """Whether guidance is an input of the network (Flux-dev): then there is no unguided branch."""
-        return bool(self.transformer.config.get("guidance_embeds"))
+        return self.family.embeds_guidance(self.transformer)
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move the transformer and the VAE."""
@@ -230,10 +241,7 @@ class Teacher:
         parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
         table = join_conditions([self.family.encode(self._text_pipeline, part) for part in parts])
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
-        condition = {name: value.cpu()[rows] for name, value in table.items()}
-        if self.embeds_guidance:
-            condition["guidance"] = torch.full((len(rows),), self.guidance_scale)
-        return condition
+        return {name: value.cpu()[rows] for name, value in table.items()}
 
     def check_condition(self, condition: Condition) -> None:
         """Refuse labels that the teacher does not have."""
@@ -243,12 +251,9 @@ class Teacher:
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
             raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
 
-    def noise(self, seed: int, shard: int, count: int) -> Tensor:
+    def noise(self, seed: int, shard: int, count: int, sample_shape: tuple[int, ...] | None = None) -> Tensor:
         """Initial noise of a shard, (count, c, h, w): a pure function of (seed, shard), drawn on the CPU."""
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(f"{seed}/{shard}".encode()).digest()[:7])
-        )
-        return torch.randn(count, *self.sample_shape, generator=generator)
+        return torch.randn(count, *(sample_shape or self.sample_shape), generator=seeded_generator(f"{seed}/{shard}"))
 
     def null_condition(self, condition: Condition) -> Condition:
         """Of the unguided branch: the negative prompt, or the label after the last one."""
@@ -263,9 +268,17 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
-        """Guided prediction at one time, (b, c, h, w); a learned sigma is cut off."""
+        """Prediction at one time, (b, c, h, w), with each row's ``guidance`` if the condition says, else the teacher's.
+
+        A learned sigma is cut off.
+        """
         channels = self.transformer.config.in_channels
-        if self.guidance_scale == 1 or self.embeds_guidance:
+        condition = dict(condition)
+        default = torch.full((len(states),), self.guidance_scale, device=states.device)
+        guidance = condition.pop("guidance", default)
+        if self.embeds_guidance:
+            condition["guidance"] = guidance
+        if self.embeds_guidance or bool((guidance == 1).all()):
             times = torch.full((len(states),), timestep, device=states.device)
             return self.family.call(self.transformer, states, times, condition)[:, :channels]
         both = join_conditions([condition, self.null_condition(condition)])
@@ -274,7 +287,8 @@ class Teacher:
         conditional, unconditional = predictions.chunk(2)
         guided = slice(0, self.guidance_channels)
         output = conditional.clone()
-        output[:, guided] = torch.lerp(unconditional[:, guided], conditional[:, guided], self.guidance_scale)
+        weight = guidance.to(output.dtype).view(-1, *(1 for _ in output.shape[1:]))
+        output[:, guided] = torch.lerp(unconditional[:, guided], conditional[:, guided], weight)
         return self.family.rescale_guided(output, conditional) if self.family.rescale_guided else output
 
     @torch.no_grad()
@@ -290,9 +304,11 @@ class Teacher:
         Raises:
             ValueError: Wrong shape of the noise, or labels that the teacher does not have.
         """
-        if tuple(noise.shape[1:]) != self.sample_shape:
+        like = noise.ndim == 1 + len(self.sample_shape) and noise.shape[1] == self.sample_shape[0]
+        if not like or (self.family.square and noise.shape[-1] != noise.shape[-2]):
             raise ValueError(
-                f"expected noise of shape (b, {', '.join(map(str, self.sample_shape))}), got {tuple(noise.shape)}"
+                f"expected noise of shape (b, {', '.join(map(str, self.sample_shape))}), or of another height and "
+                f"width where {type(self.transformer).__name__} takes it, got {tuple(noise.shape)}"
             )
         self.check_condition(condition)
         to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
@@ -303,6 +319,11 @@ class Teacher:
             state = to_state[s][0] * state + to_state[s][1] * prediction
             states.append(state)
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
+
+
+def seeded_generator(key: str) -> torch.Generator:
+    """On the CPU, seeded by the SHA-256 of ``key``: neighbouring keys are not alike."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
 
 
 def _unscale(vae: Any, latents: Tensor) -> Tensor:

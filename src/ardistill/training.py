@@ -105,8 +105,7 @@ def distill(
             passes = step * config.gradient_accumulation_steps + part
             drawn = passes * accelerator.num_processes + accelerator.process_index
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + drawn)
-            rows = torch.randint(len(data), (config.batch_size,), generator=generator)
-            batch = default_collate([data[int(row)] for row in rows])
+            batch = default_collate([data[int(row)] for row in data.draw(config.batch_size, generator)])
             batch = send_to_device(batch, accelerator.device)
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
             with accelerator.accumulate(model):
@@ -167,9 +166,9 @@ def _check_data(student: Student, data: TrajectoryDataset) -> None:
             f"the student's teacher ({ours.teacher or 'unnamed'}, weights {ours.fingerprint[:12]}) is not the one the "
             f"trajectories were recorded from ({theirs.teacher or 'unnamed'}, {theirs.fingerprint[:12]}); record again"
         )
-    if ours.fingerprint and ours.guidance_scale != theirs.guidance_scale:
+    if ours.fingerprint and ours.guidance_range != theirs.guidance_range:
         raise ValueError(
-            f"the student says guidance {ours.guidance_scale}, its trajectories have {theirs.guidance_scale}; "
+            f"the student says guidance {ours.guidance_range}, its trajectories have {theirs.guidance_range}; "
             "make the student from the data's manifest"
         )
 

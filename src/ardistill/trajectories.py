@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from ardistill.families import Condition
 from ardistill.schedule import Knots, nested_indices
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, seeded_generator
 
-VERSION = 1
+VERSION = 2
 CONDITIONS = "conditions.safetensors"
 """Embeddings of the distinct prompts, one row each."""
 
@@ -47,10 +47,11 @@ class Manifest:
     """Which of the solver_steps + 1 states are stored, 0 the noise."""
     knots: Knots
     """Times of all solver steps."""
-    guidance_scale: float
+    guidance_range: tuple[float, float]
+    """Lowest and highest guidance scale, drawn uniformly for each trajectory; most often the same number twice."""
     guidance_channels: int | None
-    sample_shape: tuple[int, ...]
-    """(c, h, w) or (c, f, h, w) of a state."""
+    sample_shapes: tuple[tuple[int, ...], ...]
+    """(c, h, w) or (c, f, h, w) of the states; a shard has one of them."""
     num_conditions: int
     """Classes, or distinct prompts; trajectory i is of condition i modulo this."""
     prompts: str
@@ -64,6 +65,20 @@ class Manifest:
     @property
     def num_shards(self) -> int:
         return -(-self.num_trajectories // self.shard_size)
+
+    def shape_of(self, shard: int) -> int:
+        """Which of the sample shapes a shard has: each once in as many shards, in an order that the seed shuffles.
+
+        Not in turn: then a shape could meet the same conditions in every shard.
+        """
+        count = len(self.sample_shapes)
+        order = torch.randperm(count, generator=seeded_generator(f"{self.seed}/{shard // count}/shapes"))
+        return int(order[shard % count])
+
+    def guidance(self, shard: int, rows: int) -> Tensor:
+        """Guidance scale of a shard's trajectories, (rows,)."""
+        low, high = self.guidance_range
+        return low + (high - low) * torch.rand(rows, generator=seeded_generator(f"{self.seed}/{shard}/guidance"))
 
     def to_json(self) -> str:
         data = {**self.__dict__, "knots": self.knots.__dict__}
@@ -83,11 +98,13 @@ class Manifest:
             data = json.loads(path.read_text())
             if data["version"] != VERSION:
                 raise ValueError(
-                    f"{path}: version {data['version']}, this ardistill reads {VERSION}; update the package"
+                    f"{path}: version {data['version']}, this ardistill reads {VERSION}; read it with the version that "
+                    "wrote it, or record again"
                 )
             knots = Knots.from_dict(data.pop("knots"))
-            for name in ("kept", "sample_shape"):
+            for name in ("kept", "guidance_range"):
                 data[name] = tuple(data[name])
+            data["sample_shapes"] = tuple(tuple(shape) for shape in data["sample_shapes"])
             return cls(knots=knots, **data)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a whole manifest ({error}); record again into a new folder") from error
@@ -116,6 +133,8 @@ def record(
     num_trajectories: int,
     *,
     prompts: Sequence[str] | None = None,
+    guidance_range: tuple[float, float] | None = None,
+    sample_shapes: Sequence[tuple[int, ...]] = (),
     solver_steps: int = 24,
     num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     seed: int = 0,
@@ -132,6 +151,10 @@ def record(
         folder: Made if missing; must be empty or hold a part of the same recording.
         num_trajectories: The last shard may be smaller.
         prompts: For a teacher that takes text, used in turn; encoded once each and stored beside the shards.
+        guidance_range: Guidance scales are drawn from it, uniformly, for students that are told of the scale; the
+            teacher's own scale for all if not given.
+        sample_shapes: Of the latents, one a shard; the teacher's own if not given. The solver's times are those of the
+            teacher's own, where the schedule depends on the size.
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; states nearest to their uniform knots are kept.
         seed: Of the noise; the labels follow the row number.
@@ -140,8 +163,8 @@ def record(
         progress: Show a bar.
 
     Raises:
-        ValueError: The folder holds other trajectories, more student steps than solver steps are asked for, or prompts
-            are missing or of no use.
+        ValueError: The folder holds other trajectories, more student steps than solver steps are asked for, there are
+            fewer shards than shapes, or prompts are missing or of no use.
     """
     if teacher.takes_text and not prompts:
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on text: give it prompts")
@@ -151,6 +174,9 @@ def record(
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
         if value < 1:
             raise ValueError(f"expected 1 {what} or more, got {value}")
+    guidance_range = guidance_range or (teacher.guidance_scale, teacher.guidance_scale)
+    if not 1 <= guidance_range[0] <= guidance_range[1]:
+        raise ValueError(f"expected guidance scales from 1 (none) up, lowest first, got {guidance_range}")
     folder = Path(folder)
     manifest = Manifest(
         teacher=teacher.name,
@@ -159,9 +185,9 @@ def record(
         solver_steps=solver_steps,
         kept=tuple(sorted({i for n in num_steps for i in nested_indices(solver_steps, n)})),
         knots=teacher.knots(solver_steps),
-        guidance_scale=teacher.guidance_scale,
+        guidance_range=guidance_range,
         guidance_channels=teacher.guidance_channels,
-        sample_shape=teacher.sample_shape,
+        sample_shapes=tuple(sample_shapes) or (teacher.sample_shape,),
         num_conditions=len(distinct) if teacher.takes_text else teacher.num_classes,
         prompts=hashlib.sha256(json.dumps(distinct).encode()).hexdigest() if teacher.takes_text else "",
         negative_prompt=teacher.negative_prompt,
@@ -169,6 +195,11 @@ def record(
         num_trajectories=num_trajectories,
         shard_size=shard_size,
     )
+    if manifest.num_shards < len(manifest.sample_shapes):
+        raise ValueError(
+            f"expected {len(manifest.sample_shapes)} shards or more, one of each size, got {manifest.num_shards}; "
+            "lower the shard size or record more"
+        )
     if (folder / "manifest.json").exists():
         if Manifest.read(folder) != manifest:
             raise ValueError(f"{folder} holds other trajectories than those asked for; choose a new folder")
@@ -190,30 +221,32 @@ def record(
             continue
         rows = min(shard_size, num_trajectories - shard * shard_size)
         labels = (torch.arange(rows) + shard * shard_size) % manifest.num_conditions
-        noise = teacher.noise(seed, shard, rows)
-        condition = {name: value.to(device) for name, value in _look_up(table, labels).items()}
+        noise = teacher.noise(seed, shard, rows, manifest.sample_shapes[manifest.shape_of(shard)])
+        guidance = manifest.guidance(shard, rows)
+        condition = {name: value.to(device) for name, value in _look_up(table, labels, guidance).items()}
         solved = teacher.solve_ode(noise.to(device), condition, manifest.knots)
         states = solved.states[:, list(manifest.kept)].cpu().contiguous()
         denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu().contiguous()
-        data = _encode(states, denoised, labels)
+        data = _encode(states, denoised, labels, guidance)
         _write_whole(path, data)
         facts = {"rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         _write_whole(path.with_suffix(".json"), json.dumps(facts).encode())
     return manifest
 
 
-def _look_up(table: Condition | None, labels: Tensor) -> Condition:
-    """Rows of the table of conditions; without a table the labels are the condition."""
-    return {"class_labels": labels} if table is None else {name: value[labels] for name, value in table.items()}
+def _look_up(table: Condition | None, labels: Tensor, guidance: Tensor) -> Condition:
+    """Rows of the table of conditions, and the guidance; without a table the labels are the condition."""
+    rows = {"class_labels": labels} if table is None else {name: value[labels] for name, value in table.items()}
+    return rows | {"guidance": guidance}
 
 
-def _encode(states: Tensor, denoised: Tensor, labels: Tensor) -> bytes:
+def _encode(states: Tensor, denoised: Tensor, labels: Tensor, guidance: Tensor) -> bytes:
     def binary(x: Tensor) -> pa.Array:
         width = x[0].numel() * x.element_size()
         return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(x), [None, pa.py_buffer(x.numpy())])
 
-    columns = {"states": binary(states), "denoised": binary(denoised), "labels": pa.array(labels.numpy())}
-    batch = pa.record_batch(columns)
+    facts = {"labels": pa.array(labels.numpy()), "guidance": pa.array(guidance.numpy())}
+    batch = pa.record_batch({"states": binary(states), "denoised": binary(denoised), **facts})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -223,7 +256,8 @@ def _encode(states: Tensor, denoised: Tensor, labels: Tensor) -> bytes:
 class TrajectoryDataset(Dataset):
     """Recorded trajectories, memory-mapped, as one student needs them.
 
-    Item i is a dict of ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``condition``, itself a dict.
+    Item i is a dict of ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``condition``, itself a dict, with
+    the guidance scale in it.
 
     Args:
         folder: What ``record`` wrote.
@@ -248,14 +282,21 @@ class TrajectoryDataset(Dataset):
             raise ValueError(f"{folder} lacks states {missing}, which {num_steps} steps need; record them")
         self.knots = manifest.knots.select(indices)
         self._at = [manifest.kept.index(i) for i in indices]
-        self._states, self._denoised, labels = [], [], []
+        self._states, self._denoised, labels, guidance, shapes = [], [], [], [], []
         for shard in range(manifest.num_shards):
-            states, denoised, shard_labels = self._read(_shard_path(folder, shard), shard)
+            states, denoised, shard_labels, shard_guidance = self._read(_shard_path(folder, shard), shard)
             self._states.append(states)
             self._denoised.append(denoised)
             labels.append(shard_labels)
+            guidance.append(shard_guidance)
+            shapes.append(torch.full((len(shard_labels),), manifest.shape_of(shard)))
         self.labels = torch.cat(labels)
         """Class, or number of the prompt, of each trajectory."""
+        self.guidance = torch.cat(guidance)
+        """Its guidance scale."""
+        self._shapes = torch.cat(shapes)
+        self.buckets = [torch.nonzero(self._shapes == i).flatten() for i in range(len(manifest.sample_shapes))]
+        """Trajectories of each sample shape."""
         self._table: Condition | None = None
         self.prompts: list[str] = []
         if manifest.prompts:
@@ -264,7 +305,7 @@ class TrajectoryDataset(Dataset):
             self._table = safetensors.torch.load_file(folder / CONDITIONS)
             self.prompts = json.loads((folder / "prompts.json").read_text())
 
-    def _read(self, path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    def _read(self, path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
         facts_path = path.with_suffix(".json")
         if not path.is_file() or not facts_path.is_file():
             raise ValueError(f"{path} is missing; run the same record command again, it makes what is missing")
@@ -283,19 +324,36 @@ class TrajectoryDataset(Dataset):
 
         def view(column: str, states: int) -> np.ndarray:
             flat = np.frombuffer(batch.column(column).buffers()[1], np.float32)
-            return flat.reshape(batch.num_rows, states, *manifest.sample_shape)
+            return flat.reshape(batch.num_rows, states, *manifest.sample_shapes[manifest.shape_of(shard)])
 
         kept = len(manifest.kept)
-        labels = torch.from_numpy(batch.column("labels").to_numpy().copy())
-        return view("states", kept), view("denoised", kept - 1), labels
+        labels, guidance = (torch.from_numpy(batch.column(x).to_numpy().copy()) for x in ("labels", "guidance"))
+        return view("states", kept), view("denoised", kept - 1), labels, guidance
 
     def condition(self, rows: slice | Tensor = slice(None)) -> Condition:
         """Of some trajectories, one row each."""
-        return _look_up(self._table, self.labels[rows])
+        return _look_up(self._table, self.labels[rows], self.guidance[rows])
 
-    def stacked(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor, Condition]:
-        """Some of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), condition."""
-        items = [self[i] for i in range(*rows.indices(len(self)))]
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random trajectories of one sample shape, with replacement; a shape comes as often as it was recorded."""
+        rows = torch.randint(len(self), (count,), generator=generator)
+        if len(self.buckets) == 1:
+            return rows
+        same = self.buckets[int(self._shapes[rows[0]])]
+        return same[torch.randint(len(same), (count,), generator=generator)]
+
+    def stacked(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor, Condition]:
+        """Some of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), condition.
+
+        Raises:
+            ValueError: They are of several shapes.
+        """
+        indices = torch.arange(len(self))[rows]
+        if len(self._shapes[indices].unique()) > 1:
+            raise ValueError(
+                f"expected trajectories of one size, got {self.manifest.sample_shapes}; record some of one size apart"
+            )
+        items = [self[int(i)] for i in indices]
         states, denoised = (torch.stack([item[key] for item in items]) for key in ("states", "denoised"))
         return states, denoised, self.condition(rows)
 

@@ -122,6 +122,7 @@ def draw_samples(
     seed: int = 0,
     class_labels: Sequence[int] | None = None,
     prompts: Sequence[str] | None = None,
+    guidance_scale: float | None = None,
     batch_size: int = 50,
     device: torch.device | str = "cpu",
 ) -> None:
@@ -135,14 +136,20 @@ def draw_samples(
         seed: Of the noise.
         class_labels: Classes to draw, in turn; all classes if not given.
         prompts: What to draw, in turn, where the teacher takes text.
+        guidance_scale: For a student that is told of it; the middle of its range if not given.
         batch_size: Images drawn at once.
         device: Where the student runs.
 
     Raises:
-        ValueError: No image is asked for, or what the teacher is not conditioned on.
+        ValueError: No image is asked for, or what the teacher is not conditioned on, or a guidance scale of a student
+            that absorbed one, or outside of its range.
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
+    low, high = student.config.guidance_range
+    scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
+    if not low <= scale <= high:
+        raise ValueError(f"the student was distilled at guidance {low:g} to {high:g}, got {scale:g}")
     name = teacher.name or "the teacher"
     if teacher.takes_text:
         if class_labels or not prompts:
@@ -159,6 +166,7 @@ def draw_samples(
     for first in tqdm(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
         rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
         condition = {key: value[rows].to(device) for key, value in table.items()}
+        condition["guidance"] = torch.full((len(rows),), float(scale), device=device)
         noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator).to(device)
         images.append(teacher.to(device).decode(sample(student, noise, condition)[:, -1]))
     if str(path).endswith(".npz"):
