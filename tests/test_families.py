@@ -2,20 +2,26 @@
 
 import copy
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny_families import TINY
 
-from ardistill.families import FAMILIES, Family, family_of, register_family
+from ardistill.config import TrainingConfig
+from ardistill.families import FAMILIES, family_of, register_family
 from ardistill.history import MASKS
+from ardistill.hub import export
 from ardistill.losses import regression_loss
 from ardistill.sampling import sample
 from ardistill.schedule import knots_from_scheduler
 from ardistill.student import Student, StudentConfig
+from ardistill.teacher import Teacher
+from ardistill.training import distill
+from ardistill.trajectories import TrajectoryDataset, record
 
 STEPS = 4
-VP = ("dit", "pixart-alpha", "pixart-sigma", "hunyuandit")
+VP = ("dit", "dit-timm", "pixart-alpha", "pixart-sigma", "hunyuandit")
 """Trained with a variance-preserving schedule; the others with flow matching."""
 
 
@@ -128,6 +134,7 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
 # come first, a dual block of SD3.5 calls twice.
 ORACLE = {
     "dit": ({0, 1}, slice(None), 16),
+    "dit-timm": ({0, 1}, slice(None), 16),
     "pixart-alpha": ({0, 2}, slice(None), 16),
     "pixart-sigma": ({0, 2}, slice(None), 16),
     "hunyuandit": ({0, 2}, slice(None), 16),
@@ -233,17 +240,34 @@ def test_prompts_of_unequal_length_are_refused_by_lumina2():
         make("lumina2")(inputs, condition)
 
 
-def test_a_users_own_family_takes_one_call(monkeypatch):
-    monkeypatch.setattr("ardistill.families.FAMILIES", dict(FAMILIES))
-    row = Family(("transformer_blocks",), ("attn1",), ("proj_out_1", "proj_out_2"))
+def test_a_users_own_class_takes_one_call_from_record_to_sample(tmp_path):
+    """The class is tests/original_dit.py's; the identities above hold for it, too."""
+    DDIMScheduler().save_pretrained(tmp_path / "teacher" / "scheduler")
+    TINY["dit-timm"].transformer().save_pretrained(tmp_path / "teacher" / "transformer")
+    teacher = Teacher.from_pretrained(tmp_path / "teacher", guidance_scale=2.0)
+    record(teacher, tmp_path / "data", 6, solver_steps=4, num_steps=(2,), progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    config = TrainingConfig(max_steps=2, batch_size=2, tracker=None)
+    distill(student, data, tmp_path / "run", config, progress=False)
+    again = Student.from_pretrained(tmp_path / "run")
+    noise, condition = torch.randn(2, 4, 8, 8), {"class_labels": torch.tensor([1, 2])}
+    assert torch.equal(sample(again, noise, condition), sample(student, noise, condition))
+    with pytest.raises(ValueError, match="diffusers has no class DiT"):
+        export(student, teacher, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_what_cannot_be_a_family_is_refused():
+    row = FAMILIES["DiTTransformer2DModel"]
     with pytest.raises(ValueError, match="registered already"):
-        register_family("DiTTransformer2DModel", row)
+        register_family(diffusers.DiTTransformer2DModel, row)
+    with pytest.raises(ValueError, match=r"subclass of diffusers.ModelMixin and diffusers.ConfigMixin, got Linear"):
+        register_family(torch.nn.Linear, row)
     with pytest.raises(ValueError, match="register_family"):
         family_of("MyTransformer")
     with pytest.raises(ValueError, match="self-attention is linear"):
         family_of("SanaTransformer2DModel")
-    register_family("MyTransformer", row)
-    assert family_of("MyTransformer") is row
 
 
 def test_attention_that_bypasses_torchs_is_refused():

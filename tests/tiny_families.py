@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
+import original_dit  # noqa: F401  # registers its class
 import torch
 from torch import Tensor
+
+from ardistill.families import transformer_class
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Tiny:
 
     def transformer(self) -> Any:
         torch.manual_seed(0)
-        model = getattr(diffusers, self.class_name)(**self.options)
+        model = transformer_class(self.class_name)(**self.options)
         for parameter in model.parameters():  # nothing hidden behind a zero gate
             torch.nn.init.normal_(parameter, std=0.15)
         return model.eval()
@@ -58,6 +60,7 @@ TINY = {
         (4, 8, 8),
         lambda count: {"class_labels": torch.arange(count) % 5},
     ),
+    "dit-timm": Tiny("DiT", {}, (4, 8, 8), lambda count: {"class_labels": torch.arange(count) % 5}),
     "pixart-alpha": Tiny(
         "PixArtTransformer2DModel",
         {"num_attention_heads": 3, "attention_head_dim": 8, "num_layers": 3, "cross_attention_dim": 24,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from torch import Tensor, nn
@@ -251,7 +252,9 @@ class Family:
     time_embedding: str = "timestep_embedder"
     """How the names of the modules that embed the time end: a student that is told of the guidance adds it there."""
     has_checkpointing: bool = True
-    """Whether diffusers' class has gradient checkpointing."""
+    """Whether the class has gradient checkpointing."""
+    options: dict[str, Any] = field(default_factory=lambda: {"return_dict": False})
+    """What every call of the transformer is given besides its inputs."""
 
     def blocks(self, transformer: nn.Module) -> list[list[nn.Module]]:
         """Self-attention modules of every block, lowest first."""
@@ -265,12 +268,12 @@ class Family:
     @staticmethod
     def embeds_guidance(transformer: Any) -> bool:
         """Whether guidance is an input of the network (Flux-dev): then there is no unguided branch."""
-        return bool(transformer.config.get("guidance_embeds"))
+        return bool(transformer.config.get("guidance_embeds", False))
 
     def call(self, transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Prediction of the teacher's type, (b, c or 2c, h, w)."""
         arguments = self.inputs(transformer, latents, timestep, condition)
-        return self.output(transformer, transformer(**arguments, return_dict=False), latents)
+        return self.output(transformer, transformer(**arguments, **self.options), latents)
 
     def latent_shape(self, transformer: Any, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         """Shape of one sample's latents: (c, h, w), for video (c, 1, h, w)."""
@@ -444,19 +447,39 @@ UNFIT = {"SanaTransformer2DModel": _LINEAR, "SanaVideoTransformer3DModel": _LINE
 """Class name -> why, and what to do."""
 
 
-def register_family(class_name: str, family: Family) -> None:
+_OWN: dict[str, type] = {}
+
+
+def register_family(transformer_class: type, family: Family) -> None:
     """Teach the package another transformer class.
 
     Args:
-        class_name: Name of the class, as in its ``config.json``.
+        transformer_class: Of diffusers or your own; derived from diffusers' ``ModelMixin`` and ``ConfigMixin``, which
+            load and save it. Its config has ``in_channels``, ``sample_size`` and, for labels, ``num_classes``.
         family: Its row; `Family` says what each field means.
 
     Raises:
-        ValueError: The class is known already.
+        ValueError: The class is known already, or diffusers could not save it.
     """
-    if class_name in FAMILIES:
-        raise ValueError(f"{class_name} is registered already")
-    FAMILIES[class_name] = family
+    name = transformer_class.__name__
+    if name in FAMILIES:
+        raise ValueError(f"{name} is registered already")
+    if not issubclass(transformer_class, diffusers.ModelMixin) or not issubclass(
+        transformer_class, diffusers.ConfigMixin
+    ):
+        raise ValueError(f"expected a subclass of diffusers.ModelMixin and diffusers.ConfigMixin, got {name}")
+    FAMILIES[name] = family
+    _OWN[name] = transformer_class
+
+
+def transformer_class(name: str) -> Any:
+    """The class of that name, of a known family.
+
+    Raises:
+        ValueError: No such family is known.
+    """
+    family_of(name)
+    return _OWN.get(name) or getattr(diffusers, name)
 
 
 def family_of(transformer: nn.Module | str) -> Family:

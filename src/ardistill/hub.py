@@ -108,9 +108,15 @@ def export(
         picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
 
     Raises:
-        ValueError: The folder is not empty, or the student is of another teacher.
+        ValueError: The folder is not empty, or the student is of another teacher or of a class that diffusers lacks.
     """
     folder = Path(folder)
+    class_name = type(student.transformer).__name__
+    if not hasattr(diffusers, class_name):
+        raise ValueError(
+            f"diffusers has no class {class_name}, so that its folder would not load with diffusers alone; "
+            "Student.from_pretrained loads what distill wrote"
+        )
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     if student.config.fingerprint and student.config.fingerprint != teacher.fingerprint():

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from ardistill.config import CostConfig
 from ardistill.evaluation.cost import count_macs
-from ardistill.families import Family, family_of
+from ardistill.families import Family, family_of, transformer_class
 from ardistill.sampling import sample
 from ardistill.schedule import Knots, nested_indices
 from ardistill.student import Student, StudentConfig
@@ -85,7 +85,7 @@ def transformer_config(name: str) -> dict[str, Any]:
 
 def _make(config: dict[str, Any]) -> Any:
     options = {key: value for key, value in config.items() if not key.startswith("_")}
-    return getattr(diffusers, config["_class_name"])(**options)
+    return transformer_class(config["_class_name"])(**options)
 
 
 def _knots(solver_steps: int, prediction_type: str = "epsilon") -> Knots:

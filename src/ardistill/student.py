@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ardistill.families import Condition, family_of
+from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, attach_history
 from ardistill.schedule import Knots
 from ardistill.teacher import Teacher
@@ -266,7 +265,7 @@ class Student(nn.Module):
         arguments = self.family.inputs(self.transformer, latents, times, condition)
         first = next(iter(arguments.values()))
         with layout(image_tokens=self.family.count_image_tokens(self.transformer, first), guidance=guidance):
-            result = self.transformer(**arguments, return_dict=False)
+            result = self.transformer(**arguments, **self.family.options)
         return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
 
     def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
@@ -312,10 +311,8 @@ class Student(nn.Module):
         if data.pop("version", 1) != 1:
             raise ValueError(f"{folder} was written by a newer ardistill; update the package")
         config = StudentConfig.from_dict(data)
-        class_name = json.loads((folder / "transformer" / "config.json").read_text())["_class_name"]
-        family_of(class_name)
-        transformer_class = getattr(diffusers, class_name)
-        transformer = transformer_class.from_config(transformer_class.load_config(folder / "transformer"))
+        found = transformer_class(json.loads((folder / "transformer" / "config.json").read_text())["_class_name"])
+        transformer = found.from_config(found.load_config(folder / "transformer"))
         student = cls(transformer, config)
         transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
         return student.eval()

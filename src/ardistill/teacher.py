@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
-from ardistill.families import Condition, Family, family_of
+from ardistill.families import Condition, Family, family_of, transformer_class
 from ardistill.schedule import Knots, knots_from_scheduler
 
 ZOO = {"zoo/fashion": Path(__file__).parent / "zoo" / "fashion" / "teacher"}
@@ -112,11 +112,11 @@ class Teacher:
         class_name = config["_class_name"]
         if class_name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
             class_name = "DiTTransformer2DModel"  # as facebook/DiT-XL-2-256 was published
-        family_of(class_name)
+        found = transformer_class(class_name)
         scheduler_class = getattr(diffusers, scheduler_config["_class_name"], None)
         if scheduler_class is None:
             raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
-        transformer = getattr(diffusers, class_name).from_pretrained(source, subfolder="transformer")
+        transformer = found.from_pretrained(source, subfolder="transformer")
         scheduler = scheduler_class.from_config(scheduler_config)
         companions = Companions(source)
         teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
@@ -178,7 +178,8 @@ class Teacher:
 
     @property
     def num_classes(self) -> int:
-        return self.transformer.config.num_embeds_ada_norm
+        config = self.transformer.config
+        return config.get("num_embeds_ada_norm") or config.num_classes
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
