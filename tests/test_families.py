@@ -110,12 +110,14 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
         query, key, value = args or (kwargs.pop(name) for name in ("query", "key", "value"))
         own, s = kwargs.pop("attn_mask", None), self.steps
         rows, _, tokens, dim = query.shape
-        is_image = torch.zeros(tokens, dtype=torch.bool)
-        is_image[self.image if tokens > self.image_only else slice(None)] = True
+        is_image = torch.zeros(rows // s, tokens, dtype=torch.bool)
+        for row in range(rows // s):
+            image = self.image[row] if isinstance(self.image, list) else self.image
+            is_image[row, image if tokens > self.image_only else slice(None)] = True
         visible = torch.zeros(rows // s, s, tokens, s, tokens, dtype=torch.bool)
         for step in range(s):
             for earlier in MASKS[self.mask](step)[:-1]:
-                visible[:, step, :, earlier] = is_image
+                visible[:, step, :, earlier] = is_image[:, None]
             visible[:, step, :, step] = True
             if own is not None:
                 visible[:, step, :, step] = own.bool().expand(rows, 1, -1, tokens)[:, 0].unflatten(0, (-1, s))[:, step]
@@ -150,6 +152,7 @@ ORACLE = {
     "qwen-image-masked": ({0, 1}, slice(-16, None), 16),
     "cogview4": ({0, 1}, slice(-16, None), 16),
     "lumina2": ({2, 3}, slice(-16, None), 16),
+    "lumina2-ragged": ({2, 3}, [slice(3, 19), slice(4, 20)], 16),
 }
 
 
@@ -233,11 +236,15 @@ def test_deepcopy_keeps_its_own_history():
     assert other.transformer.transformer_blocks[0].attn.history is other.history is not student.history
 
 
-def test_prompts_of_unequal_length_are_refused_by_lumina2():
-    inputs, condition = batch("lumina2")
-    condition["encoder_attention_mask"][1, 3:] = False
-    with pytest.raises(ValueError, match="prompts of equal length"):
-        make("lumina2")(inputs, condition)
+def test_rows_of_unequal_prompts_are_as_each_alone():
+    """Lumina2's image stands after the prompt, elsewhere in each row."""
+    inputs, condition = batch("lumina2-ragged")
+    student = make("lumina2-ragged")
+    with torch.no_grad():
+        together = student(inputs, condition)
+        for row in range(2):
+            alone = student(inputs[row : row + 1], {name: x[row : row + 1] for name, x in condition.items()})
+            assert near(alone, together[row : row + 1])
 
 
 def test_a_users_own_class_takes_one_call_from_record_to_sample(tmp_path):

@@ -19,7 +19,16 @@ from ardistill.trajectories import TrajectoryDataset, record
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
 TEXT = [name for name in PIPELINES if name != "dit"]
-SIZE = {"flux": 16, "qwen-image": 16, "z-image": 16, "wan": 16}
+SIZE = {
+    "flux": 16,
+    "qwen-image": 16,
+    "z-image": 16,
+    "wan": 16,
+    "hunyuandit": 64,
+    "lumina2": 64,
+    "auraflow": 16,
+    "cogview4": 64,
+}
 """Of the images, where the transformer's config does not say."""
 
 SCRIPT = """
@@ -56,6 +65,8 @@ def call(name):
         given["num_frames"] = 1
     if name == "pixart":
         given |= {"use_resolution_binning": False, "clean_caption": False}
+    if name == "hunyuandit":
+        given["use_resolution_binning"] = False
     return given
 
 
@@ -129,11 +140,14 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     scale = {"flux": {"guidance_scale": 2.0}, "qwen-image": {"true_cfg_scale": 2.0, "negative_prompt": " "}}
     scale["z-image"] = {"guidance_scale": 1.0}  # z-image adds (scale) times the difference: 1 is our 2
     given |= scale.get(name, {"guidance_scale": 2.0})
-    if name in ("pixart",):
+    if name in ("pixart", "hunyuandit"):
         pipeline.scheduler = diffusers.DDIMScheduler.from_config(
             pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
         )
-    if name in ("sd3", "wan"):
+    if name == "cogview4":  # told unshifted times
+        grid = [1 - i / 4 for i in range(4)]
+        given |= {"sigmas": grid, "timesteps": [1000 * sigma for sigma in grid]}
+    if name in ("sd3", "wan", "auraflow"):
         pipeline.scheduler.set_timesteps = _trailing(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
     images = result.frames[:, 0] if hasattr(result, "frames") else result.images
@@ -160,7 +174,7 @@ def test_prompts_are_encoded_once_and_stored_once(exported, name):
     data = TrajectoryDataset(exported / name / "data", 2)
     assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1, 2, 0]
     teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name))
-    encoded = teacher.encode(PROMPTS)
+    encoded = teacher.encode(PROMPTS) | {"guidance": torch.full((3,), 2.0)}
     for key, value in data[3]["condition"].items():
         assert torch.allclose(value.float(), encoded[key][0].float(), atol=1e-5)
 

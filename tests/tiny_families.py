@@ -50,6 +50,11 @@ _SD3 = {
     "num_attention_heads": 2, "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
     "pos_embed_max_size": 8,
 }  # fmt: skip
+_LUMINA2 = {
+    "sample_size": 8, "in_channels": 4, "hidden_size": 48, "num_layers": 3, "num_refiner_layers": 1,
+    "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 16, "axes_dim_rope": (4, 4, 4),
+    "axes_lens": (64, 16, 16), "cap_feat_dim": 12,
+}  # fmt: skip
 _SD3_TEXT = _text(5, 12, pooled_projections=lambda count: _normal(count, 10))
 
 TINY = {
@@ -159,11 +164,12 @@ TINY = {
     ),
     "lumina2": Tiny(
         "Lumina2Transformer2DModel",
-        {"sample_size": 8, "in_channels": 4, "hidden_size": 48, "num_layers": 3, "num_refiner_layers": 1,
-         "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 16, "axes_dim_rope": (4, 4, 4),
-         "axes_lens": (64, 16, 16), "cap_feat_dim": 12},
+        _LUMINA2,
         (4, 8, 8),
         _text(5, 12, encoder_attention_mask=lambda count: torch.ones(count, 5, dtype=torch.bool)),
+    ),
+    "lumina2-ragged": Tiny(
+        "Lumina2Transformer2DModel", _LUMINA2, (4, 8, 8), _text(5, 12, encoder_attention_mask=lambda n: _ragged(n, 5))
     ),
 }  # fmt: skip
 """Name of a test -> instance."""

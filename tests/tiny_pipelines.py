@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ def t5_encoder(width: int) -> Any:
     )
 
 
-def vae(channels: int = 4, **options: Any) -> Any:
+def vae(channels: int = 4, levels: int = 2, **options: Any) -> Any:
+    """Of a factor of 2 to the power of levels - 1; some pipelines take 4 levels for granted."""
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **options,
+        block_out_channels=(8,) * levels, norm_num_groups=4, latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **options,
     )  # fmt: skip
 
 
@@ -150,6 +152,65 @@ def _wan() -> Any:
     )
 
 
+def _hunyuan() -> Any:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    bert = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    tiny = TINY["hunyuandit"]
+    return diffusers.HunyuanDiTPipeline(
+        vae(levels=4),
+        transformers.BertModel(bert),
+        transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=77),
+        replace(tiny, options=tiny.options | {"text_len": 77, "text_len_t5": 256}).transformer(),
+        diffusers.DDPMScheduler(prediction_type="v_prediction"),
+        None,
+        None,
+        requires_safety_checker=False,
+        text_encoder_2=t5_encoder(16),
+        tokenizer_2=t5_tokenizer(),
+    )
+
+
+def _auraflow() -> Any:
+    config = transformers.UMT5Config(vocab_size=60, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    return diffusers.AuraFlowPipeline(
+        t5_tokenizer(),
+        transformers.UMT5EncoderModel(config),
+        vae(),
+        TINY["auraflow"].transformer(),
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
+def _cogview4() -> Any:
+    config = transformers.GlmConfig(
+        vocab_size=300, hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, pad_token_id=0,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"
+    )
+    return diffusers.CogView4Pipeline(
+        t5_tokenizer(), transformers.GlmModel(config), vae(levels=4), TINY["cogview4"].transformer(), scheduler
+    )
+
+
+def _lumina2() -> Any:
+    config = transformers.Gemma2Config(
+        vocab_size=300, hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    tiny = TINY["lumina2"]
+    return diffusers.Lumina2Pipeline(
+        replace(tiny, options=tiny.options | {"axes_lens": (300, 16, 16)}).transformer(),
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae(levels=4, shift_factor=0.06),  # the pipeline takes a factor of 8 for granted
+        transformers.Gemma2Model(config),
+        byte_tokenizer(),
+    )
+
+
 PIPELINES = {
     "dit": _dit,
     "pixart": _pixart,
@@ -158,6 +219,10 @@ PIPELINES = {
     "qwen-image": _qwen,
     "z-image": _z_image,
     "wan": _wan,
+    "hunyuandit": _hunyuan,
+    "auraflow": _auraflow,
+    "cogview4": _cogview4,
+    "lumina2": _lumina2,
 }
 
 

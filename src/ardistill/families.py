@@ -79,14 +79,23 @@ def _pixart(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     return {"hidden_states": latents, "timestep": timestep, "added_cond_kwargs": extra, **condition}
 
 
+def _centred(height: int, width: int, base: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last corner of a grid scaled to fit in the middle of ``base`` by ``base`` positions."""
+    scaled = [round(base * n / max(height, width)) for n in (height, width)]
+    first = tuple(round((base - n) / 2) for n in scaled)
+    return first, tuple(a + n for a, n in zip(first, scaled, strict=True))  # type: ignore[return-value]
+
+
 def _hunyuan(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     config = transformer.config
-    size = tuple(n // config.patch_size for n in latents.shape[-2:])
+    height, width = (n // config.patch_size for n in latents.shape[-2:])
+    corners = _centred(height, width, 64 // config.patch_size)
     rotary = get_2d_rotary_pos_embed(
-        config.attention_head_dim, ((0, 0), size), size, device=latents.device, output_type="pt"
+        config.attention_head_dim, corners, (height, width), device=latents.device, output_type="pt"
     )
+    original = torch.full((len(latents), 2), 1024.0, device=latents.device, dtype=latents.dtype)
     size_facts = {
-        "image_meta_size": torch.cat([_pixel_size(latents), _pixel_size(latents, 0.0, 0.0)], dim=1),
+        "image_meta_size": torch.cat([original, _pixel_size(latents, 0.0, 0.0)], dim=1),
         "style": torch.zeros(len(latents), device=latents.device, dtype=torch.long),
     }
     return {"hidden_states": latents, "timestep": timestep, "image_rotary_emb": rotary, **size_facts, **condition}
@@ -150,13 +159,43 @@ def _cogview4(transformer: Any, latents: Tensor, timestep: Tensor, condition: Co
 
 
 def _lumina2(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
-    lengths = condition["encoder_attention_mask"].sum(1)
-    if (lengths != lengths[0]).any():
-        raise ValueError(
-            f"Lumina2 needs prompts of equal length within a batch (image keys would stand at another offset in each "
-            f"row), got {lengths.unique().tolist()} tokens; pad the prompts alike or use a batch of 1"
-        )
     return {"hidden_states": latents, "timestep": 1 - timestep / 1000, **condition}
+
+
+def _after_prompt(arguments: dict[str, Any]) -> Tensor:
+    return arguments["encoder_attention_mask"].sum(1)
+
+
+def _mu_by_tokens(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
+    """Flux and most others, which pack latents by 2 by 2: linear in the image tokens."""
+    return _linear_mu(config, math.prod(sample_shape[-2:]) // 4)
+
+
+def _linear_mu(config: Any, tokens: int) -> float:
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+
+
+def _mu_lumina2(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
+    """Its pipeline takes the channels for the tokens, and its checkpoints are used so."""
+    return _linear_mu(config, sample_shape[0])
+
+
+def _mu_flux2(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
+    """Two lines in the image tokens, fitted at 10 and at 200 steps, and between them linear in the steps."""
+    tokens = math.prod(sample_shape[-2:])
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    slope = (at_200 - at_10) / 190
+    return at_200 + slope * (num_steps - 200)
+
+
+def _mu_cogview4(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
+    """Follows the side of the image instead of its area."""
+    tokens = math.prod(sample_shape[-2:]) // 4
+    return config.base_shift + config.max_shift * math.sqrt(tokens / config.base_image_seq_len)
 
 
 def _encode(pipeline: Any, *prompts: Any, **options: Any) -> Any:
@@ -209,6 +248,12 @@ def _encode_z_image(pipeline: Any, prompts: list[str]) -> Condition:
     return {"encoder_hidden_states": nn.utils.rnn.pad_sequence(rows, True), "encoder_attention_mask": mask}
 
 
+def _encode_lumina2_negative(pipeline: Any, prompts: list[str]) -> Condition:
+    """As its pipeline: without the system prompt."""
+    found = pipeline.encode_prompt(prompts, do_classifier_free_guidance=True, negative_prompt=prompts)
+    return {"encoder_hidden_states": found[2], "encoder_attention_mask": found[3]}
+
+
 def _norm_of_conditional(guided: Tensor, conditional: Tensor) -> Tensor:
     """As Lumina2's pipeline: guidance keeps the norm of each row of latents."""
     return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
@@ -237,10 +282,20 @@ class Family:
     """Where text keys stand in joint attention: ``first``, ``last``, or nowhere. History has image keys only."""
     image_tokens: Callable[[Any, Any], int] = _patches
     """(transformer, first argument of its forward) -> image tokens of a sample; asked only where there is text."""
+    image_start: Callable[[dict[str, Any]], Tensor] | None = None
+    """(arguments of its forward) -> where each row's image begins, where prompts of unequal length shift it."""
     pipeline: str = ""
     """diffusers' pipeline class of the family, for a teacher whose folder names none."""
     encode: Callable[[Any, list[str]], Condition] | None = None
     """(that pipeline, prompts) -> condition, one row per prompt; None: conditioned on class labels."""
+    encode_negative: Callable[[Any, list[str]], Condition] | None = None
+    """Same, of negative prompts, where they are encoded otherwise."""
+    encodes_to_longest: bool = False
+    """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
+    mu: Callable[[Any, tuple[int, ...], int], float] = _mu_by_tokens
+    """(scheduler's config, shape of the latents, solver steps) -> shift, for schedulers that shift dynamically."""
+    shift_times: bool = True
+    """Whether the network is told shifted times."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided, conditional) -> guided, where the family's pipeline rescales what guidance gives."""
     packing: int = 1
@@ -303,9 +358,16 @@ class Family:
             example["guidance"] = torch.ones(count)
         return example
 
-    def count_image_tokens(self, transformer: Any, first_argument: Any) -> int | None:
-        """Image tokens of a sample, or None where attention sees nothing else."""
-        return self.image_tokens(transformer, first_argument) if self.text else None
+    def place_image(self, transformer: Any, arguments: dict[str, Any]) -> tuple[int | None, Tensor | None]:
+        """Image tokens of a sample, and where they begin in each row if not in all rows alike.
+
+        Neither where attention sees nothing else.
+        """
+        if not self.text:
+            return None, None
+        return self.image_tokens(transformer, next(iter(arguments.values()))), (
+            self.image_start and self.image_start(arguments)
+        )
 
 
 _TEXT_WIDTHS = (
@@ -390,6 +452,7 @@ FAMILIES: dict[str, Family] = {
         _packed,
         pipeline="Flux2Pipeline",
         encode=_encode_plain,
+        mu=_mu_flux2,
         default_size=64,
     ),
     "AuraFlowTransformer2DModel": Family(
@@ -423,6 +486,9 @@ FAMILIES: dict[str, Family] = {
         text="first",
         pipeline="CogView4Pipeline",
         encode=_encode_plain,
+        encodes_to_longest=True,
+        mu=_mu_cogview4,
+        shift_times=False,
     ),
     "Lumina2Transformer2DModel": Family(
         ("layers",),
@@ -431,8 +497,11 @@ FAMILIES: dict[str, Family] = {
         _lumina2,
         _negated,
         "first",
+        image_start=_after_prompt,
+        mu=_mu_lumina2,
         pipeline="Lumina2Pipeline",
         encode=_encode_masked,
+        encode_negative=_encode_lumina2_negative,
         rescale_guided=_norm_of_conditional,
     ),
 }

@@ -39,7 +39,7 @@ def history_attention(
     value: Tensor,
     num_steps: int,
     mask: str = "M4",
-    image: slice = slice(None),
+    image: slice | Tensor = slice(None),
     attn_mask: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
@@ -52,7 +52,7 @@ def history_attention(
         num_steps: Steps folded into the rows, 1 or more.
         mask: A key of ``MASKS``.
         image: Which of the t tokens are the image's: of earlier steps, only these are seen. The others (text) are the
-            same at every step and seen once.
+            same at every step and seen once. Where they stand elsewhere in each row: their indices, (b*s, tokens).
         attn_mask: The model's own mask of a step's tokens, broadcastable to (b*s, h, t, t); earlier steps' image
             tokens are never masked.
         options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p, enable_gqa).
@@ -68,7 +68,8 @@ def history_attention(
         raise ValueError(f"expected rows folded from {num_steps} steps each, got {rows} rows; fold (b, s) into (b*s)")
     batch = rows // num_steps
     queries, keys, values = (x.unflatten(0, (batch, num_steps)) for x in (query, key, value))
-    joint = image != slice(None) or attn_mask is not None
+    joint = isinstance(image, Tensor) or image != slice(None) or attn_mask is not None
+    images = image.unflatten(0, (batch, num_steps)).unbind(1) if isinstance(image, Tensor) else [image] * num_steps
 
     def merge(x: Tensor) -> Tensor:  # (b*s, h, t, d) -> (b, h, s*t, d): a view where the heads were split from tokens
         return x.transpose(1, 2).reshape(batch, num_steps * tokens, heads, dim).transpose(1, 2)
@@ -83,7 +84,8 @@ def history_attention(
         else:
             earlier = visible[:-1]
             step_keys, step_values = (
-                torch.cat([*(x[:, i][:, :, image] for i in earlier), x[:, step]], dim=2) for x in (keys, values)
+                torch.cat([*(_of_image(x[:, i], images[i]) for i in earlier), x[:, step]], dim=2)
+                for x in (keys, values)
             )
         if attn_mask is not None:
             own = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
@@ -92,82 +94,89 @@ def history_attention(
     return torch.stack(outputs, dim=1).flatten(0, 1)
 
 
+def _of_image(x: Tensor, image: slice | Tensor) -> Tensor:
+    """The image's tokens, (b, h, t, d) -> (b, h, fewer, d)."""
+    if isinstance(image, slice):
+        return x[:, :, image]
+    return x.gather(2, image[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
 def _extend_mask(own: Tensor, num_keys: int) -> Tensor:
     """Let all keys that stand before a step's own be seen: (..., t) -> (..., num_keys)."""
     return F.pad(own, (num_keys - own.shape[-1], 0), value=True if own.dtype == torch.bool else 0.0)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one call of the transformer are laid out."""
+
+    num_steps: int = 1
+    """Steps folded into the rows."""
+    step: int = 0
+    """Of a call that holds one step of each sample."""
+    cache: dict[int, list[tuple[Tensor, Tensor]]] | None = None
+    """Then: layer -> keys and values of the steps before; filled by the call."""
+    image_tokens: int | None = None
+    """Of a sample; None where attention sees nothing else."""
+    image_start: Tensor | None = None
+    """Where the image's tokens begin in each row, (rows,); None: where the text says."""
+    guidance: Tensor | None = None
+    """Scale of each row, (rows,), for a student that is told of it."""
+
+
 @dataclass
 class History:
-    """What the attached attention modules of one transformer share: the mask, and how the current call is laid out."""
+    """What the attached attention modules of one transformer share: the mask, and the layout of the current call."""
 
     mask: str = "M4"
     text: str = ""  # where text keys stand in joint attention: first, last or nowhere
-    num_steps: int | None = None  # steps folded into the rows of the current call; None outside of a call
-    step: int = 0  # of a sequential call
-    cache: dict[int, list[tuple[Tensor, Tensor]]] | None = field(default=None, repr=False)  # layer -> steps' (k, v)
-    image_tokens: int | None = None  # of a sample in the current call; None where there is nothing else
-    guidance: Tensor | None = None  # scale of each row of the current call, for a student that is told of it
+    layout: Layout | None = field(default=None, repr=False)  # None outside of a call
 
     @contextlib.contextmanager
-    def folded(self, num_steps: int, image_tokens: int | None = None, guidance: Tensor | None = None) -> Iterator[None]:
-        """Within, every call holds ``num_steps`` steps of each sample in its rows."""
-        with self._set(num_steps, 0, None, image_tokens, guidance):
-            yield
-
-    @contextlib.contextmanager
-    def sequential(
-        self,
-        step: int,
-        cache: dict[int, list[tuple[Tensor, Tensor]]],
-        image_tokens: int | None = None,
-        guidance: Tensor | None = None,
-    ) -> Iterator[None]:
-        """Within, one call holds step ``step`` of each sample, and ``cache`` the keys and values of those before."""
-        with self._set(1, step, cache, image_tokens, guidance):
-            yield
-
-    @contextlib.contextmanager
-    def _set(self, *layout: Any) -> Iterator[None]:
-        before = self._layout
-        self.num_steps, self.step, self.cache, self.image_tokens, self.guidance = layout
+    def laid_out(self, layout: Layout | None) -> Iterator[None]:
+        """Within, every call has this layout."""
+        before, self.layout = self.layout, layout
         try:
             yield
         finally:
-            self.num_steps, self.step, self.cache, self.image_tokens, self.guidance = before
-
-    @property
-    def _layout(self) -> tuple:
-        return self.num_steps, self.step, self.cache, self.image_tokens, self.guidance
+            self.layout = before
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Stand in for ``scaled_dot_product_attention`` in one layer."""
-        if self.num_steps is None:
+        if self.layout is None:
             raise RuntimeError("a transformer with history was called by itself; call its student or pipeline instead")
-        image = slice(None)
-        if self.image_tokens is not None and self.image_tokens != key.shape[2]:
-            image = slice(-self.image_tokens, None) if self.text == "first" else slice(self.image_tokens)
-        if self.cache is None:
-            return history_attention(query, key, value, self.num_steps, self.mask, image, attn_mask, **options)
-        past = self.cache.setdefault(layer, [])
-        if len(past) != self.step:
-            raise RuntimeError(f"step {self.step} needs the cache of {self.step} earlier steps, found {len(past)}")
-        earlier = [past[i] for i in MASKS[self.mask](self.step)[:-1]]
-        past.append((key[:, :, image], value[:, :, image]))
+        cache, step, image = self.layout.cache, self.layout.step, self._image(key.shape[2])
+        if cache is None:
+            return history_attention(query, key, value, self.layout.num_steps, self.mask, image, attn_mask, **options)
+        past = cache.setdefault(layer, [])
+        if len(past) != step:
+            raise RuntimeError(f"step {step} needs the cache of {step} earlier steps, found {len(past)}")
+        earlier = [past[i] for i in MASKS[self.mask](step)[:-1]]
+        past.append((_of_image(key, image), _of_image(value, image)))
         keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
         values = torch.cat([*(v for _, v in earlier), value], dim=2)
         if attn_mask is not None:
             options["attn_mask"] = _extend_mask(attn_mask, keys.shape[2])
         return F.scaled_dot_product_attention(query, keys, values, **options)
 
+    def _image(self, tokens: int) -> slice | Tensor:
+        """Which of so many tokens are the image's."""
+        assert self.layout is not None
+        count, start = self.layout.image_tokens, self.layout.image_start
+        if count is None or count == tokens:
+            return slice(None)
+        if start is not None:
+            return start[:, None] + torch.arange(count, device=start.device)
+        return slice(-count, None) if self.text == "first" else slice(count)
+
     def checkpoint(self, block: Callable, *args: Any) -> Any:
         """Gradient checkpointing that recomputes a block under the layout it ran with."""
-        layout = self._layout
+        layout = self.layout
 
         def run(*inputs: Any) -> Any:
-            with self._set(*layout):
+            with self.laid_out(layout):
                 return block(*inputs)
 
         return checkpoint(run, *args, use_reentrant=False)

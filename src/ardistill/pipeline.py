@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ardistill.history import Layout
 from ardistill.student import Student, StudentConfig
 
 UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
@@ -84,12 +85,12 @@ class _Remembering(nn.Module):
         return getattr(self.__dict__["student"].transformer, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        transformer, family = self.student.transformer, self.student.family
         first = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "x"]
-        tokens = family.count_image_tokens(transformer, first)
         guidance = torch.full((len(first),), self.knots.guidance, device=first[0].device)
-        with self.student.history.sequential(self.knots.index, self.knots.cache, tokens, guidance):
-            return transformer(*args, **kwargs)
+        layout = Layout(step=self.knots.index, cache=self.knots.cache)
+        arguments = {"hidden_states": first, **kwargs}
+        with self.student.history.laid_out(self.student.complete(layout, arguments, guidance)):
+            return self.student.transformer(*args, **kwargs)
 
 
 def _check_guidance(config: StudentConfig, scale: float) -> None:

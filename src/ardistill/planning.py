@@ -17,6 +17,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
 from ardistill.evaluation.cost import count_macs
@@ -111,11 +112,24 @@ def _saved_bytes(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> i
     return sum(size for _, size in kept.values())
 
 
+class _FullPrompts(TorchFunctionMode):
+    """Answers a model that asks how long its prompts are (Lumina2): as long as they may be."""
+
+    def __init__(self, text_tokens: int) -> None:
+        super().__init__()
+        self.text_tokens = text_tokens
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.item and args[0].dtype == torch.int64:
+            return self.text_tokens
+        return func(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
-def _fake(class_name: str) -> Iterator[None]:
+def _fake(class_name: str, text_tokens: int) -> Iterator[None]:
     """Within, tensors have shapes alone."""
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), _FullPrompts(text_tokens):
             yield
     except DataDependentOutputException as error:
         raise ValueError(
@@ -133,7 +147,7 @@ def plan(options: CostConfig) -> Cost:
     family = family_of(config["_class_name"])
     nested_indices(options.solver_steps, options.num_steps)
     guided = 2 if options.guidance_scale > 1 else 1
-    with _fake(config["_class_name"]):
+    with _fake(config["_class_name"], options.text_tokens):
         student = Student(_make(config), StudentConfig(_knots(options.num_steps), options.history_layers, options.mask))
         plain = Student(_make(config), StudentConfig(_knots(options.num_steps), 0))
         shape = family.latent_shape(student.transformer, options.height, options.width)

@@ -102,16 +102,12 @@ def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
     return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
 
 
-def _shifted(sigma: list[float], config: Any, image_tokens: int | None) -> list[float]:
-    """Flow-matching sigmas under the scheduler's shift; a dynamic one follows the number of image tokens."""
+def _shifted(sigma: list[float], config: Any, mu: float | None) -> list[float]:
+    """Flow-matching sigmas under the scheduler's shift; a dynamic one is ``mu``."""
     if not config.get("use_dynamic_shifting"):
         return [config.shift * s / (1 + (config.shift - 1) * s) for s in sigma]
-    if image_tokens is None:
-        raise ValueError(
-            "dynamic shifting needs the number of image tokens, which follows from the size of the latents"
-        )
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    mu = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
+    if mu is None:
+        raise ValueError("dynamic shifting needs mu, which the family computes from the size of the latents")
     weight = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     found = [weight * s / (weight * s + 1 - s) for s in sigma]
     if config.get("shift_terminal"):
@@ -120,7 +116,7 @@ def _shifted(sigma: list[float], config: Any, image_tokens: int | None) -> list[
     return found
 
 
-def knots_from_scheduler(scheduler: Any, num_steps: int, image_tokens: int | None = None) -> Knots:
+def knots_from_scheduler(scheduler: Any, num_steps: int, mu: float | None = None, shift_times: bool = True) -> Knots:
     """The trailing grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
 
     Variance-preserving schedulers (those with ``alphas_cumprod``): timesteps round(T (1 - i/S)) - 1, as diffusers'
@@ -129,7 +125,8 @@ def knots_from_scheduler(scheduler: Any, num_steps: int, image_tokens: int | Non
     Args:
         scheduler: Of diffusers.
         num_steps: Solver steps.
-        image_tokens: Of a sample, for schedulers that shift by it (Flux, Qwen-Image).
+        mu: For schedulers with ``use_dynamic_shifting``: how far.
+        shift_times: Whether the network is told the shifted times, as nearly all are.
 
     Raises:
         ValueError: The scheduler has no noise schedule that we know, or more steps than training times are asked for.
@@ -139,8 +136,8 @@ def knots_from_scheduler(scheduler: Any, num_steps: int, image_tokens: int | Non
         raise ValueError(f"expected 1 to {config.num_train_timesteps} solver steps, got {num_steps}")
     grid = [1 - i / num_steps for i in range(num_steps)]
     if "FlowMatch" in type(scheduler).__name__:
-        sigma = _shifted(grid, config, image_tokens)
-        timesteps = [s * config.num_train_timesteps for s in sigma]
+        sigma = _shifted(grid, config, mu)
+        timesteps = [s * config.num_train_timesteps for s in (sigma if shift_times else grid)]
         return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(

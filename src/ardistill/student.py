@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ardistill.families import Condition, family_of, transformer_class
-from ardistill.history import MASKS, History, attach_history
+from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.schedule import Knots
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset
@@ -98,9 +97,10 @@ class _GuidedEmbedding:
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         embedded = super().forward(*args, **kwargs)  # type: ignore[misc]
-        guidance, (low, high) = self.history.guidance, self.guidance_range  # type: ignore[attr-defined]
-        if guidance is None:
+        (low, high), layout = self.guidance_range, self.history.layout  # type: ignore[attr-defined]
+        if layout is None:
             raise RuntimeError("a transformer that is told of guidance was called by itself; call its student instead")
+        guidance = layout.guidance
         features = get_timestep_embedding(1000 * (guidance - low) / (high - low), 256)
         return embedded + self.guidance_proj(features.to(embedded.dtype))  # type: ignore[attr-defined]
 
@@ -139,8 +139,9 @@ class StepLinear(nn.Linear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(rows, ..., in) -> (rows, ..., out), rows folded or of one step, as the history says."""
-        if self.history.cache is not None:
-            return self._step(hidden_states, self.history.step)
+        layout = self.history.layout
+        if layout is not None and layout.cache is not None:
+            return self._step(hidden_states, layout.step)
         folded = hidden_states.unflatten(0, (-1, self.num_steps))
         return torch.stack([self._step(folded[:, s], s) for s in range(self.num_steps)], dim=1).flatten(0, 1)
 
@@ -219,7 +220,7 @@ class Student(nn.Module):
         batch, steps = inputs.shape[:2]
         times = torch.tensor(self.config.knots.timesteps, device=inputs.device).repeat(batch)
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
-        prediction = self._predict(inputs.flatten(0, 1), times, repeated, partial(self.history.folded, steps))
+        prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps))
         return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
 
     def _sequential(self, inputs: Tensor, condition: Condition, detach_history: bool) -> Tensor:
@@ -252,10 +253,10 @@ class Student(nn.Module):
             The step's estimate of its target, (b, c, h, w).
         """
         times = torch.full((len(inputs),), self.config.knots.timesteps[step], device=inputs.device)
-        prediction = self._predict(inputs, times, condition, partial(self.history.sequential, step, cache))
+        prediction = self._predict(inputs, times, condition, Layout(step=step, cache=cache))
         return self._estimate(prediction[:, None], inputs[:, None], [step])[:, 0]
 
-    def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Callable) -> Tensor:
+    def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """The network's prediction, of as many channels as the latents: a learned sigma is cut off."""
         condition = dict(condition)
         default = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
@@ -263,10 +264,14 @@ class Student(nn.Module):
         if self.family.embeds_guidance(self.transformer):
             condition["guidance"] = guidance
         arguments = self.family.inputs(self.transformer, latents, times, condition)
-        first = next(iter(arguments.values()))
-        with layout(image_tokens=self.family.count_image_tokens(self.transformer, first), guidance=guidance):
+        with self.history.laid_out(self.complete(layout, arguments, guidance)):
             result = self.transformer(**arguments, **self.family.options)
         return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
+
+    def complete(self, layout: Layout, arguments: dict[str, Any], guidance: Tensor) -> Layout:
+        """With what follows from the arguments of the transformer's forward, and the guidance of each row."""
+        tokens, start = self.family.place_image(self.transformer, arguments)
+        return replace(layout, image_tokens=tokens, image_start=start, guidance=guidance)
 
     def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
         """What follows an estimate made at ``step``: itself, or re-noised with the exact noise (``anchored``)."""

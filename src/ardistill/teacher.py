@@ -211,19 +211,19 @@ class Teacher:
 
     def knots(self, num_steps: int) -> Knots:
         """The solver's trailing grid of ``num_steps`` steps."""
-        tokens = None
-        if self.scheduler.config.get("use_dynamic_shifting"):
-            zeros = torch.zeros(1, *self.sample_shape)
-            tokens = zeros[0, 0].numel() // 4  # these models pack latents by 2 by 2
-        return knots_from_scheduler(self.scheduler, num_steps, tokens)
+        config, mu = self.scheduler.config, None
+        if config.get("use_dynamic_shifting"):
+            mu = self.family.mu(config, self.sample_shape, num_steps)
+        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 16) -> Condition:
+    def encode(self, prompts: Sequence[str], batch_size: int = 16, negative: bool = False) -> Condition:
         """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
 
         Args:
             prompts: Any number, not encoded twice where they repeat.
             batch_size: Prompts encoded at once.
+            negative: Whether they are of the unguided branch.
 
         Raises:
             ValueError: The teacher takes no text, or its folder has no text encoder.
@@ -239,8 +239,14 @@ class Teacher:
             base = getattr(diffusers, self.pipeline_class)
             self._text_pipeline = base.from_pretrained(source, transformer=None, vae=None)
         distinct = list(dict.fromkeys(prompts))
+        longest = []  # beside each part, where the length of all follows from the longest
+        if self.family.encodes_to_longest:
+            tokenizer = self._text_pipeline.tokenizer
+            longest = [max(distinct, key=lambda prompt: len(tokenizer(prompt).input_ids))]
         parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
-        table = join_conditions([self.family.encode(self._text_pipeline, part) for part in parts])
+        encode = (negative and self.family.encode_negative) or self.family.encode
+        encoded = [(len(part), encode(self._text_pipeline, part + longest)) for part in parts]
+        table = join_conditions([{name: x[:count] for name, x in found.items()} for count, found in encoded])
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
         return {name: value.cpu()[rows] for name, value in table.items()}
 
@@ -260,7 +266,7 @@ class Teacher:
         """Of the unguided branch: the negative prompt, or the label after the last one."""
         if self.takes_text:
             if self._null is None:
-                self._null = self.encode([self.negative_prompt])
+                self._null = self.encode([self.negative_prompt], negative=True)
             like = next(iter(condition.values()))
             return {
                 name: value.to(like.device).expand(len(like), *value.shape[1:]) for name, value in self._null.items()
@@ -282,10 +288,17 @@ class Teacher:
         if self.embeds_guidance or bool((guidance == 1).all()):
             times = torch.full((len(states),), timestep, device=states.device)
             return self.family.call(self.transformer, states, times, condition)[:, :channels]
-        both = join_conditions([condition, self.null_condition(condition)])
-        times = torch.full((2 * len(states),), timestep, device=states.device)
-        predictions = self.family.call(self.transformer, torch.cat([states, states]), times, both)[:, :channels]
-        conditional, unconditional = predictions.chunk(2)
+        null = self.null_condition(condition)
+        if can_join([condition, null]):
+            both = join_conditions([condition, null])
+            times = torch.full((2 * len(states),), timestep, device=states.device)
+            predictions = self.family.call(self.transformer, torch.cat([states, states]), times, both)[:, :channels]
+            conditional, unconditional = predictions.chunk(2)
+        else:  # prompts of unequal length without a mask
+            times = torch.full((len(states),), timestep, device=states.device)
+            conditional, unconditional = (
+                self.family.call(self.transformer, states, times, x)[:, :channels] for x in (condition, null)
+            )
         guided = slice(0, self.guidance_channels)
         output = conditional.clone()
         weight = guidance.to(output.dtype).view(-1, *(1 for _ in output.shape[1:]))
@@ -345,6 +358,12 @@ def _unscale(vae: Any, latents: Tensor) -> Tensor:
     return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
 
 
+def can_join(parts: Sequence[Condition]) -> bool:
+    """Whether their texts are of one length, or a mask says what counts."""
+    lengths = {tuple(value.shape[1:2] for value in part.values()) for part in parts}
+    return len(lengths) == 1 or any("mask" in key for key in parts[0])
+
+
 def join_conditions(parts: Sequence[Condition]) -> Condition:
     """Rows of several conditions, text padded to the longest where a mask says what counts.
 
@@ -355,7 +374,7 @@ def join_conditions(parts: Sequence[Condition]) -> Condition:
     for name in parts[0]:
         values = [part[name] for part in parts]
         if values[0].ndim > 1 and len({value.shape[1] for value in values}) > 1:
-            if not any("mask" in key for key in parts[0]):
+            if not can_join(parts):
                 lengths = [value.shape[1] for value in values]
                 raise ValueError(f"prompts were encoded to different lengths {lengths} without a mask; pad them alike")
             longest = max(value.shape[1] for value in values)
