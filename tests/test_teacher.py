@@ -109,7 +109,7 @@ def test_schedules_that_are_not_known_are_refused():
         knots_from_scheduler(DDIMScheduler(prediction_type="direction"), 4)
     with pytest.raises(ValueError, match="unknown prediction type 'noise'; known: epsilon"):
         Knots("noise", (999.0,), (0.0, 1.0), (1.0, 0.0))
-    with pytest.raises(ValueError, match="dynamic shifting needs the number of image tokens"):
+    with pytest.raises(ValueError, match="dynamic shifting needs mu"):
         knots_from_scheduler(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4)
     with pytest.raises(ValueError, match="expected 1 to 1000 solver steps, got 1001"):
         knots_from_scheduler(DDIMScheduler(), 1001)

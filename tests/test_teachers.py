@@ -15,7 +15,7 @@ from ardistill.hub import load
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.trajectories import TrajectoryDataset, record
+from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
 TEXT = [name for name in PIPELINES if name != "dit"]
@@ -27,6 +27,7 @@ SIZE = {
     "hunyuandit": 64,
     "lumina2": 64,
     "auraflow": 16,
+    "flux2": 16,
     "cogview4": 64,
 }
 """Of the images, where the transformer's config does not say."""
@@ -190,3 +191,28 @@ def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
     with pytest.raises(ValueError, match="both height and width"):
         Teacher.from_pretrained(exported / "flux" / "teacher", height=16)
     assert not (tmp_path / "data").exists()
+
+
+def test_prompts_come_from_a_file_or_a_data_set(tmp_path, monkeypatch):
+    lines = [{"prompt": prompt, "other": 1} for prompt in PROMPTS]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(PROMPTS))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (tmp_path / "me" / "prompts").mkdir(parents=True)  # as a Hub id is read, from a folder of that name
+    (tmp_path / "me" / "prompts" / "train.jsonl").write_text((tmp_path / "prompts.jsonl").read_text())
+    (tmp_path / "me" / "others").mkdir()
+    (tmp_path / "me" / "others" / "train.jsonl").write_text('{"caption": "a"}')
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "a')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for source in ("prompts.txt", "prompts.jsonl", "me/prompts"):
+        assert load_prompts(source) == PROMPTS
+    for source, message in (
+        ("me/others", "expected a column prompt or text, found caption"),
+        ("me/absent", "cannot be read as a data set"),
+        ("absent.txt", "a text or JSONL file, or the id"),
+        ("empty.txt", "holds no prompts"),
+        ("torn.jsonl", "expected one JSON object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_prompts(source)

@@ -12,6 +12,7 @@ import torch
 import transformers
 from tiny_families import TINY
 
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 WORDS = ["a", "red", "cat", "dog", "on", "the", "moon", "photo", "of"]
 
 
@@ -126,8 +127,7 @@ def _z_image() -> Any:
         vocab_size=300, hidden_size=12, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer = byte_tokenizer(chat_template=template)
+    tokenizer = byte_tokenizer(chat_template=TEMPLATE)
     return diffusers.ZImagePipeline(
         diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae(shift_factor=0.06),
@@ -169,6 +169,27 @@ def _hunyuan() -> Any:
         requires_safety_checker=False,
         text_encoder_2=t5_encoder(16),
         tokenizer_2=t5_tokenizer(),
+    )
+
+
+def _flux2() -> Any:
+    """Klein: its text encoder is the smaller one."""
+    config = transformers.Qwen3Config(
+        vocab_size=300, hidden_size=4, intermediate_size=8, num_hidden_layers=28, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    torch.nn.init.uniform_(autoencoder.bn.running_var, 0.5, 2.0)
+    tiny = TINY["flux2"]
+    return diffusers.Flux2KleinPipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        autoencoder,
+        transformers.Qwen3ForCausalLM(config),
+        byte_tokenizer(chat_template=TEMPLATE),
+        replace(tiny, options=tiny.options | {"guidance_embeds": False}).transformer(),
     )
 
 
@@ -220,6 +241,7 @@ PIPELINES = {
     "z-image": _z_image,
     "wan": _wan,
     "hunyuandit": _hunyuan,
+    "flux2": _flux2,
     "auraflow": _auraflow,
     "cogview4": _cogview4,
     "lumina2": _lumina2,

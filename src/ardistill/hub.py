@@ -54,7 +54,7 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
             "if not given): each step is one evaluation all the same."
         )
     takes_text = student.family.encode is not None
-    example = '"a photo of the moon"' if takes_text else "[0, 1, 2]"
+    example = 'prompt="a photo of the moon"' if takes_text else "[0, 1, 2]"
     more = ""
     if config.output == "direct" or (
         config.is_told_guidance and not student.family.embeds_guidance(student.transformer)

@@ -377,12 +377,15 @@ def load_prompts(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         if path.suffix or source.count("/") != 1:
-            raise ValueError(f"expected prompts in {source}: a text or JSONL file, or the Hub id of a data set")
+            raise ValueError(f"expected prompts in {source}: a text or JSONL file, or the id of a data set")
         try:
             import datasets
         except ImportError as error:
             raise ValueError(f"{source} is no file; to read it as a data set: pip install datasets") from error
-        rows = datasets.load_dataset(source, split="train")
+        try:
+            rows = datasets.load_dataset(source, split="train")
+        except Exception as error:  # of many kinds, for a name that is not there
+            raise ValueError(f"{source} cannot be read as a data set, split train: {error}") from error
         column = next((name for name in ("prompt", "text") if name in rows.column_names), None)
         if column is None:
             raise ValueError(f"{source}: expected a column prompt or text, found {', '.join(rows.column_names)}")
