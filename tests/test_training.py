@@ -6,6 +6,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ardistill.config import TrainingConfig
+from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
@@ -165,3 +166,61 @@ def test_bad_input_is_named(teacher, folder):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="is cut: expected"):
         TrajectoryDataset(folder / "data", 2)
+
+
+@pytest.mark.parametrize("mask", ["M1", "M2", "M3", "M4"])
+@pytest.mark.parametrize("target,output", [("state", "solver"), ("denoised", "direct"), ("anchored", "solver")])
+def test_the_students_own_inputs_are_its_rollout_folded(teacher, folder, target, output, mask):
+    """One pass with gradients step by step is a rollout without, then a folded pass on what it went through."""
+    data = TrajectoryDataset(folder / "data", 4)
+    states, _denoised, condition = data.stacked(slice(4))
+    found = []
+    for on_policy in (True, False):
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2, mask, target, output))
+        inputs = states[:, :-1]
+        if not on_policy:
+            estimates, noise = sample(student, states[:, 0], condition), states[:, 0]
+            inputs = torch.stack([noise, *(student.next_input(estimates[:, s], noise, s) for s in range(3))], dim=1)
+        estimates = student(inputs, condition, on_policy=on_policy)
+        estimates.square().mean().backward()
+        found.append((estimates.detach(), torch.cat([p.grad.flatten() for p in student.parameters()])))
+    for ours, folded in zip(*found, strict=True):
+        assert (ours - folded).abs().max() <= 2e-5 * folded.abs().max()
+
+
+def test_gradients_flow_through_the_last_inputs_as_asked(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    states, _denoised, condition = data.stacked(slice(4))
+    student = make(teacher, data)
+    norms = {}
+    for through in range(4):
+        estimates = student(states[:, :-1], condition, on_policy=True, through_steps=through)
+        recomputed = student(states[:, :-1], condition, sequential=True, on_policy=True, through_steps=through)
+        gradients = []
+        for final in (estimates[:, -1], recomputed[:, -1]):
+            student.zero_grad()
+            final.square().mean().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in student.parameters()]))
+        assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+        norms[through] = gradients[0]
+    assert all(not torch.allclose(norms[i], norms[i + 1], rtol=1e-3) for i in range(3))
+
+
+@pytest.mark.parametrize("inputs", ["student", "mixed"])
+def test_training_on_its_own_inputs_resumes_and_lowers_the_loss(teacher, folder, inputs):
+    data = TrajectoryDataset(folder / "data", 4)
+    config = replace(CONFIG, inputs=inputs, max_steps=30, checkpoint_every=15, batch_size=20)
+    whole = distill(make(teacher, data), data, folder / "whole", config, progress=False)
+    lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert inputs == "mixed" or lines[-1]["loss"] < lines[0]["loss"]  # mixed: its batches are not of one kind
+
+    class Killed(Exception):
+        pass
+
+    def kill(student, step):
+        raise Killed
+
+    with pytest.raises(Killed):
+        distill(make(teacher, data), data, folder / "killed", config, validate=kill, progress=False)
+    resumed = distill(make(teacher, data), data, folder / "killed", config, progress=False)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())

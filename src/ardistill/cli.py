@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import yaml
 
-from ardistill.config import CostConfig, QuickstartConfig, TrainingConfig
+from ardistill.config import AdversarialConfig, CostConfig, QuickstartConfig, TrainingConfig
 
 Result = dict[str, Any]
 """What a command found; its entry ``text`` is for people, all others are for ``--json``."""
@@ -164,12 +164,86 @@ def _distill(
     if output == "solver":
         states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
         start = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
+        loaded.transformer.to("cpu")
         _say(f"untrained, the student draws {start:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, validate=validate)
     last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
     text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
     return {"out": out, "student": str(Path(out) / "student"), "loss": last["loss"], "text": text}
+
+
+def _encode(
+    teacher: str,
+    images: str,
+    out: str,
+    height: int | None = None,
+    width: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+) -> Result:
+    """Encode real images into latents with their labels or captions, for finetune.
+
+    Args:
+        teacher: Whose VAE and text encoders encode.
+        images: A folder of images (a subfolder per class, or metadata.jsonl with captions), or the id of a data set.
+        out: File to write, .safetensors.
+        height: Of the images, in pixels; the model's own if not given. Images are scaled and cut to it.
+        width: Same.
+        limit: Only so many first images.
+        device: auto, cpu, cuda, ...
+    """
+    from ardistill.real_data import encode_images
+    from ardistill.teacher import Teacher
+
+    loaded = Teacher.from_pretrained(teacher, height=height, width=width).to(_device(device))
+    count = encode_images(images, loaded, out, limit=limit)
+    return {"out": out, "count": count, "text": f"{count} images in {out}"}
+
+
+def _finetune(
+    student: str,
+    trajectories: str,
+    real: str,
+    out: str,
+    teacher: str | None = None,
+    training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5),  # noqa: B008
+    adversarial: AdversarialConfig = AdversarialConfig(),  # noqa: B008
+) -> Result:
+    """Train a distilled student further against a discriminator on real data (R+D); the same command again resumes.
+
+    Args:
+        student: Folder that distill wrote.
+        trajectories: Folder that record wrote: the regression goes on beside the discriminator.
+        real: File that encode wrote.
+        out: Run folder, as distill's; with adversarial.png, the discriminator's health.
+        teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
+        training: As in distill. What the discriminator is shown is the last step of the pass: drawn from noise with
+            inputs student, from the teacher's last state with inputs teacher.
+        adversarial: How the discriminator is trained and what it counts for.
+    """
+    from ardistill.discriminator import Adversary, Discriminator
+    from ardistill.evaluation import adversarial_plot, validation_grid
+    from ardistill.real_data import load_real
+    from ardistill.student import Student
+    from ardistill.training import distill as run
+    from ardistill.trajectories import TrajectoryDataset
+
+    loaded = Student.from_pretrained(student)
+    data = TrajectoryDataset(trajectories, loaded.num_steps, loaded.config.fingerprint or None)
+    found = _teacher_of(data.manifest, teacher)
+    heads = Discriminator(found, adversarial, seed=training.seed)
+    adversary = Adversary(heads, *load_real(real, found), adversarial)
+    validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
+    run(loaded.requires_grad_(True), data, out, training, adversary=adversary, validate=validate)
+    log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    adversarial_plot(log, Path(out) / "adversarial.png")
+    text = f"{loaded.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
+    return {"out": out, "student": str(Path(out) / "student"), **_numbers(log[-1]), "text": text}
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if isinstance(value, float)}
 
 
 def _sample(
@@ -400,6 +474,8 @@ COMMANDS: dict[str, Callable[..., Result]] = {
     "cost": _cost,
     "record": _record,
     "distill": _distill,
+    "encode": _encode,
+    "finetune": _finetune,
     "sample": _sample,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -33,6 +33,13 @@ class TrainingConfig:
     """Less memory for more time."""
     sequential: bool = False
     """Run the steps one by one instead of folded into the batch: activations of one step, for a third more compute."""
+    inputs: str = "teacher"
+    """What each step is fed: teacher (the recorded states), student (its own estimates so far, from the recorded noise)
+    or mixed (batches of either kind, the student's more and more often). The targets are the teacher's always."""
+    student_share: float = 1.0
+    """With mixed: the share of the student's batches at the end; it rises linearly from 0."""
+    through_steps: int = 0
+    """With the student's inputs: let gradients flow through the inputs of so many last steps."""
     detach_history: bool = False
     """With sequential: let no gradient flow into the keys and values of earlier steps."""
     seed: int = 0
@@ -50,8 +57,53 @@ class TrainingConfig:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
         if self.detach_history and not self.sequential:
             raise ValueError("detach_history needs sequential; the folded pass has no step to detach")
+        if self.inputs not in ("teacher", "student", "mixed"):
+            raise ValueError(f"unknown inputs {self.inputs!r}; known: teacher, student, mixed")
+        if not 0 <= self.student_share <= 1:
+            raise ValueError(f"expected a student_share of 0 to 1, got {self.student_share}")
+        if self.through_steps and self.inputs == "teacher":
+            raise ValueError("through_steps needs inputs student or mixed; the teacher's have no gradient")
+        if self.gradient_checkpointing and self.inputs != "teacher":
+            raise ValueError("the student's inputs come step by step: use sequential, which recomputes whole steps")
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: no, bf16")
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """How the discriminator is trained and what it counts for."""
+
+    weight: float = 1.0
+    """Of the adversarial loss; with adaptive, of its gradient in the last layer relative to the regression's."""
+    adaptive: bool = True
+    """Balance both losses by their gradients in the student's last layer."""
+    warmup_steps: int = 100
+    """Optimiser steps in which the discriminator learns alone and the student by regression alone."""
+    learning_rate: float = 1e-3
+    """Of the discriminator's AdamW."""
+    hidden: int = 64
+    """Width of a head."""
+    every: int = 1
+    """A head on each so-manieth block of the teacher."""
+    noise_levels: tuple[float, float] = (0.0, 0.5)
+    """Least and most noise on what the teacher reads, as shares of its solver's path."""
+    r1_weight: float = 0.0
+    """Of the penalty on the discriminator's slope at real features, by finite differences; 0: not computed."""
+    r1_noise: float = 0.01
+    """Size of these differences."""
+    max_grad_norm: float = 1.0
+    """The discriminator's gradients are clipped to this norm."""
+
+    def __post_init__(self) -> None:
+        low, high = self.noise_levels
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"expected noise_levels from 0 to 1, least first, got {self.noise_levels}")
+        for name in ("weight", "warmup_steps", "r1_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"expected {name} of 0 or more, got {getattr(self, name)}")
+        for name in ("hidden", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -196,16 +196,25 @@ class Student(nn.Module):
         self.transformer.enable_gradient_checkpointing(self.history.checkpoint)
 
     def forward(
-        self, inputs: Tensor, condition: Condition, sequential: bool = False, detach_history: bool = False
+        self,
+        inputs: Tensor,
+        condition: Condition,
+        sequential: bool = False,
+        detach_history: bool = False,
+        on_policy: bool = False,
+        through_steps: int = 0,
     ) -> Tensor:
-        """All steps, teacher-forced, in one folded pass.
+        """All steps: teacher-forced, in one folded pass, or on the student's own inputs, one after the other.
 
         Args:
             inputs: Input of each step, noisiest first, (b, s, c, h, w) or, for video, (b, s, c, f, h, w).
             condition: One row per sample.
-            sequential: Run the steps one after the other instead, each recomputed in backward: activations of one step
+            sequential: Run the steps one after the other, each recomputed in backward: activations of one step
                 instead of all, for a third more compute; the same estimates and gradients.
             detach_history: Then, let no gradient flow into the keys and values of earlier steps.
+            on_policy: From the first step's input on, go by the student's own estimates instead of ``inputs``. As
+                many evaluations as the folded pass: the rollout is the training pass.
+            through_steps: Then, let gradients flow through the inputs of so many last steps.
 
         Returns:
             Each step's estimate of its target, (b, s, c, h, w).
@@ -215,17 +224,25 @@ class Student(nn.Module):
         """
         if inputs.ndim < 5 or inputs.shape[1] != self.num_steps:
             raise ValueError(f"expected inputs (b, {self.num_steps}, c, h, w), got {tuple(inputs.shape)}")
-        if sequential:
-            return self._sequential(inputs, condition, detach_history)
+        if sequential or on_policy:
+            return self._step_by_step(inputs, condition, sequential, detach_history, on_policy, through_steps)
         batch, steps = inputs.shape[:2]
         times = torch.tensor(self.config.knots.timesteps, device=inputs.device).repeat(batch)
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
         prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps))
         return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
 
-    def _sequential(self, inputs: Tensor, condition: Condition, detach_history: bool) -> Tensor:
+    def _step_by_step(
+        self,
+        inputs: Tensor,
+        condition: Condition,
+        recompute: bool,
+        detach_history: bool,
+        on_policy: bool,
+        through_steps: int,
+    ) -> Tensor:
         history: list[list[Tensor]] = []  # of each step so far: key and value of every layer with history, in turn
-        estimates = []
+        estimates: list[Tensor] = []
         for step in range(self.num_steps):
 
             def run(x: Tensor, *past: Tensor, step: int = step) -> tuple[Tensor, ...]:
@@ -235,7 +252,12 @@ class Student(nn.Module):
                 estimate = self.step(x, step, condition, cache)
                 return estimate, *(tensor for layer in sorted(cache) for tensor in cache[layer][-1])
 
-            estimate, *own = checkpoint(run, inputs[:, step], *(x for own in history for x in own), use_reentrant=False)
+            x = inputs[:, step]
+            if on_policy and step:
+                last = estimates[-1] if step >= self.num_steps - through_steps else estimates[-1].detach()
+                x = self.next_input(last, inputs[:, 0], step - 1)
+            past = [tensor for own in history for tensor in own]
+            estimate, *own = checkpoint(run, x, *past, use_reentrant=False) if recompute else run(x, *past)
             estimates.append(estimate)
             history.append([tensor.detach() for tensor in own] if detach_history else own)
         return torch.stack(estimates, dim=1)

@@ -133,7 +133,7 @@ class Teacher:
         """
         if not (height and width):
             raise ValueError("expected both height and width, or neither")
-        factor = getattr(self.companions, "pixels_per_latent", 1)
+        factor = self.pixels_per_latent
         unit = factor * self.family.packing
         if height % unit or width % unit:
             raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
@@ -145,6 +145,23 @@ class Teacher:
     def draws_images(self) -> bool:
         """Whether what it draws can be looked at: through its VAE, or because it draws pixels."""
         return self.companions.get("vae") is not None or self.transformer.config.in_channels in (1, 3)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Along height and width; 1 where it draws pixels."""
+        return getattr(self.companions, "pixels_per_latent", 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents of images in [-1, 1], (b, c, h, w): the inverse of ``decode``, the mean of what the VAE says."""
+        vae = self.companions.get("vae")
+        if vae is None:
+            return images
+        x = images.to(vae.device, vae.dtype)
+        is_video = vae.config.get("latents_mean") is not None and vae.config.get("scaling_factor") is None
+        latents = vae.encode(x.unsqueeze(2) if is_video else x).latent_dist.mode().float()
+        latents = _scale(vae, latents).cpu()
+        return latents[:, :, 0] if latents.ndim > 1 + len(self.sample_shape) else latents
 
     @property
     def takes_text(self) -> bool:
@@ -356,6 +373,22 @@ def _unscale(vae: Any, latents: Tensor) -> Tensor:
         patches = latents * (variance + config.batch_norm_eps).sqrt() + mean
         return torch.nn.functional.pixel_shuffle(patches, 2)
     return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+
+def _scale(vae: Any, latents: Tensor) -> Tensor:
+    """The inverse of ``_unscale``."""
+    config = vae.config
+    if config.get("latents_mean") is not None and config.get("scaling_factor") is None:
+        mean, std = (
+            torch.tensor(x, device=latents.device).view(1, -1, 1, 1, 1)
+            for x in (config.latents_mean, config.latents_std)
+        )
+        return (latents - mean) / std
+    if hasattr(vae, "bn"):
+        mean, variance = (x.view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+        patches = torch.nn.functional.pixel_unshuffle(latents, 2)
+        return (patches - mean) / (variance + config.batch_norm_eps).sqrt()
+    return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
 def can_join(parts: Sequence[Condition]) -> bool:

@@ -1,4 +1,4 @@
-"""One visible loop: regression of every step onto the teacher's trajectory, in one folded pass."""
+"""One visible loop: regression of every step onto the teacher's trajectory, then, if asked, against a discriminator."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from ardistill.config import TrainingConfig
+from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.student import Student
 from ardistill.trajectories import TrajectoryDataset
@@ -33,6 +34,7 @@ def distill(
     folder: str | Path,
     config: TrainingConfig,
     *,
+    adversary: Adversary | None = None,
     validate: Callable[[Student, int], np.ndarray | None] | None = None,
     progress: bool = True,
 ) -> Student:
@@ -44,6 +46,7 @@ def distill(
         folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoint.pt``; at the end
             ``student/`` (EMA).
         config: How.
+        adversary: Adds the loss of a discriminator on the last step's estimates (R+D); trained along.
         validate: Called with the student (EMA) and the number of steps done, at every checkpoint; a picture that it
             returns, (height, width, 3) or (height, width, 4) bytes, goes to the tracker.
         progress: Show a bar with loss and remaining time.
@@ -61,6 +64,8 @@ def distill(
         "training": asdict(config),
         "data": {"seed": data.manifest.seed, "num_trajectories": len(data)},
     }
+    if adversary is not None:
+        facts["adversarial"] = asdict(adversary.config)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -91,10 +96,15 @@ def distill(
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         ema.load_state_dict(saved["ema"])
+        if adversary is not None:
+            adversary.load_state_dict(saved["adversary"])
         first = saved["step"]
         _forget_after(folder / "metrics.jsonl", first)
     model, optimizer = accelerator.prepare(student.train(), optimizer)
     ema.to(accelerator.device)
+    if adversary is not None:
+        adversary.to(accelerator.device)
+        last = student.transformer.get_submodule(student.family.head[-1]).weight
 
     bar = tqdm(
         total=config.max_steps, initial=first, desc="distil", disable=not (progress and accelerator.is_main_process)
@@ -107,15 +117,27 @@ def distill(
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + drawn)
             batch = default_collate([data[int(row)] for row in data.draw(config.batch_size, generator)])
             batch = send_to_device(batch, accelerator.device)
+            share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
+            on_policy = float(torch.rand((), generator=generator)) < share[config.inputs]
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
             with accelerator.accumulate(model):
-                estimates = model(inputs, batch["condition"], config.sequential, config.detach_history)
+                how = (config.sequential, config.detach_history, on_policy, config.through_steps)
+                estimates = model(inputs, batch["condition"], *how)
                 loss, errors = regression_loss(estimates, targets, weights)
-                accelerator.backward(loss)
+                more: dict[str, float] = {}
+                total = loss
+                if adversary is not None and step >= adversary.config.warmup_steps:
+                    drawn_as_real = adversary.generator_loss(estimates[:, -1], batch["condition"], generator)
+                    weight = adversary.weight(loss, drawn_as_real, last)
+                    total = loss + weight * drawn_as_real
+                    more = {"g_loss": float(drawn_as_real.detach()), "g_weight": float(weight)}
+                accelerator.backward(total)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
+                if adversary is not None:
+                    more |= adversary.update(estimates[:, -1], batch["condition"], generator)
         scheduler.step()
         ema.step(parameters)
         done = step + 1
@@ -126,7 +148,7 @@ def distill(
             accelerator.log({"loss": value, "learning_rate": scheduler.get_last_lr()[0]}, step=done)
             if accelerator.is_main_process:
                 with open(folder / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps({"step": done, "loss": value, "step_errors": errors.tolist()}) + "\n")
+                    file.write(json.dumps({"step": done, "loss": value, "step_errors": errors.tolist()} | more) + "\n")
         if (done % config.checkpoint_every == 0 or done == config.max_steps) and accelerator.is_main_process:
             state = {
                 "student": student.state_dict(),
@@ -135,6 +157,8 @@ def distill(
                 "ema": ema.state_dict(),
                 "step": done,
             }
+            if adversary is not None:
+                state["adversary"] = adversary.state_dict()
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
             if validate is not None:

@@ -19,7 +19,7 @@ from ardistill.evaluation.metrics import (
     predict_labels,
     real_floor,
 )
-from ardistill.evaluation.plots import exposure_bias_plot, sample_grid
+from ardistill.evaluation.plots import adversarial_plot, exposure_bias_plot, sample_grid
 from ardistill.evaluation.report import arm_label, format_table, write_report
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "PrecisionRecall",
     "RealFloor",
     "Sampler",
+    "adversarial_plot",
     "arm_label",
     "class_accuracy",
     "compare",

@@ -100,9 +100,10 @@ def validation_grid(
         x = noise.to(device)
         condition = {name: value.to(device) for name, value in data.condition(slice(count)).items()}
         if not rows:
+            before = next(teacher.transformer.parameters()).device
             solved = teacher.to(device).solve_ode(x, condition, data.manifest.knots)
             rows["teacher"] = teacher.decode(solved.states[:, -1])
-            teacher.transformer.to("cpu")  # not needed again
+            teacher.transformer.to(before)  # not needed again
         rows["student"] = teacher.decode(sample(student, x, condition)[:, -1])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:08d}.png"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -107,6 +108,34 @@ def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path
     figure.legend(handles, labels, loc="lower center", frameon=False, fontsize=8)
     legend_share = (0.17 * len(shown) + 0.1) / 3.9
     figure.tight_layout(rect=(0, legend_share, 1, 1))
+    figure.savefig(path)
+
+
+def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Save the health of an adversarial training: what the discriminator tells, gradients, losses, diversity.
+
+    Args:
+        log: Lines of ``metrics.jsonl``.
+        path: PNG to write.
+    """
+    panels = {
+        "discriminator tells": {"d_real_accuracy": "real", "d_fake_accuracy": "student's"},
+        "gradient norm of the discriminator": {"d_gradient_norm": "before clipping"},
+        "loss": {"loss": "regression", "g_loss": "adversarial", "d_loss": "discriminator"},
+        "diversity (1: as the data)": {"diversity": "spread of features"},
+    }
+    figure = Figure(figsize=(11, 5.6), dpi=130, facecolor="white")
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for key, label in curves.items():
+            points = [(line["step"], line[key]) for line in log if key in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+        axes.set(title=title, xlabel="step")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
     figure.savefig(path)
 
 
