@@ -17,6 +17,23 @@ def accelerate_starts_afresh():
 
 
 @pytest.fixture
+def dies_at_its_first_checkpoint():
+    """Calls a training with a ``validate`` that stands for a kill there, and sees it die."""
+
+    class Killed(Exception):
+        pass
+
+    def validate(student, step):
+        raise Killed
+
+    def run(train):
+        with pytest.raises(Killed):
+            train(validate)
+
+    return run
+
+
+@pytest.fixture
 def teacher() -> Teacher:
     """A tiny real DiT with random weights everywhere, so that nothing is hidden behind a zero gate."""
     torch.manual_seed(0)

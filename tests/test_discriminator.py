@@ -91,18 +91,11 @@ def finetune(teacher, folder, name, validate=None, config=CONFIG, **options):
 
 
 @pytest.mark.parametrize("inputs", ["teacher", "student", "mixed"])
-def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs):
+def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs, dies_at_its_first_checkpoint):
     config = replace(CONFIG, inputs=inputs)
     whole = finetune(teacher, folder, "whole", config=config)
 
-    class Killed(Exception):
-        pass
-
-    def kill(student, step):
-        raise Killed
-
-    with pytest.raises(Killed):
-        finetune(teacher, folder, "killed", kill, config)
+    dies_at_its_first_checkpoint(lambda validate: finetune(teacher, folder, "killed", validate, config))
     resumed = finetune(teacher, folder, "killed", config=config)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert (folder / "whole" / "metrics.jsonl").read_text() == (folder / "killed" / "metrics.jsonl").read_text()

@@ -89,20 +89,16 @@ def test_ema_weights_are_what_is_saved_and_shown(teacher, folder):
     assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
 
 
-def test_resumed_equals_uninterrupted(teacher, folder):
+def test_resumed_equals_uninterrupted(teacher, folder, dies_at_its_first_checkpoint):
     data = TrajectoryDataset(folder / "data", 4)
     whole = distill(make(teacher, data), data, folder / "whole", CONFIG, progress=False)
 
-    class Killed(Exception):
-        pass
+    def train(validate=None):
+        return distill(make(teacher, data), data, folder / "killed", CONFIG, validate=validate, progress=False)
 
-    def kill(student, step):
-        raise Killed
-
-    with pytest.raises(Killed):
-        distill(make(teacher, data), data, folder / "killed", CONFIG, validate=kill, progress=False)
+    dies_at_its_first_checkpoint(train)
     assert not (folder / "killed" / "student").exists()
-    resumed = distill(make(teacher, data), data, folder / "killed", CONFIG, progress=False)
+    resumed = train()
     assert (folder / "killed" / "metrics.jsonl").read_text() == (folder / "whole" / "metrics.jsonl").read_text()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -207,20 +203,16 @@ def test_gradients_flow_through_the_last_inputs_as_asked(teacher, folder):
 
 
 @pytest.mark.parametrize("inputs", ["student", "mixed"])
-def test_training_on_its_own_inputs_resumes_and_lowers_the_loss(teacher, folder, inputs):
+def test_training_on_its_own_inputs_resumes_and_lowers_the_loss(teacher, folder, inputs, dies_at_its_first_checkpoint):
     data = TrajectoryDataset(folder / "data", 4)
     config = replace(CONFIG, inputs=inputs, max_steps=30, checkpoint_every=15, batch_size=20)
     whole = distill(make(teacher, data), data, folder / "whole", config, progress=False)
     lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert inputs == "mixed" or lines[-1]["loss"] < lines[0]["loss"]  # mixed: its batches are not of one kind
 
-    class Killed(Exception):
-        pass
+    def train(validate=None):
+        return distill(make(teacher, data), data, folder / "killed", config, validate=validate, progress=False)
 
-    def kill(student, step):
-        raise Killed
-
-    with pytest.raises(Killed):
-        distill(make(teacher, data), data, folder / "killed", config, validate=kill, progress=False)
-    resumed = distill(make(teacher, data), data, folder / "killed", config, progress=False)
+    dies_at_its_first_checkpoint(train)
+    resumed = train()
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
