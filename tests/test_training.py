@@ -125,6 +125,19 @@ def test_recording_again_makes_what_is_missing(teacher, folder):
     assert path.read_bytes() == before
 
 
+def test_recorded_in_bf16_is_near_and_says_so(teacher, tmp_path):
+    options = {"solver_steps": 8, "num_steps": (2,), "shard_size": 8, "progress": False}
+    for precision in ("no", "bf16"):
+        record(teacher, tmp_path / precision, 8, mixed_precision=precision, **options)
+    exact, near = (TrajectoryDataset(tmp_path / name, 2).stacked()[0] for name in ("no", "bf16"))
+    assert torch.equal(exact[:, 0], near[:, 0]) and near.dtype == torch.float32
+    assert 0 < (exact - near).abs().mean() < 0.05 * exact.abs().mean()
+    with pytest.raises(ValueError, match="holds other trajectories"):
+        record(teacher, tmp_path / "no", 8, mixed_precision="bf16", **options)
+    with pytest.raises(ValueError, match="unknown mixed_precision 'fp8'"):
+        record(teacher, tmp_path / "other", 8, mixed_precision="fp8", **options)
+
+
 def test_bad_input_is_named(teacher, folder):
     with pytest.raises(ValueError, match="another teacher"):
         TrajectoryDataset(folder / "data", 2, fingerprint="0" * 64)

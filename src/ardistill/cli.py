@@ -57,6 +57,7 @@ def _record(
     num_steps: list[int] = [1, 2, 3, 4, 6, 8],  # noqa: B006  # jsonargparse shows it as the default
     seed: int = 0,
     shard_size: int = 256,
+    mixed_precision: Literal["no", "bf16"] = "no",
     device: str = "auto",
 ) -> Result:
     """Solve the teacher's ODE from seeded noise and keep the trajectories.
@@ -77,6 +78,7 @@ def _record(
         num_steps: Step counts of the students to come; the states that they need are kept.
         seed: Of the noise; take another one for held-out trajectories.
         shard_size: Trajectories solved and written together.
+        mixed_precision: bf16: matrix products in bfloat16, the solver's states in float32.
         device: auto, cpu, cuda, cuda:1, ...
     """
     from ardistill.teacher import Teacher
@@ -109,6 +111,7 @@ def _record(
         num_steps=num_steps,
         seed=seed,
         shard_size=shard_size,
+        mixed_precision=mixed_precision,
         device=_device(device),
     )
     size = sum(path.stat().st_size for path in Path(out).iterdir())

@@ -234,13 +234,21 @@ class Teacher:
         return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 16, negative: bool = False) -> Condition:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        batch_size: int = 16,
+        negative: bool = False,
+        device: torch.device | str | None = None,
+    ) -> Condition:
         """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
 
         Args:
             prompts: Any number, not encoded twice where they repeat.
             batch_size: Prompts encoded at once.
             negative: Whether they are of the unguided branch.
+            device: Where the text encoders run, and are taken away from afterwards; where the transformer is if not
+                given.
 
         Raises:
             ValueError: The teacher takes no text, or its folder has no text encoder.
@@ -261,10 +269,13 @@ class Teacher:
             tokenizer = self._text_pipeline.tokenizer
             longest = [max(distinct, key=lambda prompt: len(tokenizer(prompt).input_ids))]
         parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
+        self._text_pipeline.to(device or next(self.transformer.parameters()).device)
         encode = (negative and self.family.encode_negative) or self.family.encode
         encoded = [(len(part), encode(self._text_pipeline, part + longest)) for part in parts]
         table = join_conditions([{name: x[:count] for name, x in found.items()} for count, found in encoded])
-        rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        self._text_pipeline.to("cpu")
+        number = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = torch.tensor([number[prompt] for prompt in prompts])
         return {name: value.cpu()[rows] for name, value in table.items()}
 
     def check_condition(self, condition: Condition) -> None:
@@ -279,14 +290,19 @@ class Teacher:
         """Initial noise of a shard, (count, c, h, w): a pure function of (seed, shard), drawn on the CPU."""
         return torch.randn(count, *(sample_shape or self.sample_shape), generator=seeded_generator(f"{seed}/{shard}"))
 
+    def encode_negative(self, device: torch.device | str | None = None) -> Condition:
+        """Condition of the negative prompt, one row; encoded once."""
+        if self._null is None:
+            self._null = self.encode([self.negative_prompt], negative=True, device=device)
+        return self._null
+
     def null_condition(self, condition: Condition) -> Condition:
         """Of the unguided branch: the negative prompt, or the label after the last one."""
         if self.takes_text:
-            if self._null is None:
-                self._null = self.encode([self.negative_prompt], negative=True)
             like = next(iter(condition.values()))
             return {
-                name: value.to(like.device).expand(len(like), *value.shape[1:]) for name, value in self._null.items()
+                name: value.to(like.device).expand(len(like), *value.shape[1:])
+                for name, value in self.encode_negative().items()
             }
         return {"class_labels": torch.full_like(condition["class_labels"], self.num_classes)}
 
@@ -345,7 +361,7 @@ class Teacher:
         to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
         state, states, denoised = noise, [noise], []
         for s in tqdm(range(knots.num_steps), disable=not progress):
-            prediction = self.predict(state, knots.timesteps[s], condition)
+            prediction = self.predict(state, knots.timesteps[s], condition).to(noise.dtype)
             denoised.append(to_denoised[s][0] * state + to_denoised[s][1] * prediction)
             state = to_state[s][0] * state + to_state[s][1] * prediction
             states.append(state)

@@ -57,6 +57,7 @@ class Manifest:
     prompts: str
     """SHA-256 of the prompts, which lie in ``prompts.json``; empty for a teacher of class labels."""
     negative_prompt: str
+    mixed_precision: str
     seed: int
     num_trajectories: int
     shard_size: int
@@ -139,6 +140,7 @@ def record(
     num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     seed: int = 0,
     shard_size: int = 256,
+    mixed_precision: str = "no",
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Manifest:
@@ -159,6 +161,7 @@ def record(
         num_steps: Step counts of the students to come; states nearest to their uniform knots are kept.
         seed: Of the noise; the labels follow the row number.
         shard_size: Rows solved, written and read together.
+        mixed_precision: no, or bf16: matrix products in bfloat16, the solver's states in float32.
         device: Where the teacher runs.
         progress: Show a bar.
 
@@ -174,6 +177,8 @@ def record(
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
         if value < 1:
             raise ValueError(f"expected 1 {what} or more, got {value}")
+    if mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
     guidance_range = guidance_range or (teacher.guidance_scale, teacher.guidance_scale)
     if not 1 <= guidance_range[0] <= guidance_range[1]:
         raise ValueError(f"expected guidance scales from 1 (none) up, lowest first, got {guidance_range}")
@@ -191,6 +196,7 @@ def record(
         num_conditions=len(distinct) if teacher.takes_text else teacher.num_classes,
         prompts=hashlib.sha256(json.dumps(distinct).encode()).hexdigest() if teacher.takes_text else "",
         negative_prompt=teacher.negative_prompt,
+        mixed_precision=mixed_precision,
         seed=seed,
         num_trajectories=num_trajectories,
         shard_size=shard_size,
@@ -207,14 +213,16 @@ def record(
         raise ValueError(f"expected {folder} to be empty or to hold this recording; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     _write_whole(folder / "manifest.json", manifest.to_json().encode())
-    teacher.to(device)
     table: Condition | None = None
     if teacher.takes_text:
         if not (folder / CONDITIONS).exists():
             _write_whole(folder / "prompts.json", json.dumps(distinct, ensure_ascii=False, indent=0).encode())
-            contiguous = {name: value.contiguous() for name, value in teacher.encode(distinct).items()}
+            contiguous = {name: value.contiguous() for name, value in teacher.encode(distinct, device=device).items()}
             _write_whole(folder / CONDITIONS, safetensors.torch.save(contiguous))
         table = safetensors.torch.load_file(folder / CONDITIONS)
+        if guidance_range[1] > 1 and not teacher.embeds_guidance:
+            teacher.encode_negative(device)  # now: the text encoders may not fit beside the transformer
+    teacher.to(device)
     for shard in tqdm(range(manifest.num_shards), desc="record", unit="shard", disable=not progress):
         path = _shard_path(folder, shard)
         if path.with_suffix(".json").exists():
@@ -224,7 +232,8 @@ def record(
         noise = teacher.noise(seed, shard, rows, manifest.sample_shapes[manifest.shape_of(shard)])
         guidance = manifest.guidance(shard, rows)
         condition = {name: value.to(device) for name, value in _look_up(table, labels, guidance).items()}
-        solved = teacher.solve_ode(noise.to(device), condition, manifest.knots)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+            solved = teacher.solve_ode(noise.to(device), condition, manifest.knots)
         states = solved.states[:, list(manifest.kept)].cpu().contiguous()
         denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu().contiguous()
         data = _encode(states, denoised, labels, guidance)
