@@ -136,6 +136,8 @@ def test_settings_meet_every_class(teacher, tmp_path):
         teacher.solve_ode(torch.zeros(1, 4, 8, 4), {"class_labels": torch.tensor([0])}, teacher.knots(1))
     with pytest.raises(ValueError, match="squares alone"):
         teacher.latent_shape(8, 4)
+    with pytest.raises(ValueError, match="1: it draws images, got 5"):
+        teacher.latent_shape(8, 8, 5)
 
 
 def test_a_user_chooses_size_and_guidance_of_what_is_drawn(pixart, tmp_path, capsys):
@@ -180,3 +182,29 @@ def test_a_user_chooses_size_and_guidance_of_what_is_drawn(pixart, tmp_path, cap
     with pytest.raises(SystemExit):
         main([str(x) for x in [*draw, "--guidance_scale", 9.0]])
     assert "distilled at guidance 1 to 3, got 9" in capsys.readouterr().err
+
+
+def test_a_video_students_frames(tmp_path):
+    save("wan", tmp_path / "teacher")
+    (tmp_path / "prompts.txt").write_text("a red cat\nthe moon")
+    command = ["record", "--teacher", "teacher", "--out", "data", "--num_trajectories", "4", "--guidance_scale", "2.0"]
+    command += ["--prompts", "prompts.txt", "--height", "16", "--width", "16", "--num_frames", "5"]
+    command += ["--solver_steps", "4", "--num_steps", "[2]"]
+    distill_ = ["distill", "--trajectories", "data", "--out", "run", "--num_steps", "2", "--history_layers", "2"]
+    distill_ += ["--training.max_steps", "2", "--training.batch_size", "2"]
+    for arguments in (command, distill_, ["export", "--student", "run", "--out", "out"]):
+        main([str(tmp_path / x) if x in ("teacher", "data", "prompts.txt", "run", "out") else x for x in arguments])
+    student = Student.from_pretrained(tmp_path / "run")
+    assert student.config.sample_shapes == ((4, 2, 2, 2),)
+    teacher = Teacher.from_pretrained(tmp_path / "teacher", height=16, width=16, num_frames=5)
+    noise = torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    drawn = sample(student, noise, teacher.encode(["a red cat"]))[:, -1]
+    pipeline = load(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    given = {"prompt": "a red cat", "height": 16, "width": 16, "num_frames": 5, "output_type": "latent"}
+    found = pipeline(**given, generator=torch.Generator().manual_seed(0)).frames
+    assert found.shape == drawn.shape and torch.allclose(found, drawn, atol=1e-4)
+    with pytest.raises(ValueError, match="1 and a multiple of 4, got 4"):
+        teacher.latent_shape(16, 16, 4)
+    with pytest.raises(ValueError, match="expected both height and width"):
+        Teacher.from_pretrained(tmp_path / "teacher", num_frames=5)

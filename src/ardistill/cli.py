@@ -53,6 +53,7 @@ def _record(
     negative_prompt: str = "",
     height: int | list[int] | None = None,
     width: int | list[int] | None = None,
+    num_frames: int = 1,
     solver_steps: int = 24,
     num_steps: list[int] = [1, 2, 3, 4, 6, 8],  # noqa: B006  # jsonargparse shows it as the default
     seed: int = 0,
@@ -74,6 +75,7 @@ def _record(
         negative_prompt: Of the unguided branch.
         height: Of the images, in pixels; the model's own if not given. Several, [512, 768]: a shard has one of them.
         width: Same, as many.
+        num_frames: Of a video, as its pipeline counts them.
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; the states that they need are kept.
         seed: Of the noise; take another one for held-out trajectories.
@@ -96,6 +98,7 @@ def _record(
         teacher,
         height=heights[0],
         width=widths[0],
+        num_frames=num_frames,
         guidance_scale=scales[0],
         guidance_channels=guidance_channels,
         negative_prompt=negative_prompt,
@@ -106,7 +109,7 @@ def _record(
         num_trajectories,
         prompts=load_prompts(prompts) if prompts else None,
         guidance_range=(scales[0], scales[-1]),
-        sample_shapes=[loaded.latent_shape(*size) if any(size) else loaded.sample_shape for size in sizes],
+        sample_shapes=[loaded.latent_shape(*size, num_frames) if any(size) else loaded.sample_shape for size in sizes],
         solver_steps=solver_steps,
         num_steps=num_steps,
         seed=seed,

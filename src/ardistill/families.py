@@ -330,13 +330,15 @@ class Family:
         arguments = self.inputs(transformer, latents, timestep, condition)
         return self.output(transformer, transformer(**arguments, **self.options), latents)
 
-    def latent_shape(self, transformer: Any, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Shape of one sample's latents: (c, h, w), for video (c, 1, h, w)."""
+    def latent_shape(
+        self, transformer: Any, height: int | None = None, width: int | None = None, frames: int = 1
+    ) -> tuple[int, ...]:
+        """Shape of one sample's latents: (c, h, w), for video (c, f, h, w); all counted in latents."""
         config = transformer.config
         channels = config.in_channels // self.packing**2
         size = config.get("sample_size") or self.default_size
-        frames = (1,) if isinstance(config.get("patch_size"), (tuple, list)) else ()
-        return (channels, *frames, height or size, width or size)
+        depth = (frames,) if isinstance(config.get("patch_size"), (tuple, list)) else ()
+        return (channels, *depth, height or size, width or size)
 
     def example_condition(self, transformer: Any, count: int, text_tokens: int = 256) -> Condition:
         """Zeros in the shape of a condition, to count or to time a forward with."""

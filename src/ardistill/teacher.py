@@ -81,7 +81,13 @@ class Teacher:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, height: int | None = None, width: int | None = None, **options: Any
+        cls,
+        name: str | Path,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 1,
+        **options: Any,
     ) -> Teacher:
         """Load from ``zoo/fashion``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
@@ -89,6 +95,7 @@ class Teacher:
             name: Where the pipeline is, or an original DiT's ``.pt`` file; a Hub id is downloaded once, whole.
             height: Of the images, in pixels; the model's own if not given.
             width: Same.
+            num_frames: Of a video.
             options: Of the constructor.
 
         Raises:
@@ -120,16 +127,16 @@ class Teacher:
         scheduler = scheduler_class.from_config(scheduler_config)
         companions = Companions(source)
         teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
-        if height or width:
-            teacher.sample_shape = teacher.latent_shape(height, width)
+        if height or width or num_frames > 1:
+            teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
         return teacher
 
-    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, ...]:
-        """Shape of the latents of an image of so many pixels, (c, h, w) or (c, f, h, w).
+    def latent_shape(self, height: int | None, width: int | None, num_frames: int = 1) -> tuple[int, ...]:
+        """Shape of the latents of an image or video of so many pixels and frames, (c, h, w) or (c, f, h, w).
 
         Raises:
-            ValueError: One of the two is missing, not a multiple of what the VAE and the packing need, or the class
-                takes squares alone.
+            ValueError: Height or width is missing, not a multiple of what the VAE and the packing need, the class takes
+                squares alone, or so many frames are not to be had.
         """
         if not (height and width):
             raise ValueError("expected both height and width, or neither")
@@ -139,7 +146,14 @@ class Teacher:
             raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
         if self.family.square and height != width:
             raise ValueError(f"{type(self.transformer).__name__} draws squares alone, got {height}x{width}")
-        return self.family.latent_shape(self.transformer, height // factor, width // factor)
+        vae = self.companions.get("vae")
+        every = (vae is not None and vae.config.get("scale_factor_temporal")) or 1
+        frames, rest = divmod(num_frames - 1, every)
+        shape = self.family.latent_shape(self.transformer, height // factor, width // factor, frames + 1)
+        if num_frames < 1 or rest or (num_frames > 1 and len(shape) == 3):
+            known = f"1 and a multiple of {every}" if len(shape) == 4 else "1: it draws images"
+            raise ValueError(f"expected a number of frames of {known}, got {num_frames}")
+        return shape
 
     @property
     def draws_images(self) -> bool:
