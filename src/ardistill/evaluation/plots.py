@@ -119,18 +119,22 @@ def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None
         path: PNG to write.
     """
     panels = {
+        "regression loss": {"loss": "against the teacher"},
+        "adversarial losses": {"g_loss": "student", "d_loss": "discriminator"},
+        "weight of the student's adversarial loss": {"g_weight": "adaptive or fixed"},
         "discriminator tells": {"d_real_accuracy": "real", "d_fake_accuracy": "student's"},
         "gradient norm of the discriminator": {"d_gradient_norm": "before clipping"},
-        "loss": {"loss": "regression", "g_loss": "adversarial", "d_loss": "discriminator"},
         "diversity (1: as the data)": {"diversity": "spread of features"},
     }
-    figure = Figure(figsize=(11, 5.6), dpi=130, facecolor="white")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    figure = Figure(figsize=(14, 5.6), dpi=130, facecolor="white")
+    for axes, (title, curves) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
         for key, label in curves.items():
             points = [(line["step"], line[key]) for line in log if key in line]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
         axes.set(title=title, xlabel="step")
+        if title.startswith(("regression", "weight")):
+            axes.set_yscale("log")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
