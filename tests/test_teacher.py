@@ -10,8 +10,10 @@ from diffusers import (
     DiffusionPipeline,
     DiTPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 
 from ardistill.schedule import Knots, knots_from_scheduler, nested_indices
@@ -102,6 +104,16 @@ def test_what_cannot_be_a_teacher_is_refused(teacher, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "NoSuchScheduler"}))
     with pytest.raises(ValueError, match="unknown scheduler 'NoSuchScheduler'"):
         Teacher.from_pretrained(tmp_path)
+
+
+def test_solvers_of_other_kinds_with_flow_sigmas_are_flow_matching():
+    """As Wan is published."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    expected = knots_from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0), 24)
+    for scheduler in (UniPCMultistepScheduler, DPMSolverMultistepScheduler):
+        assert knots_from_scheduler(scheduler(**flow), 24) == expected
+    with pytest.raises(ValueError, match="unknown prediction type 'flow_prediction'"):
+        knots_from_scheduler(UniPCMultistepScheduler(prediction_type="flow_prediction"), 24)
 
 
 def test_schedules_that_are_not_known_are_refused():

@@ -147,7 +147,7 @@ def _wan() -> Any:
         t5_tokenizer(),
         transformers.UMT5EncoderModel(config),
         autoencoder,
-        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         TINY["wan"].transformer(),
     )
 

@@ -105,7 +105,8 @@ def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
 def _shifted(sigma: list[float], config: Any, mu: float | None) -> list[float]:
     """Flow-matching sigmas under the scheduler's shift; a dynamic one is ``mu``."""
     if not config.get("use_dynamic_shifting"):
-        return [config.shift * s / (1 + (config.shift - 1) * s) for s in sigma]
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return [shift * s / (1 + (shift - 1) * s) for s in sigma]
     if mu is None:
         raise ValueError("dynamic shifting needs mu, which the family computes from the size of the latents")
     weight = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
@@ -120,7 +121,8 @@ def knots_from_scheduler(scheduler: Any, num_steps: int, mu: float | None = None
     """The trailing grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
 
     Variance-preserving schedulers (those with ``alphas_cumprod``): timesteps round(T (1 - i/S)) - 1, as diffusers'
-    ``timestep_spacing="trailing"``. Flow matching: sigma uniform from 1 to 0, then shifted.
+    ``timestep_spacing="trailing"``. Flow matching (``FlowMatch...``, or ``use_flow_sigmas``, as in Wan's UniPC): sigma
+    uniform from 1 to 0, then shifted.
 
     Args:
         scheduler: Of diffusers.
@@ -135,7 +137,7 @@ def knots_from_scheduler(scheduler: Any, num_steps: int, mu: float | None = None
     if not 1 <= num_steps <= config.num_train_timesteps:
         raise ValueError(f"expected 1 to {config.num_train_timesteps} solver steps, got {num_steps}")
     grid = [1 - i / num_steps for i in range(num_steps)]
-    if "FlowMatch" in type(scheduler).__name__:
+    if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
         sigma = _shifted(grid, config, mu)
         timesteps = [s * config.num_train_timesteps for s in (sigma if shift_times else grid)]
         return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))

@@ -126,6 +126,8 @@ class Teacher:
         transformer = found.from_pretrained(source, subfolder="transformer")
         scheduler = scheduler_class.from_config(scheduler_config)
         companions = Companions(source)
+        if "transformer_2" in companions:
+            raise ValueError(f"{name} has a second transformer for a part of the path (as Wan 2.2): not supported")
         teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
         if height or width or num_frames > 1:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
