@@ -59,8 +59,8 @@ def main() -> None:
     text = [
         "# Results of the study",
         "",
-        f"{len(found)} of the {len(RUNS)} runs of the closed list (`benchmarks/study/runs.py`) have been made; written by",
-        "`python benchmarks/study/summary.py` from their committed results. `zoo/fashion`, S = 4 where the name does not",
+        f"{len(found)} of the {len(RUNS)} runs of the closed list (`benchmarks/study/runs.py`) are made; written by",
+        "`python benchmarks/study/summary.py` from their committed results. `zoo/fashion`, S = 4 if the name does not",
         "say, 1,000 steps, 2,000 held-out noises; FD in the features of our Fashion-MNIST classifier, real images at",
         f"{floor:.3f}. The names say target and output, inputs, and N.",
         "",
