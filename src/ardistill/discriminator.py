@@ -121,10 +121,8 @@ class Discriminator(nn.Module):
             torch.tensor(x)[levels].to(latents.device) for x in (knots.alpha, knots.sigma, knots.timesteps)
         )
         noised = alpha.view(shape) * latents + sigma.view(shape) * noise
-        condition = dict(condition)
-        guidance = condition.pop("guidance", torch.ones(len(latents), device=latents.device))
-        if self.teacher.embeds_guidance:
-            condition["guidance"] = guidance
+        teacher = self.teacher
+        condition, _ = teacher.family.take_guidance(teacher.transformer, latents, condition, 1.0)
         return self._read(noised, times, condition), times
 
     def judge(self, features: list[Tensor], times: Tensor, condition: Condition) -> Tensor:

@@ -325,6 +325,23 @@ class Family:
         """Whether guidance is an input of the network (Flux-dev): then there is no unguided branch."""
         return bool(transformer.config.get("guidance_embeds", False))
 
+    def take_guidance(
+        self, transformer: Any, latents: Tensor, condition: Condition, default: float
+    ) -> tuple[Condition, Tensor]:
+        """The condition as the network takes it, with guidance only where that is its input, and each row's scale.
+
+        Args:
+            transformer: Of this family.
+            latents: One row per sample.
+            condition: One row per sample; not changed.
+            default: Scale where the condition names none.
+        """
+        found = dict(condition)
+        guidance = found.pop("guidance", torch.full((len(latents),), float(default), device=latents.device))
+        if self.embeds_guidance(transformer):
+            found["guidance"] = guidance
+        return found, guidance
+
     def call(self, transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Prediction of the teacher's type, (b, c or 2c, h, w)."""
         arguments = self.inputs(transformer, latents, timestep, condition)

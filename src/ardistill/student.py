@@ -280,11 +280,8 @@ class Student(nn.Module):
 
     def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """The network's prediction, of as many channels as the latents: a learned sigma is cut off."""
-        condition = dict(condition)
-        default = torch.full((len(latents),), self.config.guidance_scale, device=latents.device)
-        guidance = condition.pop("guidance", default)
-        if self.family.embeds_guidance(self.transformer):
-            condition["guidance"] = guidance
+        default = self.config.guidance_scale
+        condition, guidance = self.family.take_guidance(self.transformer, latents, condition, default)
         arguments = self.family.inputs(self.transformer, latents, times, condition)
         with self.history.laid_out(self.complete(layout, arguments, guidance)):
             result = self.transformer(**arguments, **self.family.options)

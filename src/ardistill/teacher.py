@@ -329,11 +329,7 @@ class Teacher:
         A learned sigma is cut off.
         """
         channels = self.transformer.config.in_channels
-        condition = dict(condition)
-        default = torch.full((len(states),), self.guidance_scale, device=states.device)
-        guidance = condition.pop("guidance", default)
-        if self.embeds_guidance:
-            condition["guidance"] = guidance
+        condition, guidance = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
         if self.embeds_guidance or bool((guidance == 1).all()):
             times = torch.full((len(states),), timestep, device=states.device)
             return self.family.call(self.transformer, states, times, condition)[:, :channels]
