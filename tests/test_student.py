@@ -120,14 +120,15 @@ def test_folded_equals_cached(teacher, history_layers, mask, output):
         assert (cached - folded[:, step]).abs().max() < 1e-5 * folded[:, step].abs().max()
 
 
-def test_no_history_is_the_teachers_forward(teacher):
-    student = make(teacher, 0, target="state", output="direct")
-    for name in student.family.head:
-        head = getattr(student.transformer, name)
-        head.later_weight.data[:] = head.weight.data
+@pytest.mark.parametrize("target", ["state", "denoised"])
+def test_untrained_heads_are_the_solvers_share_of_the_teachers_prediction(teacher, target):
+    """A direct head has no a x, so it starts from b of a x + b prediction; of no more than 1."""
+    student = Student.from_teacher(teacher, StudentConfig(teacher.knots(STEPS), 0, target=target, output="direct"))
     inputs, condition = batch(teacher)
-    for step, timestep in enumerate(student.config.knots.timesteps):
-        expected = teacher.predict(inputs[:, step], timestep, condition)
+    for step, (_, b) in enumerate(student.config.knots.coefficients(target)):
+        expected = max(-1.0, min(1.0, b)) * teacher.predict(
+            inputs[:, step], student.config.knots.timesteps[step], condition
+        )
         assert torch.allclose(student(inputs, condition)[:, step], expected, atol=1e-5)
 
 

@@ -119,16 +119,21 @@ def _tell_guidance(modules: list[Any], history: History, guidance_range: tuple[f
 
 
 class StepLinear(nn.Linear):
-    """A linear layer with one weight per step: step 0 under the usual names, the later steps behind it."""
+    """A linear layer with one weight per step: step 0 under the usual names, the later steps behind it.
 
-    def __init__(self, linear: nn.Linear, num_steps: int, history: History) -> None:
+    Each starts as the given layer times one of ``scales``.
+    """
+
+    def __init__(self, linear: nn.Linear, scales: Sequence[float], history: History) -> None:
         options = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, **options)
-        self.load_state_dict(linear.state_dict())
-        self.later_weight = nn.Parameter(self.weight.detach()[None].repeat(num_steps - 1, 1, 1))  # (s-1, out, in)
+        scale = torch.tensor(scales, **options)
+        weights = scale[:, None, None] * linear.weight.detach()
+        self.weight.data, self.later_weight = weights[0].clone(), nn.Parameter(weights[1:].clone())  # (s-1, out, in)
         if linear.bias is not None:
-            self.later_bias = nn.Parameter(self.bias.detach()[None].repeat(num_steps - 1, 1))  # (s-1, out)
-        self.num_steps = num_steps
+            biases = scale[:, None] * linear.bias.detach()
+            self.bias.data, self.later_bias = biases[0].clone(), nn.Parameter(biases[1:].clone())  # (s-1, out)
+        self.num_steps = len(scales)
         self.history = history
 
     def _step(self, hidden_states: Tensor, step: int) -> Tensor:
@@ -168,19 +173,19 @@ class Student(nn.Module):
         self.transformer = transformer
         lower = [module for block in blocks[: config.history_layers] for module in block]
         self.history = attach_history(lower, config.mask, family.text)
-        if config.output == "direct":
-            for name in family.head:
-                head = StepLinear(transformer.get_submodule(name), config.knots.num_steps, self.history)
-                transformer.set_submodule(name, head)
+        # Predictions become estimates of the target by a x + b prediction; float64, as alpha may be tiny.
+        self.coefficients = config.knots.coefficients("state" if config.target == "state" else "denoised")
+        if config.output == "direct":  # no a x: start from what b makes of the prediction, where b is not huge
+            scales = [max(-1.0, min(1.0, b)) for _, b in self.coefficients]
+            for name in family.head:  # the last one emits; those before it shift and scale
+                own = scales if name == family.head[-1] else [1.0] * len(scales)
+                transformer.set_submodule(name, StepLinear(transformer.get_submodule(name), own, self.history))
         if config.is_told_guidance and not family.embeds_guidance(transformer):
             found = [x for name, x in transformer.named_modules() if name.endswith(family.time_embedding)]
             _tell_guidance(found, self.history, config.guidance_range)
         for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0
-        # Predictions become estimates of the target by a x + b prediction; float64, as alpha may be tiny.
-        kind = "denoised" if config.target == "anchored" else "state"
-        self.coefficients = config.knots.coefficients(kind)
 
     @classmethod
     def from_teacher(cls, teacher: Teacher, config: StudentConfig) -> Student:
