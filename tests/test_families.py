@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny_families import TINY
+from tiny_families import GATE, TINY, open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.families import FAMILIES, family_of, register_family
@@ -25,10 +25,12 @@ VP = ("dit", "dit-timm", "pixart-alpha", "pixart-sigma", "hunyuandit")
 """Trained with a variance-preserving schedule; the others with flow matching."""
 
 
-def make(name, history_layers=2, mask="M4", output="solver", steps=STEPS):
+def make(name, history_layers=2, mask="M4", output="solver", steps=STEPS, gated=True):
     scheduler = DDIMScheduler() if name in VP else FlowMatchEulerDiscreteScheduler(shift=3.0)
     knots = knots_from_scheduler(scheduler, steps)
-    student = Student(TINY[name].transformer(), StudentConfig(knots, history_layers, mask, output=output))
+    config = StudentConfig(knots, history_layers, mask, output=output, gated=gated)
+    student = Student(TINY[name].transformer(), config)
+    open_gates(student)
     if output == "direct":
         for head in student.family.head:
             torch.nn.init.normal_(student.transformer.get_submodule(head).later_weight, std=0.1)
@@ -62,11 +64,12 @@ def test_without_history_it_is_the_untouched_model(name):
         assert near(found[:, step], a[step] * inputs[:, step] + b[step] * prediction)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("output", ["solver", "direct"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", TINY)
-def test_folded_equals_cached(name, mask, output):
-    student = make(name, 3, mask, output)
+def test_folded_equals_cached(name, mask, output, gated):
+    student = make(name, 3, mask, output, gated=gated)
     inputs, condition = batch(name)
     with torch.no_grad():
         folded = student(inputs, condition)
@@ -92,12 +95,15 @@ def test_nothing_leaks_from_later_steps_or_other_samples(name, mask):
 class DenseOracle(torch.overrides.TorchFunctionMode):
     """One attention over image and text of all steps of a sample, what a step must not see masked out.
 
+    Gated: one over a step's own tokens and, times the gate, one over the earlier images.
+
     It knows of history only what the paper says: which steps are seen, and that of earlier steps it is the image. Where
     the image stands comes from the test, and calls are told apart by counting them.
     """
 
-    def __init__(self, calls, steps, mask, image):
+    def __init__(self, calls, steps, mask, image, gate=None):
         super().__init__()
+        self.gate = gate
         self.calls, self.steps, self.mask, self.image, self.seen = calls, steps, mask, image, 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -114,20 +120,26 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
         for row in range(rows // s):
             image = self.image[row] if isinstance(self.image, list) else self.image
             is_image[row, image if tokens > self.image_only else slice(None)] = True
-        visible = torch.zeros(rows // s, s, tokens, s, tokens, dtype=torch.bool)
+        past = torch.zeros(rows // s, s, tokens, s, tokens, dtype=torch.bool)
+        current = torch.zeros_like(past)
         for step in range(s):
             for earlier in MASKS[self.mask](step)[:-1]:
-                visible[:, step, :, earlier] = is_image[:, None]
-            visible[:, step, :, step] = True
+                past[:, step, :, earlier] = is_image[:, None]
+            current[:, step, :, step] = True
             if own is not None:
-                visible[:, step, :, step] = own.bool().expand(rows, 1, -1, tokens)[:, 0].unflatten(0, (-1, s))[:, step]
+                current[:, step, :, step] = own.bool().expand(rows, 1, -1, tokens)[:, 0].unflatten(0, (-1, s))[:, step]
 
         def unfold(x):
             return x.unflatten(0, (-1, s)).transpose(1, 2).flatten(2, 3)
 
         scale = kwargs.pop("scale", None) or dim**-0.5
         logits = unfold(query) @ unfold(key).transpose(-1, -2) * scale
-        weights = logits.masked_fill(~visible.flatten(3, 4).flatten(1, 2)[:, None], float("-inf")).softmax(-1)
+
+        def seen(visible):
+            hidden = ~visible.flatten(3, 4).flatten(1, 2)[:, None]
+            return logits.masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num()
+
+        weights = seen(current | past) if self.gate is None else seen(current) + self.gate * seen(past)
         return (weights @ unfold(value)).unflatten(2, (s, tokens)).transpose(1, 2).flatten(0, 1)
 
 
@@ -156,13 +168,14 @@ ORACLE = {
 }
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", ORACLE)
-def test_folded_pass_equals_a_dense_mask_oracle(name, mask):
+def test_folded_pass_equals_a_dense_mask_oracle(name, mask, gated):
     inputs, condition = batch(name)
-    student, plain = make(name, 2, mask), make(name, 0, mask)
+    student, plain = make(name, 2, mask, gated=gated), make(name, 0, mask)
     calls, image, count = ORACLE[name]
-    oracle = DenseOracle(calls, STEPS, mask, image)
+    oracle = DenseOracle(calls, STEPS, mask, image, GATE if gated else None)
     oracle.image_only = count
     with torch.no_grad():
         found = student(inputs, condition)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from tiny_families import GATE, open_gates
 
 from ardistill.evaluation import distance_to_solver
 from ardistill.history import MASKS, history_attention
@@ -16,8 +17,10 @@ from ardistill.teacher import Teacher
 STEPS = 4
 
 
-def make(teacher, history_layers=2, mask="M4", target="state", output="solver", steps=STEPS):
-    student = Student.from_teacher(teacher, StudentConfig(teacher.knots(steps), history_layers, mask, target, output))
+def make(teacher, history_layers=2, mask="M4", target="state", output="solver", steps=STEPS, gated=True):
+    config = StudentConfig(teacher.knots(steps), history_layers, mask, target, output, gated)
+    student = Student.from_teacher(teacher, config)
+    open_gates(student)
     if output == "direct":  # heads that differ, or a wrong head would go unseen
         for name in student.family.head:
             torch.nn.init.normal_(student.transformer.get_submodule(name).later_weight, std=0.1)
@@ -30,8 +33,9 @@ def batch(teacher, count=3, steps=STEPS):
     return inputs, {"class_labels": torch.arange(count) % 5}
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
-def test_history_attention_equals_dense_mask(mask):
+def test_history_attention_equals_dense_mask(mask, gated):
     torch.manual_seed(0)
     tokens = 5
     query, key, value = torch.randn(3, 2 * STEPS, 2, tokens, 8)
@@ -42,17 +46,25 @@ def test_history_attention_equals_dense_mask(mask):
     def unfold(x):  # (b*s, h, t, d) -> (b, h, s*t, d)
         return x.unflatten(0, (2, STEPS)).transpose(1, 2).flatten(2, 3)
 
-    dense = F.scaled_dot_product_attention(
-        unfold(query), unfold(key), unfold(value), attn_mask=visible.view(STEPS * tokens, -1)
-    )
-    assert torch.allclose(unfold(history_attention(query, key, value, STEPS, mask)), dense, atol=1e-5)
+    def dense(visible):
+        seen = visible.view(STEPS * tokens, -1)
+        return F.scaled_dot_product_attention(unfold(query), unfold(key), unfold(value), attn_mask=seen).nan_to_num()
+
+    gate, expected = None, dense(visible)
+    if gated:  # itself, and apart from it the earlier steps
+        own = torch.eye(STEPS, dtype=torch.bool)[:, None, :, None].expand_as(visible)
+        gate, expected = torch.tensor([0.3]), dense(own.clone()) + 0.3 * dense(visible & ~own)
+    assert torch.allclose(unfold(history_attention(query, key, value, STEPS, mask, gate=gate)), expected, atol=1e-5)
 
 
 class DenseAttention:
-    """The oracle: one attention over the tokens of all steps of a sample, what is not seen masked out."""
+    """The oracle: one attention over the tokens of all steps of a sample, what is not seen masked out.
 
-    def __init__(self, steps, visible):
-        self.steps, self.visible = steps, visible  # visible: (steps * tokens, steps * tokens)
+    Gated: one over a step's own and, times the gate, one over the earlier ones.
+    """
+
+    def __init__(self, steps, visible, gate=None):
+        self.steps, self.visible, self.gate = steps, visible, gate  # visible: (steps * tokens, steps * tokens)
 
     def __call__(self, attn, hidden_states, **_):
         rows, tokens, _ = hidden_states.shape
@@ -62,15 +74,22 @@ class DenseAttention:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
         query, key, value = (heads(to(every)) for to in (attn.to_q, attn.to_k, attn.to_v))
-        weights = (query @ key.transpose(-1, -2) * attn.scale).masked_fill(~self.visible, float("-inf")).softmax(-1)
+        logits, visible = query @ key.transpose(-1, -2) * attn.scale, self.visible
+        if self.gate is None:
+            weights = logits.masked_fill(~visible, float("-inf")).softmax(-1)
+        else:
+            own = torch.block_diag(*[torch.ones(tokens, tokens)] * self.steps).bool()
+            weights = logits.masked_fill(~own, float("-inf")).softmax(-1)
+            weights = weights + self.gate * logits.masked_fill(~visible | own, float("-inf")).softmax(-1).nan_to_num()
         output = attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
         return output.reshape(rows, tokens, -1)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("history_layers", [1, 2, 3])
-def test_folded_pass_equals_a_dense_mask_oracle_of_the_whole_model(teacher, mask, history_layers):
-    student = make(teacher, history_layers, mask)
+def test_folded_pass_equals_a_dense_mask_oracle_of_the_whole_model(teacher, mask, history_layers, gated):
+    student = make(teacher, history_layers, mask, gated=gated)
     inputs, condition = batch(teacher)
     oracle = copy.deepcopy(teacher.transformer)
     tokens = 16
@@ -78,7 +97,8 @@ def test_folded_pass_equals_a_dense_mask_oracle_of_the_whole_model(teacher, mask
     for step in range(STEPS):
         seen[step, :, MASKS[mask](step)] = True
     for block in oracle.transformer_blocks[:history_layers]:
-        block.attn1.set_processor(DenseAttention(STEPS, seen.view(STEPS * tokens, -1)))
+        gate = GATE if gated else None
+        block.attn1.set_processor(DenseAttention(STEPS, seen.view(STEPS * tokens, -1), gate))
     times = torch.tensor(student.config.knots.timesteps).repeat(len(inputs))
     labels = condition["class_labels"].repeat_interleave(STEPS)
     prediction = oracle(inputs.flatten(0, 1), times, labels).sample[:, :4].unflatten(0, (len(inputs), STEPS))
@@ -87,13 +107,15 @@ def test_folded_pass_equals_a_dense_mask_oracle_of_the_whole_model(teacher, mask
     assert (student(inputs, condition) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("history_layers", [0, 1, 3])
-def test_how_far_an_untrained_student_starts_from_its_teachers_solver(teacher, history_layers, capsys):
+def test_how_far_an_untrained_student_starts_from_its_teachers_solver(teacher, history_layers, gated, capsys):
     inputs, condition = batch(teacher)
-    distance = distance_to_solver(make(teacher, history_layers), teacher, inputs[:, 0], condition)
+    config = StudentConfig(teacher.knots(STEPS), history_layers, gated=gated)
+    distance = distance_to_solver(Student.from_teacher(teacher, config), teacher, inputs[:, 0], condition)
     with capsys.disabled():
         print(f" N = {history_layers}: {distance:.1e}", end="")
-    assert distance < 1e-5 if history_layers == 0 else 1e-5 < distance < 1
+    assert distance < 1e-5 if gated or history_layers == 0 else 1e-5 < distance < 1
 
 
 def test_conditioning_times_are_a_fact_of_their_own(teacher):
@@ -107,11 +129,12 @@ def test_conditioning_times_are_a_fact_of_their_own(teacher):
     assert difference[0] == 0 and difference[1:].min() > 0
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("output", ["solver", "direct"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("history_layers", [0, 2, 3])
-def test_folded_equals_cached(teacher, history_layers, mask, output):
-    student = make(teacher, history_layers, mask, output=output)
+def test_folded_equals_cached(teacher, history_layers, mask, output, gated):
+    student = make(teacher, history_layers, mask, output=output, gated=gated)
     inputs, condition = batch(teacher)
     folded = student(inputs, condition)
     cache: dict = {}

@@ -173,3 +173,14 @@ TINY = {
     ),
 }  # fmt: skip
 """Name of a test -> instance."""
+
+
+GATE = 0.5
+"""What ``open_gates`` sets: closed, as they start, gates would hide a wrong history from every test."""
+
+
+def open_gates(student):
+    """Let a new student with gates see its history."""
+    for name, parameter in student.named_parameters():
+        if name.endswith("history_gate"):
+            torch.nn.init.constant_(parameter, GATE)

@@ -7,6 +7,7 @@ the condition and the time. Source: Kim et al. 2025, arXiv:2504.11295, Sec. 3.3;
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ardistill.config import AdversarialConfig
 from ardistill.families import Condition
+from ardistill.real_data import load_real
 from ardistill.teacher import Teacher
 
 
@@ -181,6 +183,11 @@ class Adversary:
         self.optimizer = torch.optim.AdamW(
             discriminator.parameters(), config.learning_rate, betas=(0.0, 0.99), weight_decay=0.0
         )
+
+    @classmethod
+    def of_real(cls, teacher: Teacher, real: str | Path, config: AdversarialConfig, seed: int = 0) -> Adversary:
+        """With new heads, on the real data of a file that ``ardistill encode`` wrote."""
+        return cls(Discriminator(teacher, config, seed), *load_real(real, teacher), config)
 
     def generator_loss(self, fake: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Hinge loss of the student: how far its images are from being taken for real."""

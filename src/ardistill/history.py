@@ -3,8 +3,13 @@
 Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The transformer runs unmodified: each row
 has its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding).
 Only the self-attention of the lower N layers is told of the other rows: its call of ``scaled_dot_product_attention``
-is intercepted, and the keys and values of the visible steps of the same sample stand in for its own. When sampling,
-the steps run one after the other and a cache holds those keys and values.
+is intercepted, and it attends to the keys and values of the visible steps of the same sample beside its own. When
+sampling, the steps run one after the other and a cache holds those keys and values.
+
+The paper has one softmax over a step's own keys and the earlier ones. That takes attention away from what the teacher
+attends to, so an untrained student is not its teacher. *Gated*, what a step sees of the earlier ones is added through
+one learned factor a layer that starts at zero (as in Alayrac et al. 2022, arXiv:2204.14198, Sec. 2.2): the untrained
+student is its teacher's solver, exactly, with history in any number of layers.
 
 Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention). Needs torch alone.
 
@@ -41,6 +46,7 @@ def history_attention(
     mask: str = "M4",
     image: slice | Tensor = slice(None),
     attn_mask: Tensor | None = None,
+    gate: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Attend from each step to the steps of its own trajectory that the mask shows; no mask matrix is made.
@@ -55,6 +61,8 @@ def history_attention(
             same at every step and seen once. Where they stand elsewhere in each row: their indices, (b*s, tokens).
         attn_mask: The model's own mask of a step's tokens, broadcastable to (b*s, h, t, t); earlier steps' image
             tokens are never masked.
+        gate: (1,): a step attends to itself as ever, and this times what it sees of the earlier ones is added. None:
+            one softmax over both.
         options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p, enable_gqa).
 
     Returns:
@@ -75,21 +83,32 @@ def history_attention(
         return x.transpose(1, 2).reshape(batch, num_steps * tokens, heads, dim).transpose(1, 2)
 
     merged = None if joint else (merge(key), merge(value))
+
+    def of_steps(steps: list[int], own: int | None) -> list[Tensor]:
+        """Keys and values of these steps: all of the step's own, the image's of others."""
+        if merged and steps == [*range(steps[0], steps[-1] + 1)]:  # a slice: backward keeps one buffer for all steps
+            part = slice(steps[0] * tokens, (steps[-1] + 1) * tokens)
+            return [x[:, :, part] for x in merged]
+        return [
+            torch.cat([x[:, i] if i == own else _of_image(x[:, i], images[i]) for i in steps], dim=2)
+            for x in (keys, values)
+        ]
+
+    visible = [MASKS[mask](step) for step in range(num_steps)]
+    if gate is not None:
+        own = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+        earlier = [torch.zeros_like(queries[:, step]) for step in range(num_steps)]
+        for step, seen in enumerate(visible):
+            if seen[:-1]:
+                past_keys, past_values = of_steps(seen[:-1], None)
+                earlier[step] = F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options)
+        return own + gate * torch.stack(earlier, dim=1).flatten(0, 1)
     outputs = []
-    for step in range(num_steps):
-        visible = MASKS[mask](step)
-        if merged and visible == [*range(visible[0], step + 1)]:  # a slice: backward keeps one buffer for all steps
-            seen = slice(visible[0] * tokens, (step + 1) * tokens)
-            step_keys, step_values = (x[:, :, seen] for x in merged)
-        else:
-            earlier = visible[:-1]
-            step_keys, step_values = (
-                torch.cat([*(_of_image(x[:, i], images[i]) for i in earlier), x[:, step]], dim=2)
-                for x in (keys, values)
-            )
+    for step, seen in enumerate(visible):
+        step_keys, step_values = of_steps(seen, step)
         if attn_mask is not None:
-            own = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
-            options["attn_mask"] = _extend_mask(own, step_keys.shape[2])
+            own_mask = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
+            options["attn_mask"] = _extend_mask(own_mask, step_keys.shape[2])
         outputs.append(F.scaled_dot_product_attention(queries[:, step], step_keys, step_values, **options))
     return torch.stack(outputs, dim=1).flatten(0, 1)
 
@@ -142,19 +161,33 @@ class History:
             self.layout = before
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
+        self,
+        layer: int,
+        gate: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Stand in for ``scaled_dot_product_attention`` in one layer."""
         if self.layout is None:
             raise RuntimeError("a transformer with history was called by itself; call its student or pipeline instead")
         cache, step, image = self.layout.cache, self.layout.step, self._image(key.shape[2])
         if cache is None:
-            return history_attention(query, key, value, self.layout.num_steps, self.mask, image, attn_mask, **options)
+            steps = self.layout.num_steps
+            return history_attention(query, key, value, steps, self.mask, image, attn_mask, gate, **options)
         past = cache.setdefault(layer, [])
         if len(past) != step:
             raise RuntimeError(f"step {step} needs the cache of {step} earlier steps, found {len(past)}")
         earlier = [past[i] for i in MASKS[self.mask](step)[:-1]]
         past.append((_of_image(key, image), _of_image(value, image)))
+        if gate is not None:
+            own = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+            if not earlier:
+                return own
+            keys, values = (torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
+            return own + gate * F.scaled_dot_product_attention(query, keys, values, **options)
         keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
         values = torch.cat([*(v for _, v in earlier), value], dim=2)
         if attn_mask is not None:
@@ -185,9 +218,9 @@ class History:
 class _Intercept(TorchFunctionMode):
     """Sends the one ``scaled_dot_product_attention`` of an attention module through its history."""
 
-    def __init__(self, history: History, layer: int, calls: list[int]) -> None:
+    def __init__(self, history: History, layer: int, gate: Tensor | None, calls: list[int]) -> None:
         super().__init__()
-        self.history, self.layer, self.calls = history, layer, calls
+        self.history, self.layer, self.gate, self.calls = history, layer, gate, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -200,7 +233,7 @@ class _Intercept(TorchFunctionMode):
         bound = {**dict(zip(names, args, strict=False)), **kwargs}
         if bound.pop("is_causal", False):
             raise ValueError("history needs self-attention that is not causal within a step")
-        return self.history.attend(self.layer, **bound)
+        return self.history.attend(self.layer, self.gate, **bound)
 
 
 class _HistoryForward:
@@ -208,7 +241,7 @@ class _HistoryForward:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         calls: list[int] = []  # not an attribute of the mode: torch.compile cannot read one back
-        with _Intercept(self.history, self.history_layer, calls):  # type: ignore[attr-defined]
+        with _Intercept(self.history, self.history_layer, self.history_gate, calls):  # type: ignore[attr-defined]
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
         if len(calls) != 1:
             raise RuntimeError(
@@ -218,13 +251,14 @@ class _HistoryForward:
         return output
 
 
-def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "") -> History:
+def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "", gated: bool = False) -> History:
     """Let these attention modules, lowest layer first, see earlier steps. Weights and their names stay as they are.
 
     Args:
         modules: Self-attention, or joint attention over image and text.
         mask: A key of ``MASKS``.
         text: Where text keys stand in joint attention: ``first``, ``last``, or nowhere.
+        gated: Whether each module gets a gate, a parameter ``history_gate`` of its own; else one softmax is over all.
 
     Raises:
         ValueError: Unknown mask, or a module that has a history already.
@@ -237,4 +271,7 @@ def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "
             raise ValueError("this transformer has a history already; load a fresh copy of the teacher")
         module.__class__ = type(f"History{type(module).__name__}", (_HistoryForward, type(module)), {})
         module.history, module.history_layer = history, layer  # type: ignore[assignment]
+        weight = next(module.parameters())
+        gate = nn.Parameter(torch.zeros(1, device=weight.device, dtype=weight.dtype)) if gated else None
+        module.register_parameter("history_gate", gate)
     return history

@@ -56,9 +56,7 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
     takes_text = student.family.encode is not None
     example = 'prompt="a photo of the moon"' if takes_text else "[0, 1, 2]"
     more = ""
-    if config.output == "direct" or (
-        config.is_told_guidance and not student.family.embeds_guidance(student.transformer)
-    ):
+    if student.has_own_weights:
         more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
     on_hub = teacher.count("/") == 1 and not teacher.startswith(("zoo/", ".")) and not Path(teacher).exists()
     facts = ModelCardData(

@@ -123,8 +123,7 @@ def few_step_pipeline(base: type) -> type:
             self.register_to_config(student=student, **settings)
             transformer = self.transformer
             self.__dict__["_student"] = Student(transformer, StudentConfig.from_dict(student)).eval()
-            config = self._student.config
-            if config.output == "direct" or config.is_told_guidance:  # more weights than the stock transformer has
+            if self._student.has_own_weights:  # which the stock transformer did not load
                 folder = Path(transformer.config._name_or_path)
                 transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
 

@@ -41,6 +41,9 @@ class StudentConfig:
     output: str = "solver"
     """``solver``: the network predicts what the teacher predicts, and the closed-form solver step follows.
     ``direct``: a head per step emits the target."""
+    gated: bool = True
+    """What is seen of earlier steps is added through a gate per layer that starts closed: the untrained student is its
+    teacher's solver. False: one softmax over all steps, as in the paper."""
     teacher: str = ""
     """Name of the teacher, as given to ``Teacher.from_pretrained``."""
     fingerprint: str = ""
@@ -77,6 +80,15 @@ class StudentConfig:
         shapes = tuple(tuple(shape) for shape in data["sample_shapes"])
         facts = {"guidance_range": tuple(data["guidance_range"]), "sample_shapes": shapes}
         return cls(**{**data, **facts, "knots": Knots.from_dict(data["knots"])})
+
+    def conditioned_uniformly(self, num_train_timesteps: int) -> StudentConfig:
+        """The same, its network told the times of the authors' code."""
+        return replace(self, knots=self.knots.conditioned_uniformly(num_train_timesteps))
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether layers with history have a gate: not if no step sees an earlier one."""
+        return self.gated and any(len(MASKS[self.mask](step)) > 1 for step in range(self.knots.num_steps))
 
     @property
     def is_told_guidance(self) -> bool:
@@ -125,7 +137,7 @@ class StepLinear(nn.Linear):
     """
 
     def __init__(self, linear: nn.Linear, scales: Sequence[float], history: History) -> None:
-        options = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        options: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, **options)
         scale = torch.tensor(scales, **options)
         weights = scale[:, None, None] * linear.weight.detach()
@@ -171,8 +183,9 @@ class Student(nn.Module):
         self.config = config
         self.family = family
         self.transformer = transformer
+        stock = len([*transformer.parameters()])
         lower = [module for block in blocks[: config.history_layers] for module in block]
-        self.history = attach_history(lower, config.mask, family.text)
+        self.history = attach_history(lower, config.mask, family.text, config.has_gates)
         # Predictions become estimates of the target by a x + b prediction; float64, as alpha may be tiny.
         self.coefficients = config.knots.coefficients("state" if config.target == "state" else "denoised")
         if config.output == "direct":  # no a x: start from what b makes of the prediction, where b is not huge
@@ -183,6 +196,8 @@ class Student(nn.Module):
         if config.is_told_guidance and not family.embeds_guidance(transformer):
             found = [x for name, x in transformer.named_modules() if name.endswith(family.time_embedding)]
             _tell_guidance(found, self.history, config.guidance_range)
+        self.has_own_weights = len([*transformer.parameters()]) > stock
+        """Whether there are more than the stock transformer's: heads of later steps, gates, guidance."""
         for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
             if hasattr(module, "dropout_prob"):
                 module.dropout_prob = 0.0
