@@ -18,7 +18,7 @@ import torch._dynamo
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_families import TINY
+from tiny_families import TINY, open_gates
 
 from ardistill.sampling import sample
 from ardistill.schedule import knots_from_scheduler
@@ -30,10 +30,11 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def try_one(name: str, backend: str) -> dict[str, Any]:
+def try_one(name: str, backend: str, gated: bool) -> dict[str, Any]:
     """Compile the transformer of a student; both passes against the uncompiled ones."""
     knots = knots_from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0), 4)
-    student = Student(TINY[name].transformer(), StudentConfig(knots, 2)).eval()
+    student = Student(TINY[name].transformer(), StudentConfig(knots, 2, gated=gated)).eval()
+    open_gates(student)
     generator = torch.Generator().manual_seed(1)
     inputs, condition = torch.randn(2, 4, *TINY[name].latents, generator=generator), TINY[name].condition(2)
     row: dict[str, Any] = {}
@@ -61,12 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="eager", help="eager counts breaks; inductor makes kernels")
     parser.add_argument("--families", nargs="+", default=list(TINY))
+    parser.add_argument("--joint", action="store_true", help="one softmax over all steps instead of gates")
     parser.add_argument("--json")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = {}
     for name in args.families:
-        rows[name] = try_one(name, args.backend)
+        rows[name] = try_one(name, args.backend, not args.joint)
         print(name, json.dumps(rows[name]), flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"backend": args.backend, "families": rows}, indent=1))

@@ -74,7 +74,8 @@ def main() -> None:
         """Give the lowest ``layers`` a history and take it from the others, on the same weights."""
         for module in modules:
             module.__class__ = classes[0].__mro__[2]
-        student.history = attach_history(modules[:layers], "M4" if mask == "buffers" else mask)
+        kind = "M4" if mask in ("buffers", "gated") else mask
+        student.history = attach_history(modules[:layers], kind, gated=mask == "gated")
         if mask == "buffers":
             student.history.__class__ = Buffered
 
@@ -87,7 +88,9 @@ def main() -> None:
         return run
 
     arms = {"N=0": draw(0, "M4", torch.float32)}
-    arms |= {f"N={n} {mask}": draw(n, mask, torch.float32) for n in (6, depth) for mask in ("M1", "M2", "M3", "M4")}
+    arms |= {
+        f"N={n} {mask}": draw(n, mask, torch.float32) for n in (6, depth) for mask in ("M1", "M2", "M3", "M4", "gated")
+    }
     arms |= {f"N={depth} buffers": draw(depth, "buffers", torch.float32)}
     arms |= {"bf16 N=0": draw(0, "M4", torch.bfloat16), "bf16 N=6 M4": draw(6, "M4", torch.bfloat16)}
     arms = {name: run for name, run in arms.items() if not args.arms or name in args.arms}

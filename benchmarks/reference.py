@@ -58,7 +58,7 @@ def make_student(reference: Any, hidden_size: int, depth: int, num_heads: int, h
     times = tuple(999.0 * x for x in (1, 3 / 4, 2 / 4, 1 / 4))
     alpha = DDIMScheduler().alphas_cumprod[[999, 599, 399, 199]].sqrt().tolist()  # recorded at 25, 15, 10, 5 of 25
     knots = Knots("epsilon", times, (*alpha, 1.0), (*((1 - a * a) ** 0.5 for a in alpha), 0.0))
-    student = Student(transformer, StudentConfig(knots, history_layers, "M4", "denoised", "direct"))
+    student = Student(transformer, StudentConfig(knots, history_layers, "M4", "denoised", "direct", gated=False))
     for name, part in (("proj_out_1", "adaLN_modulation.1"), ("proj_out_2", "linear")):
         for kind in ("weight", "bias"):
             per_step = [theirs[f"{head}.{part}.{kind}"] for head in HEADS]

@@ -12,7 +12,7 @@ from tiny_pipelines import save
 
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig, TrainingConfig
-from ardistill.discriminator import Adversary, Discriminator
+from ardistill.discriminator import Adversary, Discriminator, _recall
 from ardistill.families import family_of
 from ardistill.real_data import encode_images, load_real, save_real
 from ardistill.student import Student, StudentConfig
@@ -70,6 +70,13 @@ def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher):
         moving = (moving - 0.05 * gradient.sign()).detach().requires_grad_(True)
     assert float(loss) < float(adversary.generator_loss(fake, labels, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
+
+
+def test_recall_is_of_what_the_fakes_cover():
+    real = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    collapsed = real[:1] + 1e-3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    half = torch.cat([real[:32], real[:32] + 1e-3])
+    assert _recall(real, real) == 1 and _recall(real, collapsed) < 0.05 and 0.4 < _recall(real, half) < 0.6
 
 
 @pytest.fixture
@@ -165,7 +172,7 @@ def test_from_images_to_a_finetuned_student_by_the_commands(tmp_path, capsys):
     for command in commands:
         main([str(tmp_path / x) if x in ("data", "run", "tuned", "real.safetensors") else x for x in command])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"loss", "g_loss", "g_weight", "d_loss", "d_real_accuracy", "diversity"} <= set(found)
+    assert {"loss", "g_loss", "g_weight", "d_loss", "d_real_accuracy", "diversity", "recall"} <= set(found)
     assert (tmp_path / "tuned" / "adversarial.png").stat().st_size > 10_000
     assert Student.from_pretrained(tmp_path / "tuned").config == Student.from_pretrained(tmp_path / "run").config
 

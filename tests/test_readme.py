@@ -13,7 +13,7 @@ from ardistill.cli import COMMANDS, _check_recipe, build_parser, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted(x for x in (ROOT / "recipes").glob("*.yaml") if not x.name.startswith("study_"))  # tests/test_study.py
 
 
 def commands() -> list[list[str]]:

@@ -1,8 +1,11 @@
-"""Run the study's list, one after the other; each resumes if it was killed, and is left out once its result is there.
+"""Run a study's arms, one after the other; each resumes if it was killed, and is left out once its result is there.
 
-    OMP_WAIT_POLICY=passive python benchmarks/study/study.py [--only REGEX] [--threads 1] [--out FOLDER]
+    OMP_WAIT_POLICY=passive python benchmarks/study/study.py [--recipe FILE] [--only REGEX] [--threads 1]
 
-Two at once, single-threaded, take less time than one after the other on two threads.
+Two at once, single-threaded, take less time than one after the other on two threads. Arms with a discriminator need the
+data set's images, encoded once:
+
+    python benchmarks/study/study.py --encode_fashion FOLDER_OF_IDX_FILES
 """
 
 from __future__ import annotations
@@ -11,87 +14,109 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from runs import DEFAULT, RUNS
+from torch import Tensor
 
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record
-from ardistill.evaluation import Judge, Sampler, compare, exposure_bias, extract_features, paired_distance
+from ardistill import Student, Teacher, TrajectoryDataset
+from ardistill.evaluation import (
+    FeatureStatistics,
+    Judge,
+    Sampler,
+    compare,
+    exposure_bias,
+    extract_features,
+    frechet_distance,
+    paired_distance,
+)
+from ardistill.real_data import save_real
+from ardistill.study import Study
 from ardistill.training import environment
 
-GUIDANCE, NUM_EVAL = 1.25, 2000
+HERE = Path(__file__).parent
+RECIPES = HERE.parent.parent / "recipes"
 
 
-def data(teacher: Teacher, runs: Path, num_steps: int) -> tuple[TrajectoryDataset, TrajectoryDataset]:
-    """Trajectories to train on and held out, recorded if they are not there."""
-    for name, count, seed in (("train", DEFAULT["num_trajectories"], 0), ("eval", NUM_EVAL, 1000)):
-        record(teacher, runs / "trajectories" / name, count, num_steps=(1, 2, 4, 8), seed=seed)
-    found = [TrajectoryDataset(runs / "trajectories" / name, num_steps) for name in ("train", "eval")]
-    return found[0], found[1]
+def judge_of(teacher: Teacher) -> Judge:
+    return Judge.zoo(teacher.name.removeprefix("zoo/"))
 
 
-def evaluate(student: Student, teacher: Teacher, held_out: TrajectoryDataset) -> dict:
+def follow(teacher: Teacher, held_out: TrajectoryDataset, path: Path) -> Callable[[Student, int], None]:
+    """Note the FD to the teacher of the EMA student at every checkpoint, 1,000 noises; what is noted stays."""
+    states, _, condition = held_out.stacked(slice(1000))
+    network = judge_of(teacher).network
+
+    def statistics(latents: Tensor) -> FeatureStatistics:
+        return FeatureStatistics.from_features(extract_features(network, teacher.decode(latents)))
+
+    expected = statistics(states[:, -1])
+
+    def note(student: Student, step: int) -> None:
+        drawn = Sampler.of_student(student).draw(states[:, 0], condition)
+        point = {"step": step, "fd_to_teacher": frechet_distance(expected, statistics(drawn))}
+        with open(path, "a") as file:
+            file.write(json.dumps(point) + "\n")
+
+    return note
+
+
+def evaluate(student: Student, teacher: Teacher, held_out: TrajectoryDataset) -> dict[str, Any]:
     """Figures of one student on the held-out noises, each sample's distance to the teacher, and the error per step."""
     states, denoised, condition = held_out.stacked()
-    images, judge = teacher.decode(states[:, -1]), Judge.fashion()
+    images, judge = teacher.decode(states[:, -1]), judge_of(teacher)
     found = compare(teacher, images, {"student": Sampler.of_student(student)}, states[:, 0], condition, judge)
     features = [extract_features(judge.network, found.images[arm]) for arm in ("student", "teacher")]
-    first = slice(200)
+    held_out_data, first = FeatureStatistics.from_features(judge.held_out_features), slice(200)
+    fd_held_out = {
+        arm: frechet_distance(held_out_data, FeatureStatistics.from_features(x))
+        for arm, x in zip(("student", "teacher"), features, strict=True)
+    }
     return {
-        "figures": found.arms["student"],
-        "teacher": found.arms["teacher"],
+        "figures": found.arms["student"] | {"fd_held_out": fd_held_out["student"]},
+        "teacher": found.arms["teacher"] | {"fd_held_out": fd_held_out["teacher"]},
         "floor": found.floor,
         "error_per_step": exposure_bias(student, teacher, states[first], denoised[first], held_out.condition(first)),
         "distances": [round(x, 5) for x in paired_distance(*features).values.tolist()],
     }
 
 
-def run(name: str, runs: Path) -> dict:
-    """Train and evaluate one run of the list."""
-    options = DEFAULT | RUNS[name]
-    teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=GUIDANCE)
-    train, held_out = data(teacher, runs, options["num_steps"])
-    config = StudentConfig.for_data(
-        train, **{key: options[key] for key in ("history_layers", "mask", "target", "output")}
-    )
-    torch.manual_seed(options["seed"])
-    student = Student.from_teacher(teacher, config)
-    training = TrainingConfig(
-        max_steps=options["max_steps"],
-        batch_size=256 // options["num_steps"],
-        learning_rate=5e-4,
-        lr_scheduler="cosine",
-        lr_warmup_steps=10,
-        ema_decay=0.98,
-        inputs=options["inputs"],
-        seed=options["seed"],
-        checkpoint_every=100,
-        tracker=None,
-    )
-    began = time.time()
-    student = distill(student, train, runs / name, training)
-    return {"name": name, "options": options, "seconds": round(time.time() - began)} | evaluate(
-        student, teacher, held_out
-    )
+def run(study: Study, name: str) -> dict[str, Any]:
+    """Train and evaluate one arm."""
+    began, curve = time.time(), study.out / f"{name}.curve.jsonl"
+    student = study.student(name, validate=follow(study.teacher, study.held_out(1), curve))
+    facts = {"name": name, "options": study.options(name), "seconds": round(time.time() - began)}
+    points = {point["step"]: point for point in map(json.loads, curve.read_text().splitlines())}  # resumed: the last
+    held_out = study.held_out(student.num_steps)
+    return facts | {"curve": [points[step] for step in sorted(points)]} | evaluate(student, study.teacher, held_out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=str(RECIPES / "study_fashion.yaml"))
     parser.add_argument("--only", default=".*")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", default="runs/study", help="folder of trajectories and checkpoints")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
+    parser.add_argument("--encode_fashion", metavar="FOLDER", help="write runs/study_fashion/real.safetensors and end")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    out = Path(args.out)
+    study = Study(args.recipe)
+    if args.encode_fashion:
+        from ardistill.zoo.fashion.data import load_fashion_mnist
+
+        images, labels = load_fashion_mnist(args.encode_fashion, "train")
+        study.out.mkdir(parents=True, exist_ok=True)
+        save_real(study.out / "real.safetensors", images, {"class_labels": labels})
+        return
+    out = HERE / "results" / Path(args.recipe).stem.removeprefix("study_")
     out.mkdir(parents=True, exist_ok=True)
-    for name in RUNS:
+    for name in study.facts["arms"]:
         path = out / f"{name}.json"
         if not re.fullmatch(args.only, name) or path.exists():
             continue
         print(f"== {name}", flush=True)
-        found = run(name, Path(args.runs)) | {"environment": environment()}
+        found = run(study, name) | {"environment": environment()}
         path.with_suffix(".tmp").write_text(json.dumps(found) + "\n")
         path.with_suffix(".tmp").replace(path)
         figures = found["figures"]

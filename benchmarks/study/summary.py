@@ -1,4 +1,4 @@
-"""Tables of the study, from the committed results alone: docs/results.md.
+"""What the committed results say, and nothing else: docs/results.md with its figures, and summary.json.
 
 python benchmarks/study/summary.py
 """
@@ -6,70 +6,214 @@ python benchmarks/study/summary.py
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from runs import RUNS
+import yaml
+from matplotlib.figure import Figure
 
-from ardistill.evaluation import paired_bootstrap
+from ardistill.evaluation import exposure_bias_plot, paired_bootstrap
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent.parent / "docs"
+RECIPES = HERE.parent.parent / "recipes"
 COLUMNS = {
     "fd_to_teacher": ("FD to teacher", 4),
     "fd": ("FD to data", 4),
+    "kid": ("KID", 4),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
     "accuracy": ("accuracy", 3),
     "feature_distance_to_teacher": ("distance to teacher", 4),
 }
+Results = dict[str, dict[str, Any]]
 
 
-def results() -> dict[str, dict[str, Any]]:
-    """Name of a run -> what study.py wrote, in the order of the list."""
-    paths = {name: HERE / "results" / f"{name}.json" for name in RUNS}
+def arms(study: str) -> dict[str, Any]:
+    """Arm -> its own options, in the order of the recipe."""
+    return yaml.safe_load((RECIPES / f"study_{study}.yaml").read_text())["arms"]
+
+
+def results(study: str) -> Results:
+    """Arm -> what study.py wrote, as far as it has been run."""
+    paths = {name: HERE / "results" / study / f"{name}.json" for name in arms(study)}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[str]:
-    """One row a run, the teacher first."""
-    lines = [f"| run | {' | '.join(title for title, _ in COLUMNS.values())} |", f"|---|{'---|' * len(COLUMNS)}"]
-    rows = {"teacher": next(iter(found.values()))["teacher"]} | {name: x["figures"] for name, x in found.items()}
-    for name, figures in rows.items():
-        cells = [f"{figures[key]:.{digits}f}" for key, (_, digits) in COLUMNS.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+def seeds(found: Results, name: str) -> list[dict[str, Any]]:
+    """An arm's results over its seeds: ``name``, ``name-seed1``, ..."""
+    return [x for arm, x in found.items() if re.fullmatch(re.escape(name) + r"(-seed\d+)?", arm)]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and largest minus smallest; None where there is one value."""
+    return sum(values) / len(values), max(values) - min(values) if len(values) > 1 else None
+
+
+def is_ard(result: dict[str, Any]) -> bool:
+    return result["options"].get("history_layers", 0) > 0
+
+
+def cells(all_figures: Sequence[dict[str, float]]) -> str:
+    """Means, and where there are several seeds in brackets largest minus smallest."""
+    texts = []
+    for key, (_, digits) in COLUMNS.items():
+        mean, spread = mean_and_spread([x[key] for x in all_figures])
+        texts.append(f"{mean:.{digits}f}" + ("" if spread is None else f" ({spread:.{digits}f})"))
+    return " | ".join(texts)
+
+
+def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
+    """One row an arm, its seeds together: the teacher and its solvers first."""
+    lines = [
+        f"| arm | seeds | MMACs | {' | '.join(title for title, _ in COLUMNS.values())} |",
+        f"|---|---|---|{'---|' * len(COLUMNS)}",
+        f"| teacher, 24 guided steps | | {solvers['teacher']['macs_per_image'] / 1e6:.0f} | "
+        f"{cells([next(iter(found.values()))['teacher']])} |",
+    ]
+    lines += [
+        f"| {name} | | {x['macs_per_image'] / 1e6:.0f} | {cells([x])} |"
+        for name, x in solvers.items()
+        if name != "teacher"
+    ]
+    for name in dict.fromkeys(re.sub(r"-seed\d+$", "", arm) for arm in found):
+        figures = [x["figures"] for x in seeds(found, name)]
+        lines.append(f"| {name} | {len(figures)} | {figures[0]['macs_per_image'] / 1e6:.0f} | {cells(figures)} |")
     return lines
 
 
-def pairs(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Every run with history beside the same one without."""
+def pairs(found: Results) -> list[str]:
+    """Every arm with history beside the same one without."""
     lines = ["| with history | minus without: distance to teacher | 95 % interval |", "|---|---|---|"]
     for name in found:
-        without = name.replace("-n2", "-n0")
-        if "-n2" in name and without in found:
-            values = [torch.tensor(found[x]["distances"]) for x in (name, without)]
-            interval = paired_bootstrap(*values)
+        without = re.sub(r"-n\d+(-gated)?", "-n0", name)
+        if without != name and without in found:
+            interval = paired_bootstrap(*(torch.tensor(found[x]["distances"]) for x in (name, without)))
             lines.append(f"| {name} | {interval.difference:+.4f} | {interval.low:+.4f} to {interval.high:+.4f} |")
     return lines
 
 
+def best(found: Results, kind: Callable[[dict[str, Any]], bool], num_steps: int = 4) -> str:
+    """The 4-step arm distilled by regression alone that ends nearest to its teacher's distribution."""
+    fd = {
+        name: mean_and_spread([x["figures"]["fd_to_teacher"] for x in seeds(found, name)])[0]
+        for name, result in found.items()
+        if kind(result) and result["options"].get("num_steps", 4) == num_steps and "finetune" not in result["options"]
+    }
+    return re.sub(r"-seed\d+$", "", min(fd, key=lambda name: fd[name]))
+
+
+def summary(found: Results) -> dict[str, Any]:
+    """The study's goals: means over seeds, ``_spread`` (largest minus smallest) beside each; null: not run."""
+    out: dict[str, Any] = {}
+
+    def put(key: str, values: Sequence[float]) -> None:
+        out[key], out[f"{key}_spread"] = mean_and_spread(values) if values else (None, None)
+
+    def by_seed(name: str) -> dict[int, dict[str, Any]]:
+        return {x["options"]["training"].get("seed", 0) if "training" in x["options"] else x["options"]["seed"]: x
+                for x in seeds(found, name)}  # fmt: skip
+
+    def ratios(plain: str, history: str) -> list[float]:
+        """Degradation of step distillation over ARD's, seed by seed. From the same noise the floor is 0."""
+        ours, theirs = by_seed(history), by_seed(plain)
+        return [
+            theirs[seed]["figures"]["fd_to_teacher"] / ours[seed]["figures"]["fd_to_teacher"]
+            for seed in ours.keys() & theirs.keys()
+        ]
+
+    plain, history = best(found, lambda x: not is_ard(x)), best(found, is_ard)
+    put("degradation_ratio_paper_setup", ratios("paper-teacher-n0", "paper-teacher-n2"))
+    put("degradation_ratio_best", ratios(plain, history))
+    out |= {"best_step_distillation": plain, "best_ard": history}
+    adversarial = [x for x in found.values() if "finetune" in x["options"] and x["options"].get("ard", True)]
+    put("fd_teacher", [x["teacher"]["fd_held_out"] for x in adversarial[:1]])
+    tuned = [x for name, x in found.items() if re.fullmatch(r"rd-n[1-9].*", name)]
+    put("fd_ard_adversarial", [x["figures"]["fd_held_out"] for x in tuned])
+    put("recall_teacher", [x["teacher"]["recall"] for x in adversarial[:1]])
+    put("recall_ard_adversarial", [x["figures"]["recall"] for x in tuned])
+    put("fd_floor", [next(iter(found.values()))["floor"]])
+    goal = [x["curve"][-1]["fd_to_teacher"] for x in seeds(found, plain) if "curve" in x]
+    fractions = []
+    for x in seeds(found, history):
+        if goal and "curve" in x:
+            reached = [p["step"] for p in x["curve"] if p["fd_to_teacher"] <= sum(goal) / len(goal)]
+            share = x["figures"]["macs_per_image"] / found[plain]["figures"]["macs_per_image"]
+            fractions += [share * reached[0] / x["curve"][-1]["step"]] if reached else []
+    put("steps_fraction_to_baseline", fractions)
+    return out
+
+
+def curves_plot(found: Results, path: Path) -> None:
+    """FD to the teacher against training MACs, of the arms that were followed."""
+    figure = Figure(figsize=(8, 4.6), dpi=150, facecolor="white")
+    axes = figure.subplots()
+    for name, result in found.items():
+        if "curve" in result and "finetune" not in result["options"]:
+            steps = result["options"].get("num_steps", 4)
+            cost = 3 * result["figures"]["macs_per_image"] * 256 / steps / 1e12
+            x = [cost * point["step"] for point in result["curve"]]
+            style = "-" if is_ard(result) else "--"
+            axes.plot(x, [point["fd_to_teacher"] for point in result["curve"]], style, label=name, linewidth=1.4)
+    axes.set(xlabel="training, 10¹² multiply-accumulates", ylabel="FD to the teacher (1,000 noises)", yscale="log")
+    axes.grid(which="both", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7, ncol=2)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def report(study: str, title: str) -> list[str]:
+    """The section of one data set, and its figures."""
+    found = results(study)
+    if not found:
+        return []
+    solvers = json.loads((HERE / "results" / study / "solvers.json").read_text())["arms"]
+    left = [name for name in arms(study) if name not in found]
+    curves_plot(found, DOCS / f"study_{study}_curves.png")
+    shown = [x for x in ("state-teacher-n0", "state-teacher-n2", "state-teacher-n7-gated", "paper-teacher-n0",
+                         "paper-teacher-n2") if x in found]  # fmt: skip
+    exposure_bias_plot({x: found[x]["error_per_step"] for x in shown}, DOCS / f"study_{study}_error_per_step.png")
+    return [
+        f"## {title}",
+        "",
+        f"{len(found)} of the {len(found) + len(left)} arms of `recipes/study_{study}.yaml` are made"
+        + (f"; not yet: {', '.join(left)}." if left else "."),
+        f"As many held-out real images as samples are at FD {next(iter(found.values()))['floor']:.3f} to the data (the",
+        "floor). From the same noise the teacher itself is at FD 0 to the teacher, so that column is the degradation.",
+        "",
+        *table(found, solvers),
+        "",
+        f"![FD to the teacher against training cost](study_{study}_curves.png)",
+        "",
+        f"![Error per step](study_{study}_error_per_step.png)",
+        "",
+        *pairs(found),
+        "",
+    ]
+
+
 def main() -> None:
-    found = results()
-    floor = next(iter(found.values()))["floor"]
     text = [
         "# Results of the study",
         "",
-        f"{len(found)} of the {len(RUNS)} runs of the closed list (`benchmarks/study/runs.py`) are made; written by",
-        "`python benchmarks/study/summary.py` from their committed results. `zoo/fashion`, S = 4 if the name does not",
-        "say, 1,000 steps, 2,000 held-out noises; FD in the features of our Fashion-MNIST classifier, real images at",
-        f"{floor:.3f}. The names say target and output, inputs, and N.",
+        "Written by `python benchmarks/study/summary.py` from the committed results of `benchmarks/study/study.py`.",
+        "S = 4, 1,000 optimiser steps of 256 evaluations, 2,000 held-out noises, unless the arm's name says another S.",
+        "The names say target and output (paper: `denoised`, `direct`, the authors' set-up), inputs, and N; `gated`:",
+        "history through a gate that starts closed. FD is in the features of the data set's own classifier. Several",
+        "seeds: mean, in brackets largest minus smallest. MMACs: million multiply-accumulates of one image.",
         "",
-        *table(found),
-        "",
-        *pairs(found),
+        *report("fashion", "Fashion-MNIST (`zoo/fashion`, grey, 28x28)"),
+        *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32)"),
     ]
-    (HERE.parent.parent / "docs" / "results.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    (DOCS / "results.md").write_text("\n".join(text).rstrip() + "\n")
+    emoji = results("emoji")
+    figures = summary(results("fashion")) | {"emoji": summary(emoji) if emoji else None}
+    (HERE / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

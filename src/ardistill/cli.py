@@ -64,7 +64,7 @@ def _record(
     """Solve the teacher's ODE from seeded noise and keep the trajectories.
 
     Args:
-        teacher: zoo/fashion, a diffusers folder, a Hub id or an original DiT's .pt file.
+        teacher: zoo/fashion, zoo/emoji, a diffusers folder, a Hub id or an original DiT's .pt file.
         out: Folder of the trajectories; the same command again makes what is missing.
         num_trajectories: How many; the labels are balanced.
         guidance_scale: Classifier-free guidance that the student will absorb; 1 is none. Two numbers, [1.0, 4.0]: drawn
@@ -131,6 +131,7 @@ def _distill(
     mask: Literal["M1", "M2", "M3", "M4"] = "M4",
     target: Literal["state", "denoised", "anchored"] = "state",
     output: Literal["solver", "direct"] = "solver",
+    gated: bool = True,
     conditioning: Literal["recorded", "uniform"] = "recorded",
     teacher: str | None = None,
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
@@ -148,6 +149,8 @@ def _distill(
         target: state (the ODE's states), denoised (x0 estimates, the authors' code) or anchored (x0 estimates,
             re-noised with the exact noise).
         output: solver (keeps the teacher's meaning) or direct (a head per step emits the target).
+        gated: Earlier steps are seen through a gate per layer that starts closed, so that the untrained student is its
+            teacher's solver; false: one softmax over all steps, as in the paper.
         conditioning: Times that the network is told: recorded, or uniform as in the authors' code.
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
         training: How the student is trained.
@@ -163,9 +166,11 @@ def _distill(
     data = TrajectoryDataset(trajectories, num_steps)
     loaded = _teacher_of(data.manifest, teacher)
     options: dict[str, Any] = {"history_layers": history_layers, "mask": mask, "target": target, "output": output}
+    options["gated"] = gated
+    config = StudentConfig.for_data(data, **options)
     if conditioning == "uniform":
-        options["knots"] = data.knots.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
-    student = Student.from_teacher(loaded, StudentConfig.for_data(data, **options))
+        config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
+    student = Student.from_teacher(loaded, config)
     where = PartialState().device
     if output == "solver":
         states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
@@ -228,9 +233,8 @@ def _finetune(
             inputs student, from the teacher's last state with inputs teacher.
         adversarial: How the discriminator is trained and what it counts for.
     """
-    from ardistill.discriminator import Adversary, Discriminator
+    from ardistill.discriminator import Adversary
     from ardistill.evaluation import adversarial_plot, validation_grid
-    from ardistill.real_data import load_real
     from ardistill.student import Student
     from ardistill.training import distill as run
     from ardistill.trajectories import TrajectoryDataset
@@ -238,8 +242,7 @@ def _finetune(
     loaded = Student.from_pretrained(student)
     data = TrajectoryDataset(trajectories, loaded.num_steps, loaded.config.fingerprint or None)
     found = _teacher_of(data.manifest, teacher)
-    heads = Discriminator(found, adversarial, seed=training.seed)
-    adversary = Adversary(heads, *load_real(real, found), adversarial)
+    adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
     validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
     run(loaded.requires_grad_(True), data, out, training, adversary=adversary, validate=validate)
     log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
@@ -310,8 +313,8 @@ def _evaluate(
         trajectories: Held-out trajectories of its teacher (record with another seed): same noise for every arm.
         out: Folder for metrics.json, report.html and pictures; the subfolder evaluation of the run if not given.
         teacher: Where the teacher is now; the name it was recorded under if not given.
-        features: Feature network: fashion-classifier, inception, or a TorchScript file; the teacher's own
-            for an embedded teacher, else inception.
+        features: Feature network: fashion-classifier, emoji-classifier, inception, or a TorchScript file; the teacher's
+            own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
         device: auto, cpu, cuda, ...
@@ -319,14 +322,23 @@ def _evaluate(
     path = Path(student)
     run = path.parent if path.name == "student" else path
     return _compare(
-        [student], trajectories, out or str(run / "evaluation"), teacher, features, feature_weights, reference, device
+        [student],
+        trajectories,
+        out or str(run / "evaluation"),
+        teacher=teacher,
+        features=features,
+        feature_weights=feature_weights,
+        reference=reference,
+        device=device,
     )
 
 
 def _compare(
-    students: list[str],
-    trajectories: str,
-    out: str,
+    students: list[str] | None = None,
+    trajectories: str | None = None,
+    out: str | None = None,
+    recipe: str | None = None,
+    arms: list[str] | None = None,
     teacher: str | None = None,
     features: str | None = None,
     feature_weights: str | None = None,
@@ -335,13 +347,19 @@ def _compare(
 ) -> Result:
     """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
 
+    Of finished runs (students, trajectories, out), or of a recipe's arms, which are recorded and trained on equal terms
+    as far as they are not yet there (recipe, arms).
+
     Args:
         students: Folders that distill wrote; the first is the baseline of the paired intervals.
         trajectories: Held-out trajectories of their teacher (record with another seed).
-        out: Folder for metrics.json, report.html, samples.png and exposure_bias.png.
+        out: Folder for metrics.json, report.html, samples.png and exposure_bias.png; with a recipe, the folder of its
+            runs, where they go into the subfolder comparison; the recipe's own if not given.
+        recipe: YAML file with the sections record, held_out, distill, finetune and arms, as recipes/study_fashion.yaml.
+        arms: Of the recipe, the first one is the baseline; all if not given.
         teacher: Where the teacher is now; the name it was recorded under if not given.
-        features: Feature network: fashion-classifier, inception, or a TorchScript file; the teacher's own
-            for an embedded teacher, else inception.
+        features: Feature network: fashion-classifier, emoji-classifier, inception, or a TorchScript file; the teacher's
+            own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
         device: auto, cpu, cuda, ...
@@ -353,8 +371,20 @@ def _compare(
     from ardistill.student import Student
     from ardistill.trajectories import TrajectoryDataset
 
-    if not students:
-        raise ValueError("expected one student or more")
+    if recipe:
+        from ardistill.study import Study
+
+        if students or trajectories:
+            raise ValueError("a recipe says which students and trajectories: leave those out")
+        study = Study(recipe, out)
+        chosen = arms or list(study.facts["arms"])
+        steps = {name: study.student(name).num_steps for name in chosen}
+        for num_steps in steps.values():
+            study.held_out(num_steps)
+        students, trajectories = [str(study.out / name) for name in steps], str(study.out / "trajectories" / "held_out")
+        out = str(study.out / "comparison")
+    if not students or not trajectories or not out:
+        raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
     names = [str(Path(x).parent.name if Path(x).name == "student" else Path(x).name) for x in students]
     if len(set(names)) < len(names) or {"teacher", "solver"} & set(names):
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
@@ -366,15 +396,15 @@ def _compare(
         _check_held_out(path, student.config, manifest)
         student.to(where)
     teacher_model = _teacher_of(manifest, teacher).to(where)
-    arms = {f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted(sets)}
-    arms = {"teacher": Sampler.of_teacher(teacher_model, manifest.solver_steps)} | arms
-    arms |= {name: Sampler.of_student(student) for name, student in loaded.items()}
+    samplers = {"teacher": Sampler.of_teacher(teacher_model, manifest.solver_steps)}
+    samplers |= {f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted(sets)}
+    samplers |= {name: Sampler.of_student(student) for name, student in loaded.items()}
     judge = _judge(manifest.teacher, features, feature_weights, reference, where)
     states, _, condition = next(iter(sets.values())).stacked()
     labels = next(iter(sets.values())).labels
     images = teacher_model.decode(states[:, -1])
     options: dict[str, Any] = {"labels": labels, "baseline": names[0], "device": where}
-    found = run(teacher_model, images, arms, states[:, 0], condition, judge, **options)
+    found = run(teacher_model, images, samplers, states[:, 0], condition, judge, **options)
     curves = {}
     for name, student in loaded.items():
         part = send_to_device(sets[student.num_steps].stacked(slice(200)), where)
@@ -468,9 +498,11 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
 
 def _judge(teacher: str, features: str | None, weights: str | None, reference: str | None, device: str) -> Any:
     from ardistill.evaluation import Judge, feature_network, load_images
+    from ardistill.teacher import ZOO
 
-    if teacher == "zoo/fashion" and features in (None, "fashion-classifier") and reference is None:
-        return Judge.fashion()
+    embedded = teacher.removeprefix("zoo/") if teacher in ZOO else None
+    if embedded and features in (None, f"{embedded}-classifier") and reference is None:
+        return Judge.zoo(embedded)
     network = feature_network(features or "inception", weights=weights, device=device)
     return Judge.of_images(network, load_images(reference)) if reference else Judge(network)
 

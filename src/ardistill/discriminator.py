@@ -75,6 +75,7 @@ class Discriminator(nn.Module):
                 self.condition: nn.Module = spectral_norm(nn.Linear(example[self._text].shape[-1], config.hidden))
             else:
                 self.condition = nn.Embedding(teacher.num_classes + 1, config.hidden)
+                nn.init.zeros_(self.condition.weight)  # else each class has a verdict of its own before any is learned
             self.time = nn.Linear(256, config.hidden)
             width = self._width(example)
             self.heads = nn.ModuleList([Head(width, config.hidden) for _ in self._blocks])
@@ -165,6 +166,15 @@ def _image_tokens(output: Any, count: int | None, start: Tensor | None, text: st
     return parts[0][:, -count:] if text == "first" else parts[0][:, :count]
 
 
+def _recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> float:
+    """Share of real features, (n, d), that lie among the fakes (Kynkäänniemi et al. 2019, arXiv:1904.06991, Eq. 2).
+
+    Of a batch it is rough, and too low where n is small: what it does over the training is what it is for.
+    """
+    radius = torch.cdist(fake, fake).kthvalue(min(neighbours + 1, len(fake)), dim=1).values  # the first is itself
+    return float((torch.cdist(real, fake) <= radius).any(1).float().mean())
+
+
 class Adversary:
     """A discriminator, its optimiser and the real data: what the training loop asks beside the regression.
 
@@ -219,8 +229,8 @@ class Adversary:
         """One step of the discriminator on as many real latents as ``fake`` has rows.
 
         Returns:
-            Its loss, the shares of real and fake tokens that it tells, its gradient's norm, and the diversity of the
-            fakes: spread of their features over that of the real ones.
+            Its loss, the shares of real and fake tokens that it tells, its gradient's norm, and of the fakes in the
+            features of the teacher's last block: diversity (their spread over that of the real ones) and recall.
         """
         d, config = self.discriminator, self.config
         rows = torch.randint(len(self.latents), (len(fake),), generator=generator)
@@ -248,6 +258,7 @@ class Adversary:
             "d_fake_accuracy": float((on_fake < 0).float().mean()),
             "d_gradient_norm": float(norm),
             "diversity": float(pooled["fake"].std(0).mean() / pooled["real"].std(0).mean()),
+            "recall": _recall(pooled["real"], pooled["fake"]),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from ardistill.conversion import load_original_dit
 from ardistill.families import Condition, Family, family_of, transformer_class
 from ardistill.schedule import Knots, knots_from_scheduler
+from ardistill.zoo import FOLDERS
 
-ZOO = {"zoo/fashion": Path(__file__).parent / "zoo" / "fashion" / "teacher"}
+ZOO = {f"zoo/{name}": folder / "teacher" for name, folder in FOLDERS.items()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Teacher:
         num_frames: int = 1,
         **options: Any,
     ) -> Teacher:
-        """Load from ``zoo/fashion``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
+        """Load from ``zoo/fashion`` or ``zoo/emoji``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
             name: Where the pipeline is, or an original DiT's ``.pt`` file; a Hub id is downloaded once, whole.

@@ -73,14 +73,19 @@ class Judge:
     """Images to logits, (n, classes); independent of teacher and students."""
 
     @classmethod
-    def fashion(cls) -> Judge:
-        """The embedded classifier and the statistics of Fashion-MNIST that come with it."""
-        from ardistill.zoo.fashion.classifier import load_classifier
-        from ardistill.zoo.fashion.reference import load_reference
+    def zoo(cls, name: str) -> Judge:
+        """An embedded teacher's: the classifier and the statistics of its data set, ``"emoji"`` or ``"fashion"``."""
+        from ardistill.zoo.classifier import load_classifier
+        from ardistill.zoo.reference import load_reference, reference_path
 
-        facts = load_reference()
-        network = feature_network("fashion-classifier")
-        return cls(network, facts.train, facts.real_features, facts.held_out_features, load_classifier())
+        facts = load_reference(reference_path(name))
+        network = feature_network(f"{name}-classifier")
+        return cls(network, facts.train, facts.real_features, facts.held_out_features, load_classifier(name))
+
+    @classmethod
+    def fashion(cls) -> Judge:
+        """That of ``zoo/fashion``."""
+        return cls.zoo("fashion")
 
     @classmethod
     def of_images(cls, network: FeatureNetwork, images: Tensor) -> Judge:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from ardistill.zoo import FOLDERS
 
 
 class FeatureNetwork(Protocol):
@@ -60,12 +63,12 @@ class ModuleFeatures:
         return self.function(images.to(self.device))
 
 
-def _fashion_classifier(weights: str | Path | None, device: str) -> ModuleFeatures:
-    from ardistill.zoo.fashion.classifier import NUM_FEATURES, load_classifier
+def _zoo_classifier(name: str, weights: str | Path | None, device: str) -> ModuleFeatures:
+    from ardistill.zoo.classifier import NUM_FEATURES, load_classifier
 
     if weights is not None:
-        raise ValueError("fashion-classifier has its own weights: leave weights away")
-    return ModuleFeatures("fashion-classifier", load_classifier().to(device).features, NUM_FEATURES, device=device)
+        raise ValueError(f"{name}-classifier has its own weights: leave weights away")
+    return ModuleFeatures(f"{name}-classifier", load_classifier(name).to(device).features, NUM_FEATURES, device=device)
 
 
 def _inception(weights: str | Path | None, device: str) -> ModuleFeatures:
@@ -115,7 +118,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_KNOWN = {"fashion-classifier": _fashion_classifier, "inception": _inception}
+_KNOWN: dict[str, Callable[[str | Path | None, str], ModuleFeatures]] = {
+    **{f"{name}-classifier": partial(_zoo_classifier, name) for name in FOLDERS},
+    "inception": _inception,
+}
 
 
 def feature_network(
@@ -124,9 +130,10 @@ def feature_network(
     """A feature network by name, from a TorchScript file, or from a module.
 
     Args:
-        source: ``"fashion-classifier"`` (shipped, 128 features of 28x28 grey images), ``"inception"`` (torch-fidelity's
-            port of the FID network, 2048 features of grey or colour images of any size), the path of a TorchScript
-            file, or a module; the latter two take images in [-1, 1], shape (n, c, h, w), and give features (n, d).
+        source: ``"fashion-classifier"`` (shipped, 128 features of 28x28 grey images), ``"emoji-classifier"`` (shipped,
+            128 features of 32x32 colour images), ``"inception"`` (torch-fidelity's port of the FID network, 2048
+            features of grey or colour images of any size), the path of a TorchScript file, or a module; the latter two
+            take images in [-1, 1], shape (n, c, h, w), and give features (n, d).
         weights: Only for ``"inception"``: a state dict file; None takes torch-fidelity's own, downloaded once into the
             torch hub folder; ``"random"`` leaves the network untrained, to try the path.
         device: Where it runs.

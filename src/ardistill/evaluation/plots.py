@@ -124,7 +124,7 @@ def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None
         "weight of the student's adversarial loss": {"g_weight": "adaptive or fixed"},
         "discriminator tells": {"d_real_accuracy": "real", "d_fake_accuracy": "student's"},
         "gradient norm of the discriminator": {"d_gradient_norm": "before clipping"},
-        "diversity (1: as the data)": {"diversity": "spread of features"},
+        "diversity (1: as the data)": {"diversity": "spread of features", "recall": "recall"},
     }
     figure = Figure(figsize=(14, 5.6), dpi=130, facecolor="white")
     for axes, (title, curves) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):

@@ -1,6 +1,6 @@
-"""The shipped Fashion-MNIST reference, in the features of the shipped classifier, so that evaluating needs no data set.
+"""The embedded teachers' references, in the features of the shipped classifiers, so that evaluating needs no data set.
 
-Made by ``examples/make_fashion_reference.py``.
+Made by ``examples/make_reference.py``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ardistill.evaluation.metrics import FeatureStatistics
-
-REFERENCE = Path(__file__).parent / "reference.safetensors"
+from ardistill.zoo import FOLDERS
 
 
 @dataclass(frozen=True)
-class FashionReference:
-    """What a sampler of Fashion-MNIST is held against."""
+class Reference:
+    """What a sampler of a data set is held against."""
 
     train: FeatureStatistics
     """Of the 60,000 train images: what FD to the data is measured to."""
@@ -30,17 +29,22 @@ class FashionReference:
     held_out_features: Tensor
     """Of 2,000 other test images, float32, shape (2000, 128): scored like a sampler's, they give the floors."""
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, feature_network: str) -> None:
         """Write a safetensors file; the features are rounded to float16."""
         tensors = {"real_features": self.real_features.half(), "held_out_features": self.held_out_features.half()}
         for name, statistics in (("train", self.train), ("test", self.test)):
             tensors |= {f"{name}.mean": statistics.mean, f"{name}.cov": statistics.cov}
         metadata = {"train.count": str(self.train.count), "test.count": str(self.test.count)}
-        save_file(tensors, path, metadata=metadata | {"feature_network": "fashion-classifier"})
+        save_file(tensors, path, metadata=metadata | {"feature_network": feature_network})
 
 
-def load_reference(path: str | Path = REFERENCE) -> FashionReference:
-    """Load the shipped reference, or one that `FashionReference.save` wrote."""
+def reference_path(name: str) -> Path:
+    """Where the shipped reference of a data set is."""
+    return FOLDERS[name] / "reference.safetensors"
+
+
+def load_reference(path: str | Path) -> Reference:
+    """Load what `Reference.save` wrote."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         statistics = {
@@ -50,4 +54,4 @@ def load_reference(path: str | Path = REFERENCE) -> FashionReference:
             for name in ("train", "test")
         }
         features = {name: file.get_tensor(name).float() for name in ("real_features", "held_out_features")}
-    return FashionReference(statistics["train"], statistics["test"], **features)
+    return Reference(statistics["train"], statistics["test"], **features)

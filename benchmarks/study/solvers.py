@@ -1,0 +1,71 @@
+"""The teacher's few-step solvers beside the students: DDIM, DPM-Solver++ and UniPC of diffusers, 4 and 8 guided steps.
+
+    python benchmarks/study/solvers.py [--recipe FILE]
+
+Writes results/NAME/solvers.json, figures from the study's held-out noises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from study import HERE, RECIPES, judge_of
+from torch import Tensor
+from tqdm import tqdm
+
+from ardistill import Teacher
+from ardistill.evaluation import FeatureStatistics, Sampler, compare, extract_features, frechet_distance
+from ardistill.families import Condition
+from ardistill.study import Study
+
+SCHEDULERS = {"DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
+
+
+def solver(teacher: Teacher, kind: type, num_steps: int) -> Callable[[Tensor, Condition], Tensor]:
+    """(noise, condition) -> images, by a scheduler of diffusers on the teacher's noise schedule."""
+    scheduler = kind.from_config(teacher.scheduler.config, timestep_spacing="trailing")
+
+    @torch.no_grad()
+    def draw(noise: Tensor, condition: Condition) -> Tensor:
+        scheduler.set_timesteps(num_steps)
+        latents = noise
+        for timestep in scheduler.timesteps:
+            prediction = teacher.predict(latents, float(timestep), condition)
+            latents = scheduler.step(prediction, timestep, latents).prev_sample
+        return latents
+
+    return draw
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=str(RECIPES / "study_fashion.yaml"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(args.recipe)
+    teacher, held_out = study.teacher, study.held_out(1)
+    judge = judge_of(teacher)
+    states, _, condition = held_out.stacked()
+    arms = {
+        f"{name}, {steps} guided steps": Sampler(solver(teacher, kind, steps), 2 * steps)
+        for name, kind in tqdm(SCHEDULERS.items())
+        for steps in (4, 8)
+    }
+    found = compare(teacher, teacher.decode(states[:, -1]), arms, states[:, 0], condition, judge)
+    data = FeatureStatistics.from_features(judge.held_out_features)
+    for arm, figures in found.arms.items():
+        features = extract_features(judge.network, found.images[arm])
+        figures["fd_held_out"] = frechet_distance(data, FeatureStatistics.from_features(features))
+    path = HERE / "results" / Path(args.recipe).stem.removeprefix("study_") / "solvers.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"arms": found.arms, "floor": found.floor}, indent=1) + "\n")
+    print(found.table())
+
+
+if __name__ == "__main__":
+    main()

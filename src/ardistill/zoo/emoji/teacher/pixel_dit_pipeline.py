@@ -1,0 +1,1 @@
+../../fashion/teacher/pixel_dit_pipeline.py
