@@ -75,6 +75,7 @@ def test_an_embedded_teacher_draws_what_its_own_pipeline_draws(name):
     solved = teacher.solve_ode(noise, {"class_labels": torch.tensor([1, 7, 9])}, teacher.knots(4))
     assert torch.allclose(teacher.decode(solved.states[:, -1]) / 2 + 0.5, images, atol=1e-5)
     assert list(pipeline.config.id2label.values()) == list(DATA_NAMES[name])
+    assert pipeline([8]).images[0].size == images.shape[:1:-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
