@@ -40,7 +40,9 @@ def interval(ratios: list[float], resamples: int = 2000) -> list[float]:
 class Buffered(History):
     """Keys and values of all steps in one buffer made at the first, instead of concatenated at each: M4, no text."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
+    def attend(  # type: ignore[override]
+        self, layer: int, gate: None, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> Tensor:
         assert self.layout is not None and self.layout.cache is not None
         rows, heads, tokens, dim = key.shape
         buffers: Any = self.layout.cache

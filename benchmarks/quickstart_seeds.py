@@ -24,7 +24,7 @@ LABELS = {
     "solver_1": "its untrained solver, 1 guided step",
     "kd": "KD, 1 step",
     "step_distillation": "step distillation, 4 steps",
-    "ard": "ARD, 4 steps, N = 2 of 7 layers",
+    "ard": "ARD, 4 steps, N = 7 of 7 layers",
 }
 COLUMNS = {"fd": 3, "fd_to_teacher": 3, "accuracy": 3, "feature_distance_to_teacher": 3}
 

@@ -6,7 +6,7 @@ from collections import Counter
 import diffusers
 import pytest
 import torch
-from tiny_families import TINY
+from tiny_families import TINY, open_gates
 from tiny_pipelines import save
 
 from ardistill.cli import main
@@ -27,6 +27,8 @@ def told(name, history_layers=2):
     config = StudentConfig(KNOTS, history_layers, guidance_range=(1.0, 4.0))
     student = Student(TINY[name].transformer(), config)
     absorbed = Student(TINY[name].transformer(), StudentConfig(KNOTS, history_layers))
+    open_gates(student)
+    open_gates(absorbed)
     return student.eval(), absorbed.eval()
 
 

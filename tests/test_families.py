@@ -185,13 +185,14 @@ def test_folded_pass_equals_a_dense_mask_oracle(name, mask, gated):
     assert mask == "M1" or not near(found, plain(inputs, condition), 1e-3)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", TINY)
-def test_sequential_pass_has_the_estimates_and_gradients_of_the_folded_one(name, mask):
+def test_sequential_pass_has_the_estimates_and_gradients_of_the_folded_one(name, mask, gated):
     inputs, condition = batch(name)
     found = []
     for options in ({}, {"sequential": True}, {"sequential": True, "detach_history": True}):
-        student = make(name, 2, mask)
+        student = make(name, 2, mask, gated=gated)
         estimates = student(inputs, condition, **options)
         estimates.square().mean().backward()
         gradients = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])

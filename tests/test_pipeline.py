@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
+from tiny_families import open_gates
 
 from ardistill.hub import export, load
 from ardistill.sampling import sample
@@ -44,6 +45,7 @@ def test_exported_students_load_with_diffusers_alone(teacher, tmp_path):
     ):
         config = StudentConfig(teacher.knots(steps), layers, "M4", target, output)
         student = Student.from_teacher(teacher, config).eval()
+        open_gates(student)
         if output == "direct":
             for head in student.family.head:
                 torch.nn.init.normal_(student.transformer.get_submodule(head).later_weight, std=0.1)
@@ -76,6 +78,7 @@ def test_a_latent_students_folder_brings_its_vae_and_class_names(teacher, tmp_pa
     index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": names}))
     teacher = Teacher.from_pretrained(tmp_path / "teacher", guidance_scale=1.5)
     student = Student.from_teacher(teacher, StudentConfig(teacher.knots(4), 2)).eval()
+    open_gates(student)
     export(student, teacher, tmp_path / "student")
     assert (tmp_path / "student" / "samples.png").stat().st_size > 0
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -54,7 +54,7 @@ def test_arms_are_trained_on_equal_terms_and_read_again(tmp_path):
         again = Study(tmp_path / "recipe.yaml").student(name)
         state = again.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
-    runs = {name: json.loads((tmp_path / "runs" / name / "config.json").read_text()) for name in SMALL["arms"]}
+    runs = {name: json.loads((tmp_path / "runs" / "arms" / name / "config.json").read_text()) for name in SMALL["arms"]}
     assert {name: run["training"]["batch_size"] for name, run in runs.items()} == {
         "plain": 2, "history": 2, "kd": 8, "uniform": 2, "tuned": 2,
     }  # fmt: skip
@@ -63,21 +63,35 @@ def test_arms_are_trained_on_equal_terms_and_read_again(tmp_path):
     assert runs["tuned"]["student"]["history_layers"] == 2 and runs["tuned"]["adversarial"]["hidden"] == 8
 
 
+def test_a_run_of_other_options_is_not_taken_for_the_arm(tmp_path):
+    Study(write(tmp_path)).student("plain")
+    changed = write(tmp_path, arms={"plain": {"training": {"max_steps": 3}}})
+    with pytest.raises(ValueError, match=r"training\.max_steps is 2 there, 3 asked for"):
+        Study(changed).student("plain")
+
+
 def test_one_command_compares_arms_of_a_recipe(tmp_path, capsys):
     path = write(tmp_path)
     main(["compare", "--recipe", str(path), "--arms", "[plain, kd]", "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"teacher", "solver_1", "solver_4", "plain", "kd"} == set(found["arms"])
     assert (tmp_path / "runs" / "comparison" / "report.html").is_file()
-    assert not (tmp_path / "runs" / "history").exists()
+    assert not (tmp_path / "runs" / "arms" / "history").exists()
 
 
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
         ({"arms": {"plain": {"history_layer": 2}}}, "arm plain: unknown history_layer"),
-        ({"arms": {"plain": {"training": {"max_step": 2}}}}, r"arm plain: unknown training\.max_step"),
+        ({"arms": {"plain": {"training": {"max_step": 2}}}}, "arm plain, training: unknown max_step"),
         ({"arms": {"tuned": {"finetune": "absent"}}}, "no arm 'absent'; the recipe has tuned"),
+        ({"arms": {"tuned": {"finetune": "tuned"}}}, "goes on from itself: tuned <- tuned"),
+        ({"arms": {"plain": {"num_steps": 3}}}, "8 evaluations_per_step are no multiple of its 3 steps"),
+        ({"arms": {"plain": {"conditioning": "unifrom"}}}, "conditioning is recorded or uniform, got 'unifrom'"),
+        ({"arms": {"plain": {"training": {"learning_rate": "5e-4"}}}}, r"learning_rate is a word in YAML.*5\.0e-4"),
+        ({"arms": {"plain": {"training": {"inputs": "nobody"}}}}, "unknown inputs 'nobody'"),
+        ({"held_out": {"seed": 0}}, "held_out needs another seed"),
+        ({"held_out": {"hight": 8}}, "section held_out: unknown hight"),
         ({"students": {}}, "expected the sections record, held_out"),
     ],
 )

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny_families import open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.sampling import sample
@@ -21,7 +22,9 @@ def folder(teacher, tmp_path):
 
 
 def make(teacher, data, target="state", output="solver"):
-    return Student.from_teacher(teacher, StudentConfig(data.knots, 2, "M4", target, output))
+    student = Student.from_teacher(teacher, StudentConfig(data.knots, 2, "M4", target, output))
+    open_gates(student)
+    return student
 
 
 @pytest.mark.parametrize(
@@ -36,14 +39,27 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
     assert losses[-1] < losses[0]
 
 
+def test_gates_open_in_training(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+    gates = [p for name, p in student.named_parameters() if name.endswith("history_gate")]
+    assert len(gates) == 2 and not any(gates)
+    distill(student, data, folder / "run", replace(CONFIG, max_steps=3), progress=False)
+    assert all(gates)
+    again = Student.from_pretrained(folder / "run")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in student.state_dict().items())
+
+
 def weights_after(teacher, data, folder, **options):
     config = replace(CONFIG, **options)
     return distill(make(teacher, data), data, folder, config, progress=False).state_dict()
 
 
 def test_accumulated_passes_equal_one_large_batch(teacher, tmp_path):
-    """On one trajectory, so that the rows drawn do not matter."""
-    record(teacher, tmp_path / "data", 1, solver_steps=4, num_steps=(4,), progress=False)
+    """On one trajectory, so that the rows drawn do not matter; of more solver steps than the student's, as AdamW blows
+    up gradients that are rounding alone.
+    """
+    record(teacher, tmp_path / "data", 1, solver_steps=8, num_steps=(4,), progress=False)
     data = TrajectoryDataset(tmp_path / "data", 4)
     whole = weights_after(teacher, data, tmp_path / "whole", batch_size=6, max_steps=4)
     parts = weights_after(teacher, data, tmp_path / "parts", batch_size=2, gradient_accumulation_steps=3, max_steps=4)
@@ -177,15 +193,17 @@ def test_bad_input_is_named(teacher, folder):
         TrajectoryDataset(folder / "data", 2)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", ["M1", "M2", "M3", "M4"])
 @pytest.mark.parametrize("target,output", [("state", "solver"), ("denoised", "direct"), ("anchored", "solver")])
-def test_the_students_own_inputs_are_its_rollout_folded(teacher, folder, target, output, mask):
+def test_the_students_own_inputs_are_its_rollout_folded(teacher, folder, target, output, mask, gated):
     """One pass with gradients step by step is a rollout without, then a folded pass on what it went through."""
     data = TrajectoryDataset(folder / "data", 4)
     states, _denoised, condition = data.stacked(slice(4))
     found = []
     for on_policy in (True, False):
-        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2, mask, target, output))
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2, mask, target, output, gated))
+        open_gates(student)
         inputs = states[:, :-1]
         if not on_policy:
             estimates, noise = sample(student, states[:, 0], condition), states[:, 0]

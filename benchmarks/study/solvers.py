@@ -1,4 +1,4 @@
-"""The teacher's few-step solvers beside the students: DDIM, DPM-Solver++ and UniPC of diffusers, 4 and 8 guided steps.
+"""The teacher's few-step solvers beside the students: DDIM, DPM-Solver++ and UniPC of diffusers, 4 and 8 steps.
 
     python benchmarks/study/solvers.py [--recipe FILE]
 
@@ -16,7 +16,6 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from study import HERE, RECIPES, judge_of
 from torch import Tensor
-from tqdm import tqdm
 
 from ardistill import Teacher
 from ardistill.evaluation import FeatureStatistics, Sampler, compare, extract_features, frechet_distance
@@ -51,9 +50,10 @@ def main() -> None:
     teacher, held_out = study.teacher, study.held_out(1)
     judge = judge_of(teacher)
     states, _, condition = held_out.stacked()
-    arms = {
-        f"{name}, {steps} guided steps": Sampler(solver(teacher, kind, steps), 2 * steps)
-        for name, kind in tqdm(SCHEDULERS.items())
+    arms = {"teacher": Sampler.of_teacher(teacher, held_out.manifest.solver_steps)}
+    arms |= {
+        f"{name}, {steps} steps": Sampler(solver(teacher, kind, steps), Sampler.of_teacher(teacher, steps).nfe)
+        for name, kind in SCHEDULERS.items()
         for steps in (4, 8)
     }
     found = compare(teacher, teacher.decode(states[:, -1]), arms, states[:, 0], condition, judge)

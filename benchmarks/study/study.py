@@ -88,7 +88,8 @@ def run(study: Study, name: str) -> dict[str, Any]:
     began, curve = time.time(), study.out / f"{name}.curve.jsonl"
     student = study.student(name, validate=follow(study.teacher, study.held_out(1), curve))
     facts = {"name": name, "options": study.options(name), "seconds": round(time.time() - began)}
-    points = {point["step"]: point for point in map(json.loads, curve.read_text().splitlines())}  # resumed: the last
+    lines = curve.read_text().splitlines() if curve.exists() else []  # trained by another command: not followed
+    points = {point["step"]: point for point in map(json.loads, lines)}  # resumed: the last
     held_out = study.held_out(student.num_steps)
     return facts | {"curve": [points[step] for step in sorted(points)]} | evaluate(student, study.teacher, held_out)
 

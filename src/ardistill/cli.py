@@ -149,8 +149,8 @@ def _distill(
         target: state (the ODE's states), denoised (x0 estimates, the authors' code) or anchored (x0 estimates,
             re-noised with the exact noise).
         output: solver (keeps the teacher's meaning) or direct (a head per step emits the target).
-        gated: Earlier steps are seen through a gate per layer that starts closed, so that the untrained student is its
-            teacher's solver; false: one softmax over all steps, as in the paper.
+        gated: Earlier steps are seen through a gate per layer that starts closed, so that training starts where a
+            student without history does; false: one softmax over all steps, as in the paper.
         conditioning: Times that the network is told: recorded, or uniform as in the authors' code.
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
         training: How the student is trained.
@@ -376,17 +376,18 @@ def _compare(
 
         if students or trajectories:
             raise ValueError("a recipe says which students and trajectories: leave those out")
-        study = Study(recipe, out)
-        chosen = arms or list(study.facts["arms"])
-        steps = {name: study.student(name).num_steps for name in chosen}
-        for num_steps in steps.values():
-            study.held_out(num_steps)
-        students, trajectories = [str(study.out / name) for name in steps], str(study.out / "trajectories" / "held_out")
-        out = str(study.out / "comparison")
+        study = Study(recipe, out, _device(device))
+        lineages = study.lineages(arms or study.facts["arms"])  # all names and options, before the first is trained
+        for name in lineages:
+            study.held_out(study.student(name).num_steps)
+        students = [str(study.out / "arms" / name) for name in lineages]
+        trajectories, out = str(study.out / "trajectories" / "held_out"), str(study.out / "comparison")
+    elif arms:
+        raise ValueError("arms are a recipe's: name it with --recipe")
     if not students or not trajectories or not out:
         raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
     names = [str(Path(x).parent.name if Path(x).name == "student" else Path(x).name) for x in students]
-    if len(set(names)) < len(names) or {"teacher", "solver"} & set(names):
+    if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
     loaded = {name: Student.from_pretrained(path) for name, path in zip(names, students, strict=True)}
     where = _device(device)

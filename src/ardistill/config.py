@@ -119,11 +119,11 @@ class QuickstartConfig:
     max_steps: int = 120
     """Optimiser steps of each arm."""
     batch_size: int = 64
-    """Trajectories per step of the 4-step arms; the 1-step arm takes four times as many, so that FLOPs are equal."""
+    """Trajectories per step of the 4-step arms; the 1-step arm takes four times as many: as many evaluations."""
     learning_rate: float = 5e-4
     """Of AdamW, for every arm."""
-    history_layers: int = 2
-    """N of the ARD arm, of 7 layers."""
+    history_layers: int = 7
+    """N of the ARD arm, of 7 layers, through gates."""
     guidance_scale: float = 1.25
     """Of the teacher: the best of the sweep in its card."""
     seed: int = 0

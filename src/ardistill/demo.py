@@ -1,4 +1,4 @@
-"""The whole way on the embedded teacher: record, distil three students with equal FLOPs, compare, report."""
+"""The whole way on the embedded teacher: record, distil three students at as many evaluations, compare, report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ardistill.trajectories import TrajectoryDataset, record
 from ardistill.zoo.fashion.data import CLASS_NAMES
 
 ARMS = {"kd": (1, False, 4), "step_distillation": (4, False, 1), "ard": (4, True, 1)}
-"""Arm -> steps, whether it sees its history, batch size relative to the 4-step arms: equal FLOPs."""
+"""Arm -> steps, whether it sees its history, batch size relative to the 4-step arms: as many evaluations."""
 
 
 def quickstart(config: QuickstartConfig | None = None) -> Comparison:
@@ -69,7 +69,9 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
         "solver_1": Sampler.of_teacher(teacher, 1),
     } | {arm: Sampler.of_student(student) for arm, student in students.items()}
     baseline = "step_distillation"
-    found = compare(teacher, teacher.decode(states[:, -1]), arms, noise, condition, Judge.fashion(), baseline=baseline)
+    found = compare(
+        teacher, teacher.decode(states[:, -1]), arms, noise, condition, Judge.zoo("fashion"), baseline=baseline
+    )
     curves = {
         arm: exposure_bias(students[arm], teacher, states[first], denoised[first], first_condition)
         for arm in ("step_distillation", "ard")

@@ -8,8 +8,8 @@ sampling, the steps run one after the other and a cache holds those keys and val
 
 The paper has one softmax over a step's own keys and the earlier ones. That takes attention away from what the teacher
 attends to, so an untrained student is not its teacher. *Gated*, what a step sees of the earlier ones is added through
-one learned factor a layer that starts at zero (as in Alayrac et al. 2022, arXiv:2204.14198, Sec. 2.2): the untrained
-student is its teacher's solver, exactly, with history in any number of layers.
+one learned factor per attention module that starts at zero (after Alayrac et al. 2022, arXiv:2204.14198, Sec. 2.2): the
+untrained student starts where one without history does, with history in any number of layers.
 
 Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention). Needs torch alone.
 
@@ -97,12 +97,14 @@ def history_attention(
     visible = [MASKS[mask](step) for step in range(num_steps)]
     if gate is not None:
         own = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
-        earlier = [torch.zeros_like(queries[:, step]) for step in range(num_steps)]
+        earlier = []
         for step, seen in enumerate(visible):
             if seen[:-1]:
                 past_keys, past_values = of_steps(seen[:-1], None)
-                earlier[step] = F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options)
-        return own + gate * torch.stack(earlier, dim=1).flatten(0, 1)
+                earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
+            else:
+                earlier.append(torch.zeros_like(queries[:, step]))
+        return own + gate.to(own.dtype) * torch.stack(earlier, dim=1).flatten(0, 1)
     outputs = []
     for step, seen in enumerate(visible):
         step_keys, step_values = of_steps(seen, step)
@@ -187,7 +189,7 @@ class History:
             if not earlier:
                 return own
             keys, values = (torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
-            return own + gate * F.scaled_dot_product_attention(query, keys, values, **options)
+            return own + gate.to(own.dtype) * F.scaled_dot_product_attention(query, keys, values, **options)
         keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
         values = torch.cat([*(v for _, v in earlier), value], dim=2)
         if attn_mask is not None:

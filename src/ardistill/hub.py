@@ -123,7 +123,7 @@ def export(
             f"({student.config.fingerprint[:12]}), not from {teacher.name or 'this one'} ({teacher.fingerprint()[:12]})"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    student.transformer.save_pretrained(folder / "transformer")
+    student.transformer.save_pretrained(folder / "transformer", max_shard_size=student_module.ONE_FILE)
     teacher.scheduler.save_pretrained(folder / "scheduler")
     source = pipeline_source(teacher.pipeline_class)
     # Two students in one process share diffusers' module cache by file name, so the name follows from the contents.

@@ -23,6 +23,8 @@ from ardistill.trajectories import TrajectoryDataset
 
 TARGETS = ("state", "denoised", "anchored")
 OUTPUTS = ("solver", "direct")
+ONE_FILE = "1000GB"
+"""Weights are written whole: diffusers would not read those of ours that lie in a shard of their own."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class StudentConfig:
     """``solver``: the network predicts what the teacher predicts, and the closed-form solver step follows.
     ``direct``: a head per step emits the target."""
     gated: bool = True
-    """What is seen of earlier steps is added through a gate per layer that starts closed: the untrained student is its
-    teacher's solver. False: one softmax over all steps, as in the paper."""
+    """What is seen of earlier steps is added through a gate per layer that starts closed: training starts where a
+    student without history does. False: one softmax over all steps, as in the paper."""
     teacher: str = ""
     """Name of the teacher, as given to ``Teacher.from_pretrained``."""
     fingerprint: str = ""
@@ -79,6 +81,7 @@ class StudentConfig:
         """Undo ``dataclasses.asdict``, also after a passage through JSON."""
         shapes = tuple(tuple(shape) for shape in data["sample_shapes"])
         facts = {"guidance_range": tuple(data["guidance_range"]), "sample_shapes": shapes}
+        data = {"gated": False, **data}  # what was written before there were gates
         return cls(**{**data, **facts, "knots": Knots.from_dict(data["knots"])})
 
     def conditioned_uniformly(self, num_train_timesteps: int) -> StudentConfig:
@@ -329,7 +332,7 @@ class Student(nn.Module):
         """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.transformer.save_pretrained(folder / "transformer")
+        self.transformer.save_pretrained(folder / "transformer", max_shard_size=ONE_FILE)
         temporary = folder / "student.json.tmp"
         temporary.write_text(json.dumps({"version": 1} | asdict(self.config), indent=2))
         temporary.replace(folder / "student.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -16,47 +16,81 @@ from ardistill.discriminator import Adversary
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
-from ardistill.trajectories import TrajectoryDataset, record
+from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
-SECTIONS = {"out", "record", "held_out", "distill", "finetune", "arms"}
+_RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}
 _STUDENT = {"history_layers", "mask", "target", "output", "gated"}
-_ARM = _STUDENT | {"num_steps", "num_trajectories", "conditioning", "evaluations_per_step", "training"}
-_FINETUNE = {"finetune", "real", "training", "adversarial"}
+SECTIONS = {
+    "out": set(),
+    "record": _RECORD | {"teacher", "guidance_scale"},
+    "held_out": _RECORD,
+    "distill": _STUDENT | {"num_steps", "num_trajectories", "conditioning", "evaluations_per_step", "training"},
+    "finetune": {"finetune", "real", "training", "adversarial"},
+    "arms": set(),
+}
+"""Sections of a recipe and the options that stand there or in an arm of that kind."""
+_CONFIGS = {"training": TrainingConfig, "adversarial": AdversarialConfig}
 
 
 class Study:
     """A recipe whose section ``arms`` names students; what an arm does not say is in ``distill`` or ``finetune``.
 
-    ``evaluations_per_step`` in place of a batch size makes an optimiser step of every arm cost the same, whatever its
-    number of steps. An arm with ``finetune: OTHER`` goes on from another one, against a discriminator.
+    ``evaluations_per_step`` in place of a batch size makes an optimiser step of every arm take as many evaluations,
+    whatever its number of steps. An arm with ``finetune: OTHER`` goes on from another one, against a discriminator.
 
     Args:
         recipe: YAML file.
         out: Folder of trajectories and runs, one a name; the recipe's own if not given.
+        device: Where trajectories are recorded.
 
     Raises:
-        ValueError: The recipe has a section or an arm an option that is not known, or lacks one.
+        ValueError: The recipe has a section, or a section or an arm an option, that is not known, lacks one, or has a
+            value that cannot be.
     """
 
-    def __init__(self, recipe: str | Path, out: str | Path | None = None) -> None:
-        found = yaml.safe_load(Path(recipe).read_text())
-        if not isinstance(found, dict) or not {"record", "distill", "arms"} <= set(found) <= SECTIONS:
+    def __init__(self, recipe: str | Path, out: str | Path | None = None, device: str = "cpu") -> None:
+        try:
+            found = yaml.safe_load(Path(recipe).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"{recipe} cannot be read as a recipe: {error}") from error
+        if not isinstance(found, dict) or not {"record", "distill", "arms"} <= set(found) <= set(SECTIONS):
             raise ValueError(
                 f"{recipe}: expected the sections record, held_out, distill, finetune and arms, "
                 f"got {', '.join(found) if isinstance(found, dict) else type(found).__name__}"
             )
         self.facts: dict[str, Any] = {"held_out": {}, "finetune": {}, "out": "runs/study", **found}
-        self.out = Path(out or self.facts["out"])
-        for name, arm in self.facts["arms"].items():
-            self.options(name)
-            if "finetune" in (arm or {}):
-                self.options(arm["finetune"])
+        self.out, self.device = Path(out or self.facts["out"]), device
+        for section in ("record", "held_out"):
+            _check_known(f"section {section}", self.facts[section], SECTIONS[section])
+        missing = {"teacher", "guidance_scale", "num_trajectories"} - set(self.facts["record"])
+        if missing:
+            raise ValueError(f"{recipe}, section record: {', '.join(sorted(missing))} missing")
+        seeds = self.facts["record"].get("seed", 0), self.facts["held_out"].setdefault("seed", 1000)
+        if seeds[0] == seeds[1]:
+            raise ValueError(f"{recipe}: held_out needs another seed than record's, {seeds[0]}")
+        self.lineages(self.facts["arms"])
+
+    def lineages(self, arms: Sequence[str]) -> dict[str, list[str]]:
+        """Arm -> the arms it goes on from, itself last. All are looked at, so that a mistake shows before any work.
+
+        Raises:
+            ValueError: An arm is not there, has an option or a value that cannot be, or goes on from itself.
+        """
+        found = {}
+        for name in arms:
+            lineage = [name]
+            while start := self.options(lineage[0]).get("finetune"):
+                if start in lineage:
+                    raise ValueError(f"arm {name} goes on from itself: {' <- '.join([start, *lineage])}")
+                lineage.insert(0, start)
+            found[name] = lineage
+        return found
 
     def options(self, name: str) -> dict[str, Any]:
         """All options of an arm, those of its section included.
 
         Raises:
-            ValueError: There is no such arm, or it has an option that is not known.
+            ValueError: There is no such arm, or it has an option or a value that cannot be.
         """
         arms = self.facts["arms"]
         if name not in arms:
@@ -64,29 +98,36 @@ class Study:
         arm = arms[name] or {}
         section = "finetune" if "finetune" in arm else "distill"
         base = self.facts[section]
-        nested = {key: base.get(key, {}) | arm.get(key, {}) for key in ("training", "adversarial") if key in base | arm}
+        nested = {key: base.get(key, {}) | arm.get(key, {}) for key in _CONFIGS if key in base | arm}
         options = base | arm | nested
-        known = _FINETUNE if section == "finetune" else _ARM
-        configs = {"training": TrainingConfig, "adversarial": AdversarialConfig}
-        unknown = [key for key in options if key not in known]
-        for key, config in configs.items():
-            names = {field.name for field in fields(config)}
-            unknown += [f"{key}.{x}" for x in options.get(key, {}) if x not in names]
-        if unknown:
-            raise ValueError(f"arm {name}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        _check_known(f"arm {name}", options, SECTIONS[section])
+        for key, config in _CONFIGS.items():
+            given = options.get(key, {})
+            _check_known(f"arm {name}, {key}", given, {field.name for field in fields(config)})
+            if words := [x for x, value in given.items() if isinstance(value, str) and value[:1].isdigit()]:
+                raise ValueError(f"arm {name}: {key}.{words[0]} is a word in YAML, {given[words[0]]!r}; write 5.0e-4")
+            config(**given)
+        if options.get("conditioning", "recorded") not in ("recorded", "uniform"):
+            raise ValueError(f"arm {name}: conditioning is recorded or uniform, got {options['conditioning']!r}")
+        evaluations, num_steps = options.get("evaluations_per_step"), options.get("num_steps", 4)
+        if evaluations is not None and (evaluations < 1 or evaluations % num_steps):
+            raise ValueError(f"arm {name}: {evaluations} evaluations_per_step are no multiple of its {num_steps} steps")
+        if evaluations is not None and "batch_size" in options.get("training", {}):
+            raise ValueError(f"arm {name}: evaluations_per_step says the batch_size; leave one of them out")
+        if section == "finetune" and "real" not in options:
+            raise ValueError(f"arm {name}: real is missing, the file of real images that `ardistill encode` writes")
         return options
 
     @cached_property
     def teacher(self) -> Teacher:
-        return Teacher.from_pretrained(self.facts["record"]["teacher"], guidance_scale=self.guidance_scale)
-
-    @property
-    def guidance_scale(self) -> float:
-        return float(self.facts["record"]["guidance_scale"])
+        facts = self.facts["record"]
+        return Teacher.from_pretrained(facts["teacher"], guidance_scale=float(facts["guidance_scale"]))
 
     def _recorded(self, name: str, num_steps: int, **options: Any) -> TrajectoryDataset:
-        options = {k: v for k, v in (self.facts["record"] | options).items() if k not in ("teacher", "guidance_scale")}
-        record(self.teacher, self.out / "trajectories" / name, **options)
+        options = {k: v for k, v in (self.facts["record"] | options).items() if k in _RECORD}
+        if "prompts" in options:
+            options["prompts"] = load_prompts(options["prompts"])
+        record(self.teacher.to(self.device), self.out / "trajectories" / name, **options, device=self.device)
         return TrajectoryDataset(self.out / "trajectories" / name, num_steps, self.teacher.fingerprint())
 
     def data(self, num_steps: int, num_trajectories: int | None = None) -> TrajectoryDataset:
@@ -96,23 +137,24 @@ class Study:
 
     def held_out(self, num_steps: int) -> TrajectoryDataset:
         """Trajectories from other noise, to measure on."""
-        return self._recorded("held_out", num_steps, **{"seed": 1000, **self.facts["held_out"]})
+        return self._recorded("held_out", num_steps, **self.facts["held_out"])
 
     def student(self, name: str, validate: Callable[[Student, int], np.ndarray | None] | None = None) -> Student:
-        """The trained student of an arm: trained, gone on with, or read, as far as it had come.
+        """The trained student of an arm; training goes on from as far as it had come, and a finished run is read.
 
         Args:
             name: Of the arm.
-            validate: As in ``distill``.
+            validate: As in ``distill``; not called for the arms that this one goes on from.
+
+        Raises:
+            ValueError: The folder of the run holds one with other options.
         """
-        options, folder = self.options(name), self.out / name
-        if (folder / "student" / "student.json").is_file():
-            return Student.from_pretrained(folder)
+        options, folder = self.options(name), self.out / "arms" / name
         training = dict(options["training"])
         if start := options.get("finetune"):
             student = self.student(start).requires_grad_(True)
-            parent = self.options(start)
-            data = self.data(student.num_steps, parent.get("num_trajectories"))
+            origin = self.options(self.lineages([name])[name][0])
+            data = self.data(student.num_steps, origin.get("num_trajectories"))
             against = AdversarialConfig(**options.get("adversarial", {}))
             adversary = Adversary.of_real(self.teacher, options["real"], against, training.get("seed", 0))
             return distill(student, data, folder, TrainingConfig(**training), adversary=adversary, validate=validate)
@@ -125,3 +167,8 @@ class Study:
             training["batch_size"] = evaluations // num_steps
         student = Student.from_teacher(self.teacher, config)
         return distill(student, data, folder, TrainingConfig(**training), validate=validate)
+
+
+def _check_known(where: str, options: dict[str, Any], known: set[str]) -> None:
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")

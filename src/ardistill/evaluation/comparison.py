@@ -83,11 +83,6 @@ class Judge:
         return cls(network, facts.train, facts.real_features, facts.held_out_features, load_classifier(name))
 
     @classmethod
-    def fashion(cls) -> Judge:
-        """That of ``zoo/fashion``."""
-        return cls.zoo("fashion")
-
-    @classmethod
     def of_images(cls, network: FeatureNetwork, images: Tensor) -> Judge:
         """From real images in [-1, 1], (n, c, h, w): two thirds are the reference, one third sets the floor."""
         features = extract_features(network, images)
