@@ -57,6 +57,7 @@ def main() -> None:
         for steps in (4, 8)
     }
     found = compare(teacher, teacher.decode(states[:, -1]), arms, states[:, 0], condition, judge)
+    print(found.table())
     data = FeatureStatistics.from_features(judge.held_out_features)
     for arm, figures in found.arms.items():
         features = extract_features(judge.network, found.images[arm])
@@ -64,7 +65,6 @@ def main() -> None:
     path = HERE / "results" / Path(args.recipe).stem.removeprefix("study_") / "solvers.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"arms": found.arms, "floor": found.floor}, indent=1) + "\n")
-    print(found.table())
 
 
 if __name__ == "__main__":

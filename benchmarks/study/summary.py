@@ -29,6 +29,8 @@ COLUMNS = {
     "accuracy": ("accuracy", 3),
     "feature_distance_to_teacher": ("distance to teacher", 4),
 }
+IMAGES_PER_STEP = {steps: 256 // steps for steps in (1, 2, 4, 8)}
+"""Steps of a student to trajectories in one optimiser step: 256 evaluations in both recipes."""
 Results = dict[str, dict[str, Any]]
 
 
@@ -71,7 +73,7 @@ def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
     lines = [
         f"| arm | seeds | MMACs | {' | '.join(title for title, _ in COLUMNS.values())} |",
         f"|---|---|---|{'---|' * len(COLUMNS)}",
-        f"| teacher, 24 guided steps | | {solvers['teacher']['macs_per_image'] / 1e6:.0f} | "
+        f"| teacher, 24 steps | | {solvers['teacher']['macs_per_image'] / 1e6:.0f} | "
         f"{cells([next(iter(found.values()))['teacher']])} |",
     ]
     lines += [
@@ -96,14 +98,14 @@ def pairs(found: Results) -> list[str]:
     return lines
 
 
-def best(found: Results, kind: Callable[[dict[str, Any]], bool], num_steps: int = 4) -> str:
+def best(found: Results, kind: Callable[[dict[str, Any]], bool], num_steps: int = 4) -> str | None:
     """The 4-step arm distilled by regression alone that ends nearest to its teacher's distribution."""
     fd = {
         name: mean_and_spread([x["figures"]["fd_to_teacher"] for x in seeds(found, name)])[0]
         for name, result in found.items()
         if kind(result) and result["options"].get("num_steps", 4) == num_steps and "finetune" not in result["options"]
     }
-    return re.sub(r"-seed\d+$", "", min(fd, key=lambda name: fd[name]))
+    return re.sub(r"-seed\d+$", "", min(fd, key=lambda name: fd[name])) if fd else None
 
 
 def summary(found: Results) -> dict[str, Any]:
@@ -113,33 +115,27 @@ def summary(found: Results) -> dict[str, Any]:
     def put(key: str, values: Sequence[float]) -> None:
         out[key], out[f"{key}_spread"] = mean_and_spread(values) if values else (None, None)
 
-    def by_seed(name: str) -> dict[int, dict[str, Any]]:
-        return {x["options"]["training"].get("seed", 0) if "training" in x["options"] else x["options"]["seed"]: x
-                for x in seeds(found, name)}  # fmt: skip
-
     def ratios(plain: str, history: str) -> list[float]:
         """Degradation of step distillation over ARD's, seed by seed. From the same noise the floor is 0."""
-        ours, theirs = by_seed(history), by_seed(plain)
-        return [
-            theirs[seed]["figures"]["fd_to_teacher"] / ours[seed]["figures"]["fd_to_teacher"]
-            for seed in ours.keys() & theirs.keys()
+        suffixes = [
+            name.removeprefix(history) for name in found if re.fullmatch(re.escape(history) + r"(-seed\d+)?", name)
         ]
+        both = [(found[plain + x], found[history + x]) for x in suffixes if plain + x in found]
+        return [theirs["figures"]["fd_to_teacher"] / ours["figures"]["fd_to_teacher"] for theirs, ours in both]
 
     plain, history = best(found, lambda x: not is_ard(x)), best(found, is_ard)
     put("degradation_ratio_paper_setup", ratios("paper-teacher-n0", "paper-teacher-n2"))
-    put("degradation_ratio_best", ratios(plain, history))
+    put("degradation_ratio_best", ratios(plain, history) if plain and history else [])
     out |= {"best_step_distillation": plain, "best_ard": history}
-    adversarial = [x for x in found.values() if "finetune" in x["options"] and x["options"].get("ard", True)]
-    put("fd_teacher", [x["teacher"]["fd_held_out"] for x in adversarial[:1]])
-    tuned = [x for name, x in found.items() if re.fullmatch(r"rd-n[1-9].*", name)]
-    put("fd_ard_adversarial", [x["figures"]["fd_held_out"] for x in tuned])
-    put("recall_teacher", [x["teacher"]["recall"] for x in adversarial[:1]])
-    put("recall_ard_adversarial", [x["figures"]["recall"] for x in tuned])
+    tuned = seeds(found, "adversarial-n7-gated")
+    for key, figure in (("fd", "fd_held_out"), ("recall", "recall")):
+        put(f"{key}_teacher", [x["teacher"][figure] for x in tuned[:1]])
+        put(f"{key}_ard_adversarial", [x["figures"][figure] for x in tuned])
     put("fd_floor", [next(iter(found.values()))["floor"]])
-    goal = [x["curve"][-1]["fd_to_teacher"] for x in seeds(found, plain) if "curve" in x]
+    goal = [x["curve"][-1]["fd_to_teacher"] for x in seeds(found, plain or "") if x.get("curve")]
     fractions = []
-    for x in seeds(found, history):
-        if goal and "curve" in x:
+    for x in seeds(found, history or ""):
+        if goal and x.get("curve"):
             reached = [p["step"] for p in x["curve"] if p["fd_to_teacher"] <= sum(goal) / len(goal)]
             share = x["figures"]["macs_per_image"] / found[plain]["figures"]["macs_per_image"]
             fractions += [share * reached[0] / x["curve"][-1]["step"]] if reached else []
@@ -152,9 +148,10 @@ def curves_plot(found: Results, path: Path) -> None:
     figure = Figure(figsize=(8, 4.6), dpi=150, facecolor="white")
     axes = figure.subplots()
     for name, result in found.items():
-        if "curve" in result and "finetune" not in result["options"]:
-            steps = result["options"].get("num_steps", 4)
-            cost = 3 * result["figures"]["macs_per_image"] * 256 / steps / 1e12
+        if result.get("curve") and "finetune" not in result["options"]:
+            cost = (
+                3 * result["figures"]["macs_per_image"] * IMAGES_PER_STEP[result["options"].get("num_steps", 4)] / 1e12
+            )
             x = [cost * point["step"] for point in result["curve"]]
             style = "-" if is_ard(result) else "--"
             axes.plot(x, [point["fd_to_teacher"] for point in result["curve"]], style, label=name, linewidth=1.4)
@@ -174,8 +171,8 @@ def report(study: str, title: str) -> list[str]:
     solvers = json.loads((HERE / "results" / study / "solvers.json").read_text())["arms"]
     left = [name for name in arms(study) if name not in found]
     curves_plot(found, DOCS / f"study_{study}_curves.png")
-    shown = [x for x in ("state-teacher-n0", "state-teacher-n2", "state-teacher-n7-gated", "paper-teacher-n0",
-                         "paper-teacher-n2") if x in found]  # fmt: skip
+    wanted = ("state-teacher-n0", "state-teacher-n2", "state-teacher-n7-gated", "paper-teacher-n0", "paper-teacher-n2")
+    shown = [name for name in wanted if name in found]
     exposure_bias_plot({x: found[x]["error_per_step"] for x in shown}, DOCS / f"study_{study}_error_per_step.png")
     return [
         f"## {title}",
@@ -201,13 +198,13 @@ def main() -> None:
         "# Results of the study",
         "",
         "Written by `python benchmarks/study/summary.py` from the committed results of `benchmarks/study/study.py`.",
-        "S = 4, 1,000 optimiser steps of 256 evaluations, 2,000 held-out noises, unless the arm's name says another S.",
+        "S = 4 unless the arm's name says another; optimiser steps of 256 evaluations, 2,000 held-out noises.",
         "The names say target and output (paper: `denoised`, `direct`, the authors' set-up), inputs, and N; `gated`:",
         "history through a gate that starts closed. FD is in the features of the data set's own classifier. Several",
         "seeds: mean, in brackets largest minus smallest. MMACs: million multiply-accumulates of one image.",
         "",
-        *report("fashion", "Fashion-MNIST (`zoo/fashion`, grey, 28x28)"),
-        *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32)"),
+        *report("fashion", "Fashion-MNIST (`zoo/fashion`, grey, 28x28), 1,000 steps"),
+        *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32), 600 steps"),
     ]
     (DOCS / "results.md").write_text("\n".join(text).rstrip() + "\n")
     emoji = results("emoji")
