@@ -128,8 +128,9 @@ def summary(found: Results) -> dict[str, Any]:
     put("degradation_ratio_best", ratios(plain, history) if plain and history else [])
     out |= {"best_step_distillation": plain, "best_ard": history}
     tuned = seeds(found, "adversarial-n7-gated")
+    teachers = [x["teacher"] for x in found.values() if "fd_held_out" in x["teacher"]]
     for key, figure in (("fd", "fd_held_out"), ("recall", "recall")):
-        put(f"{key}_teacher", [x["teacher"][figure] for x in tuned[:1]])
+        put(f"{key}_teacher", [x[figure] for x in teachers[:1]])
         put(f"{key}_ard_adversarial", [x["figures"][figure] for x in tuned])
     put("fd_floor", [next(iter(found.values()))["floor"]])
     goal = [x["curve"][-1]["fd_to_teacher"] for x in seeds(found, plain or "") if x.get("curve")]
@@ -165,10 +166,10 @@ def curves_plot(found: Results, path: Path) -> None:
 
 def report(study: str, title: str) -> list[str]:
     """The section of one data set, and its figures."""
-    found = results(study)
-    if not found:
+    found, path = results(study), HERE / "results" / study / "solvers.json"
+    if not found or not path.exists():
         return []
-    solvers = json.loads((HERE / "results" / study / "solvers.json").read_text())["arms"]
+    solvers = json.loads(path.read_text())["arms"]
     left = [name for name in arms(study) if name not in found]
     curves_plot(found, DOCS / f"study_{study}_curves.png")
     wanted = ("state-teacher-n0", "state-teacher-n2", "state-teacher-n7-gated", "paper-teacher-n0", "paper-teacher-n2")
