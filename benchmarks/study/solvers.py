@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from study import HERE, RECIPES, judge_of
+from study import HERE, RECIPES, fd_held_out, judge_of
 from torch import Tensor
 
 from ardistill import Teacher
-from ardistill.evaluation import FeatureStatistics, Sampler, compare, extract_features, frechet_distance
+from ardistill.evaluation import Sampler, compare, extract_features
 from ardistill.families import Condition
 from ardistill.study import Study
 
@@ -58,10 +58,8 @@ def main() -> None:
     }
     found = compare(teacher, teacher.decode(states[:, -1]), arms, states[:, 0], condition, judge)
     print(found.table())
-    data = FeatureStatistics.from_features(judge.held_out_features)
     for arm, figures in found.arms.items():
-        features = extract_features(judge.network, found.images[arm])
-        figures["fd_held_out"] = frechet_distance(data, FeatureStatistics.from_features(features))
+        figures["fd_held_out"] = fd_held_out(judge, extract_features(judge.network, found.images[arm]))
     path = HERE / "results" / Path(args.recipe).stem.removeprefix("study_") / "solvers.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"arms": found.arms, "floor": found.floor}, indent=1) + "\n")

@@ -44,6 +44,12 @@ def judge_of(teacher: Teacher) -> Judge:
     return Judge.zoo(teacher.name.removeprefix("zoo/"))
 
 
+def fd_held_out(judge: Judge, features: Tensor) -> float:
+    """FD of images' features to the real images of the held-out split."""
+    real = FeatureStatistics.from_features(judge.held_out_features)
+    return frechet_distance(real, FeatureStatistics.from_features(features))
+
+
 def follow(teacher: Teacher, held_out: TrajectoryDataset, path: Path) -> Callable[[Student, int], None]:
     """Note the FD to the teacher of the EMA student at every checkpoint, 1,000 noises; what is noted stays."""
     states, _, condition = held_out.stacked(slice(1000))
@@ -69,14 +75,10 @@ def evaluate(student: Student, teacher: Teacher, held_out: TrajectoryDataset) ->
     images, judge = teacher.decode(states[:, -1]), judge_of(teacher)
     found = compare(teacher, images, {"student": Sampler.of_student(student)}, states[:, 0], condition, judge)
     features = [extract_features(judge.network, found.images[arm]) for arm in ("student", "teacher")]
-    held_out_data, first = FeatureStatistics.from_features(judge.held_out_features), slice(200)
-    fd_held_out = {
-        arm: frechet_distance(held_out_data, FeatureStatistics.from_features(x))
-        for arm, x in zip(("student", "teacher"), features, strict=True)
-    }
+    first = slice(200)
     return {
-        "figures": found.arms["student"] | {"fd_held_out": fd_held_out["student"]},
-        "teacher": found.arms["teacher"] | {"fd_held_out": fd_held_out["teacher"]},
+        "figures": found.arms["student"] | {"fd_held_out": fd_held_out(judge, features[0])},
+        "teacher": found.arms["teacher"] | {"fd_held_out": fd_held_out(judge, features[1])},
         "floor": found.floor,
         "error_per_step": exposure_bias(student, teacher, states[first], denoised[first], held_out.condition(first)),
         "distances": [round(x, 5) for x in paired_distance(*features).values.tolist()],
