@@ -108,12 +108,13 @@ def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs, die
     assert (folder / "whole" / "metrics.jsonl").read_text() == (folder / "killed" / "metrics.jsonl").read_text()
 
 
-def test_until_the_warm_up_is_over_the_student_is_trained_by_regression_alone(teacher, folder):
+def test_until_the_warm_up_is_over_the_discriminator_learns_alone(teacher, folder):
     data = TrajectoryDataset(folder / "data", 2)
     plain = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
-    distill(plain, data, folder / "plain", CONFIG, progress=False)
     warming = finetune(teacher, folder, "warming", warmup_steps=100)
     assert all(torch.equal(value, warming[name]) for name, value in plain.state_dict().items())
+    log = [json.loads(line) for line in (folder / "warming" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["d_gradient_norm"] > 0 and "g_loss" not in log[-1]
     adversarial = finetune(teacher, folder, "adversarial", warmup_steps=0)
     name = "transformer.proj_out_2.weight"
     assert not torch.equal(plain.state_dict()[name], adversarial[name])

@@ -26,6 +26,7 @@ SMALL = {
         "history": {"history_layers": 2, "num_trajectories": 4, "training": {"seed": 1}},
         "kd": {"num_steps": 1},
         "uniform": {"conditioning": "uniform"},
+        "uneven": {"num_steps": 2, "knots": [0, 1, 4], "history_layers": 2},
         "tuned": {"finetune": "history", "adversarial": {"hidden": 8, "warmup_steps": 0}},
     },
 }
@@ -56,10 +57,11 @@ def test_arms_are_trained_on_equal_terms_and_read_again(tmp_path):
         assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
     runs = {name: json.loads((tmp_path / "runs" / "arms" / name / "config.json").read_text()) for name in SMALL["arms"]}
     assert {name: run["training"]["batch_size"] for name, run in runs.items()} == {
-        "plain": 2, "history": 2, "kd": 8, "uniform": 2, "tuned": 2,
+        "plain": 2, "history": 2, "kd": 8, "uniform": 2, "uneven": 4, "tuned": 2,
     }  # fmt: skip
     assert runs["history"]["data"]["num_trajectories"] == 4 and runs["history"]["training"]["seed"] == 1
     assert runs["uniform"]["student"]["knots"]["timesteps"] == [999, 749.25, 499.5, 249.75]
+    assert runs["uneven"]["student"]["knots"]["timesteps"] == [999, 749]
     assert runs["tuned"]["student"]["history_layers"] == 2 and runs["tuned"]["adversarial"]["hidden"] == 8
 
 
@@ -72,9 +74,9 @@ def test_a_run_of_other_options_is_not_taken_for_the_arm(tmp_path):
 
 def test_one_command_compares_arms_of_a_recipe(tmp_path, capsys):
     path = write(tmp_path)
-    main(["compare", "--recipe", str(path), "--arms", "[plain, kd]", "--json"])
+    main(["compare", "--recipe", str(path), "--arms", "[plain, kd, uneven]", "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {"teacher", "solver_1", "solver_4", "plain", "kd"} == set(found["arms"])
+    assert {"teacher", "solver_1", "solver_2", "solver_4", "plain", "kd", "uneven"} == set(found["arms"])
     assert (tmp_path / "runs" / "comparison" / "report.html").is_file()
     assert not (tmp_path / "runs" / "arms" / "history").exists()
 
@@ -87,6 +89,7 @@ def test_one_command_compares_arms_of_a_recipe(tmp_path, capsys):
         ({"arms": {"tuned": {"finetune": "absent"}}}, "no arm 'absent'; the recipe has tuned"),
         ({"arms": {"tuned": {"finetune": "tuned"}}}, "goes on from itself: tuned <- tuned"),
         ({"arms": {"plain": {"num_steps": 3}}}, "8 evaluations_per_step are no multiple of its 3 steps"),
+        ({"arms": {"plain": {"knots": [0, 2, 4]}}}, "expected 5 knots for 4 steps, got"),
         ({"arms": {"plain": {"conditioning": "unifrom"}}}, "conditioning is recorded or uniform, got 'unifrom'"),
         ({"arms": {"plain": {"training": {"learning_rate": "5e-4"}}}}, r"learning_rate is a word in YAML.*5\.0e-4"),
         ({"arms": {"plain": {"training": {"inputs": "nobody"}}}}, "unknown inputs 'nobody'"),

@@ -112,6 +112,19 @@ def test_students_knots_lie_on_the_24_step_grid(teacher, steps):
     assert fine.timesteps == coarse.timesteps and fine.same_states(coarse)
 
 
+def test_knots_are_found_by_number_by_index_and_by_a_students_own(teacher):
+    solver = teacher.knots(24)
+    assert solver.indices(4) == (0, 6, 12, 18, 24)
+    uneven = (0, 6, 15, 21, 24)
+    assert solver.indices([*uneven]) == uneven
+    assert solver.indices(solver.select(uneven).conditioned_uniformly()) == uneven
+    for wrong in ([0], [0, 24, 12], [0, 12], [1, 12, 24], [0, 12, 12, 24]):
+        with pytest.raises(ValueError, match="rising from 0 to 24"):
+            solver.indices(wrong)
+    with pytest.raises(ValueError, match="not among the states of the 24 solver steps"):
+        solver.indices(teacher.knots(7))
+
+
 def test_null_class_is_the_one_after_the_last(teacher):
     assert isinstance(teacher.transformer, DiTTransformer2DModel)
     null = teacher.null_condition({"class_labels": torch.arange(3)})

@@ -80,7 +80,9 @@ def evaluate(student: Student, teacher: Teacher, held_out: TrajectoryDataset) ->
         "figures": found.arms["student"] | {"fd_held_out": fd_held_out(judge, features[0])},
         "teacher": found.arms["teacher"] | {"fd_held_out": fd_held_out(judge, features[1])},
         "floor": found.floor,
-        "error_per_step": exposure_bias(student, teacher, states[first], denoised[first], held_out.condition(first)),
+        "error_per_step": exposure_bias(
+            student, teacher, states[first], denoised[first], held_out.condition(first), held_out.manifest.knots
+        ),
         "distances": [round(x, 5) for x in paired_distance(*features).values.tolist()],
     }
 
@@ -92,7 +94,7 @@ def run(study: Study, name: str) -> dict[str, Any]:
     facts = {"name": name, "options": study.options(name), "seconds": round(time.time() - began)}
     lines = curve.read_text().splitlines() if curve.exists() else []  # trained by another command: not followed
     points = {point["step"]: point for point in map(json.loads, lines)}  # resumed: the last
-    held_out = study.held_out(student.num_steps)
+    held_out = study.held_out(student.config.knots)
     return facts | {"curve": [points[step] for step in sorted(points)]} | evaluate(student, study.teacher, held_out)
 
 

@@ -127,6 +127,7 @@ def _distill(
     trajectories: str,
     out: str,
     num_steps: int = 4,
+    knots: list[int] | None = None,
     history_layers: int = 6,
     mask: Literal["M1", "M2", "M3", "M4"] = "M4",
     target: Literal["state", "denoised", "anchored"] = "state",
@@ -144,6 +145,8 @@ def _distill(
         trajectories: Folder that record wrote.
         out: Run folder: settings, log, checkpoints, sample grids; the student ends in its subfolder student.
         num_steps: Steps of the student, 1 to 8.
+        knots: Which of the solver's recorded states the steps run between, as [0, 6, 15, 21, 24] of 24 solver steps;
+            uniform if not given.
         history_layers: N, how many of the lowest layers see earlier steps; 0 is step distillation.
         mask: Which earlier steps they see: M1 none, M2 the one before, M3 the noise, M4 all.
         target: state (the ODE's states), denoised (x0 estimates, the authors' code) or anchored (x0 estimates,
@@ -163,7 +166,9 @@ def _distill(
     from ardistill.training import distill as run
     from ardistill.trajectories import TrajectoryDataset
 
-    data = TrajectoryDataset(trajectories, num_steps)
+    if knots and len(knots) != num_steps + 1:
+        raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {knots}")
+    data = TrajectoryDataset(trajectories, knots or num_steps)
     loaded = _teacher_of(data.manifest, teacher)
     options: dict[str, Any] = {"history_layers": history_layers, "mask": mask, "target": target, "output": output}
     options["gated"] = gated
@@ -240,7 +245,7 @@ def _finetune(
     from ardistill.trajectories import TrajectoryDataset
 
     loaded = Student.from_pretrained(student)
-    data = TrajectoryDataset(trajectories, loaded.num_steps, loaded.config.fingerprint or None)
+    data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
     found = _teacher_of(data.manifest, teacher)
     adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
     validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
@@ -379,7 +384,7 @@ def _compare(
         study = Study(recipe, out, _device(device))
         lineages = study.lineages(arms or study.facts["arms"])  # all names and options, before the first is trained
         for name in lineages:
-            study.held_out(study.student(name).num_steps)
+            study.held_out(study.student(name).config.knots)
         students = [str(study.out / "arms" / name) for name in lineages]
         trajectories, out = str(study.out / "trajectories" / "held_out"), str(study.out / "comparison")
     elif arms:
@@ -391,14 +396,16 @@ def _compare(
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
     loaded = {name: Student.from_pretrained(path) for name, path in zip(names, students, strict=True)}
     where = _device(device)
-    sets = {s.num_steps: TrajectoryDataset(trajectories, s.num_steps) for s in loaded.values()}
+    sets = {s.config.knots: TrajectoryDataset(trajectories, s.config.knots) for s in loaded.values()}
     manifest = next(iter(sets.values())).manifest
     for path, student in zip(students, loaded.values(), strict=True):
         _check_held_out(path, student.config, manifest)
         student.to(where)
     teacher_model = _teacher_of(manifest, teacher).to(where)
     samplers = {"teacher": Sampler.of_teacher(teacher_model, manifest.solver_steps)}
-    samplers |= {f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted(sets)}
+    samplers |= {
+        f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted({knots.num_steps for knots in sets})
+    }
     samplers |= {name: Sampler.of_student(student) for name, student in loaded.items()}
     judge = _judge(manifest.teacher, features, feature_weights, reference, where)
     states, _, condition = next(iter(sets.values())).stacked()
@@ -408,8 +415,8 @@ def _compare(
     found = run(teacher_model, images, samplers, states[:, 0], condition, judge, **options)
     curves = {}
     for name, student in loaded.items():
-        part = send_to_device(sets[student.num_steps].stacked(slice(200)), where)
-        curves[name] = exposure_bias(student, teacher_model, *part)
+        states, denoised, condition = send_to_device(sets[student.config.knots].stacked(slice(200)), where)
+        curves[name] = exposure_bias(student, teacher_model, states, denoised, condition, manifest.knots)
     Path(out).mkdir(parents=True, exist_ok=True)
     exposure_bias_plot(curves, Path(out) / "exposure_bias.png")
     found.write(out, f"Students of {manifest.teacher}", pictures={"Error per step": Path(out) / "exposure_bias.png"})

@@ -78,7 +78,8 @@ class AdversarialConfig:
     adaptive: bool = True
     """Balance both losses by their gradients in the student's last layer."""
     warmup_steps: int = 100
-    """Optimiser steps in which the discriminator learns alone and the student by regression alone."""
+    """First steps, in which the discriminator learns alone and the student only draws. The student's optimiser starts
+    after them: with moments from the regression's small gradients, its first adversarial steps were far too long."""
     learning_rate: float = 1e-3
     """Of the discriminator's AdamW."""
     hidden: int = 64
@@ -122,6 +123,8 @@ class QuickstartConfig:
     """Trajectories per step of the 4-step arms; the 1-step arm takes four times as many: as many evaluations."""
     learning_rate: float = 5e-4
     """Of AdamW, for every arm."""
+    knots: tuple[int, ...] = (0, 6, 15, 21, 24)
+    """Of the 4-step arms: which of the teacher's 24 solver states their steps run between."""
     history_layers: int = 7
     """N of the ARD arm, of 7 layers, through gates."""
     guidance_scale: float = 1.25

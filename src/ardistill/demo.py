@@ -37,15 +37,16 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=config.guidance_scale)
     sizes = {"train": (config.num_trajectories, config.seed), "eval": (config.num_eval, config.seed + 1000)}
     for name, (count, seed) in sizes.items():
-        record(teacher, out / "trajectories" / name, count, num_steps=(1, 4), seed=seed)
-    held_out = TrajectoryDataset(out / "trajectories" / "eval", 4)
+        record(teacher, out / "trajectories" / name, count, num_steps=(1, 4, 8), seed=seed)
+    held_out = TrajectoryDataset(out / "trajectories" / "eval", config.knots)
     states, denoised, condition = held_out.stacked()
     noise, first = states[:, 0], slice(200)
     first_condition = held_out.condition(first)
 
     students: dict[str, Student] = {}
     for arm, (num_steps, has_history, factor) in ARMS.items():
-        data = TrajectoryDataset(out / "trajectories" / "train", num_steps, teacher.fingerprint())
+        knots = config.knots if num_steps > 1 else 1
+        data = TrajectoryDataset(out / "trajectories" / "train", knots, teacher.fingerprint())
         history_layers = config.history_layers if has_history else 0
         student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=history_layers))
         start = distance_to_solver(student, teacher, noise[first], first_condition)
@@ -73,7 +74,9 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
         teacher, teacher.decode(states[:, -1]), arms, noise, condition, Judge.zoo("fashion"), baseline=baseline
     )
     curves = {
-        arm: exposure_bias(students[arm], teacher, states[first], denoised[first], first_condition)
+        arm: exposure_bias(
+            students[arm], teacher, states[first], denoised[first], first_condition, held_out.manifest.knots
+        )
         for arm in ("step_distillation", "ard")
     }
     exposure_bias_plot(curves, out / "exposure_bias.png")

@@ -78,6 +78,29 @@ class Knots:
         """Whether both mean the same states, whatever the network is told of their times."""
         return (self.prediction_type, self.alpha, self.sigma) == (other.prediction_type, other.alpha, other.sigma)
 
+    def indices(self, steps: int | Sequence[int] | Knots) -> tuple[int, ...]:
+        """Which of these states a student's steps run between, first 0, last ``num_steps``.
+
+        Args:
+            steps: A number of steps, uniform in the index; or the indices themselves; or a student's knots.
+
+        Raises:
+            ValueError: These states have no such steps.
+        """
+        if isinstance(steps, int):
+            return nested_indices(self.num_steps, steps)
+        if isinstance(steps, Knots):
+            own, wanted = (list(zip(x.alpha, x.sigma, strict=True)) for x in (self, steps))
+            if steps.prediction_type != self.prediction_type or not set(wanted) <= set(own):
+                raise ValueError(f"the student's knots are not among the states of the {self.num_steps} solver steps")
+            return tuple(own.index(state) for state in wanted)
+        found = tuple(steps)
+        if len(found) < 2 or found[0] != 0 or found[-1] != self.num_steps or [*found] != sorted(set(found)):
+            raise ValueError(
+                f"expected knots as states of the solver, rising from 0 to {self.num_steps} (its steps), got {[*found]}"
+            )
+        return found
+
     def select(self, indices: Sequence[int]) -> Knots:
         """Keep the states at ``indices`` (first 0, last num_steps)."""
         return Knots(

@@ -13,18 +13,21 @@ import yaml
 
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.discriminator import Adversary
+from ardistill.schedule import Knots
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
+Steps = int | Sequence[int] | Knots
 _RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}
 _STUDENT = {"history_layers", "mask", "target", "output", "gated"}
 SECTIONS = {
     "out": set(),
     "record": _RECORD | {"teacher", "guidance_scale"},
     "held_out": _RECORD,
-    "distill": _STUDENT | {"num_steps", "num_trajectories", "conditioning", "evaluations_per_step", "training"},
+    "distill": _STUDENT
+    | {"num_steps", "knots", "num_trajectories", "conditioning", "evaluations_per_step", "training"},
     "finetune": {"finetune", "real", "training", "adversarial"},
     "arms": set(),
 }
@@ -110,6 +113,10 @@ class Study:
         if options.get("conditioning", "recorded") not in ("recorded", "uniform"):
             raise ValueError(f"arm {name}: conditioning is recorded or uniform, got {options['conditioning']!r}")
         evaluations, num_steps = options.get("evaluations_per_step"), options.get("num_steps", 4)
+        if "knots" in options and len(options["knots"]) != num_steps + 1:
+            raise ValueError(
+                f"arm {name}: expected {num_steps + 1} knots for {num_steps} steps, got {options['knots']}"
+            )
         if evaluations is not None and (evaluations < 1 or evaluations % num_steps):
             raise ValueError(f"arm {name}: {evaluations} evaluations_per_step are no multiple of its {num_steps} steps")
         if evaluations is not None and "batch_size" in options.get("training", {}):
@@ -123,21 +130,26 @@ class Study:
         facts = self.facts["record"]
         return Teacher.from_pretrained(facts["teacher"], guidance_scale=float(facts["guidance_scale"]))
 
-    def _recorded(self, name: str, num_steps: int, **options: Any) -> TrajectoryDataset:
+    def _recorded(self, name: str, steps: Steps, **options: Any) -> TrajectoryDataset:
         options = {k: v for k, v in (self.facts["record"] | options).items() if k in _RECORD}
         if "prompts" in options:
             options["prompts"] = load_prompts(options["prompts"])
         record(self.teacher.to(self.device), self.out / "trajectories" / name, **options, device=self.device)
-        return TrajectoryDataset(self.out / "trajectories" / name, num_steps, self.teacher.fingerprint())
+        return TrajectoryDataset(self.out / "trajectories" / name, steps, self.teacher.fingerprint())
 
-    def data(self, num_steps: int, num_trajectories: int | None = None) -> TrajectoryDataset:
-        """Trajectories to train on, recorded if they are not there: as many as the recipe says, or an arm."""
+    def data(self, steps: Steps, num_trajectories: int | None = None) -> TrajectoryDataset:
+        """Trajectories to train on, recorded if they are not there: as many as the recipe says, or an arm.
+
+        Args:
+            steps: As ``num_steps`` of ``TrajectoryDataset``.
+            num_trajectories: The recipe's if not given.
+        """
         count = num_trajectories or self.facts["record"]["num_trajectories"]
-        return self._recorded(f"train-{count}", num_steps, num_trajectories=count)
+        return self._recorded(f"train-{count}", steps, num_trajectories=count)
 
-    def held_out(self, num_steps: int) -> TrajectoryDataset:
-        """Trajectories from other noise, to measure on."""
-        return self._recorded("held_out", num_steps, **self.facts["held_out"])
+    def held_out(self, steps: Steps) -> TrajectoryDataset:
+        """Trajectories from other noise, to measure on; ``steps`` as above."""
+        return self._recorded("held_out", steps, **self.facts["held_out"])
 
     def student(self, name: str, validate: Callable[[Student, int], np.ndarray | None] | None = None) -> Student:
         """The trained student of an arm; training goes on from as far as it had come, and a finished run is read.
@@ -154,12 +166,12 @@ class Study:
         if start := options.get("finetune"):
             student = self.student(start).requires_grad_(True)
             origin = self.options(self.lineages([name])[name][0])
-            data = self.data(student.num_steps, origin.get("num_trajectories"))
+            data = self.data(student.config.knots, origin.get("num_trajectories"))
             against = AdversarialConfig(**options.get("adversarial", {}))
             adversary = Adversary.of_real(self.teacher, options["real"], against, training.get("seed", 0))
             return distill(student, data, folder, TrainingConfig(**training), adversary=adversary, validate=validate)
         num_steps = options.get("num_steps", 4)
-        data = self.data(num_steps, options.get("num_trajectories"))
+        data = self.data(options.get("knots", num_steps), options.get("num_trajectories"))
         config = StudentConfig.for_data(data, **{key: options[key] for key in _STUDENT & options.keys()})
         if options.get("conditioning") == "uniform":
             config = config.conditioned_uniformly(self.teacher.scheduler.config.num_train_timesteps)

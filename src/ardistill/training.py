@@ -79,12 +79,13 @@ def distill(
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     parameters = [p for p in student.parameters() if p.requires_grad]
+    alone = 0 if adversary is None else adversary.config.warmup_steps  # steps of the discriminator before the student's
     optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
     scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=config.max_steps,
+        num_training_steps=max(config.max_steps - alone, 1),
     )
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     weights = step_weights(student.config.knots, student.config.target)
@@ -120,26 +121,29 @@ def distill(
             share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
             on_policy = float(torch.rand((), generator=generator)) < share[config.inputs]
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
+            more: dict[str, float] = {}
             with accelerator.accumulate(model):
                 how = (config.sequential, config.detach_history, on_policy, config.through_steps)
-                estimates = model(inputs, batch["condition"], *how)
-                loss, errors = regression_loss(estimates, targets, weights)
-                more: dict[str, float] = {}
-                total = loss
-                if adversary is not None and step >= adversary.config.warmup_steps:
-                    drawn_as_real = adversary.generator_loss(estimates[:, -1], batch["condition"], generator)
-                    weight = adversary.weight(loss, drawn_as_real, last)
-                    total = loss + weight * drawn_as_real
-                    more = {"g_loss": float(drawn_as_real.detach()), "g_weight": float(weight)}
-                accelerator.backward(total)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
+                with torch.set_grad_enabled(step >= alone):
+                    estimates = model(inputs, batch["condition"], *how)
+                    loss, errors = regression_loss(estimates, targets, weights)
+                if step >= alone:
+                    total = loss
+                    if adversary is not None:
+                        drawn_as_real = adversary.generator_loss(estimates[:, -1], batch["condition"], generator)
+                        weight = adversary.weight(loss, drawn_as_real, last)
+                        total = loss + weight * drawn_as_real
+                        more = {"g_loss": float(drawn_as_real.detach()), "g_weight": float(weight)}
+                    accelerator.backward(total)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
                 if adversary is not None:
                     more |= adversary.update(estimates[:, -1], batch["condition"], generator)
-        scheduler.step()
-        ema.step(parameters)
+        if step >= alone:
+            scheduler.step()
+            ema.step(parameters)
         done = step + 1
         bar.update()
         if done % 10 == 0 or done == config.max_steps:

@@ -270,7 +270,7 @@ class TrajectoryDataset(Dataset):
 
     Args:
         folder: What ``record`` wrote.
-        num_steps: Steps of the student.
+        num_steps: Steps of the student, uniform; or which of the solver's states they run between; or its knots.
         fingerprint: Of the student's teacher; None: not checked.
 
     Raises:
@@ -278,7 +278,9 @@ class TrajectoryDataset(Dataset):
             not what its checksum says.
     """
 
-    def __init__(self, folder: str | Path, num_steps: int, fingerprint: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, num_steps: int | Sequence[int] | Knots, fingerprint: str | None = None
+    ) -> None:
         folder = Path(folder)
         self.manifest = manifest = Manifest.read(folder)
         if fingerprint is not None and fingerprint != manifest.fingerprint:
@@ -286,9 +288,9 @@ class TrajectoryDataset(Dataset):
                 f"{folder} was recorded from another teacher ({manifest.teacher or 'unnamed'}, weights "
                 f"{manifest.fingerprint[:12]}), the student's is {fingerprint[:12]}; record again"
             )
-        indices = nested_indices(manifest.solver_steps, num_steps)
+        indices = manifest.knots.indices(num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
-            raise ValueError(f"{folder} lacks states {missing}, which {num_steps} steps need; record them")
+            raise ValueError(f"{folder} lacks states {missing}, which {len(indices) - 1} steps need; record them")
         self.knots = manifest.knots.select(indices)
         self._at = [manifest.kept.index(i) for i in indices]
         self._states, self._denoised, labels, guidance, shapes = [], [], [], [], []

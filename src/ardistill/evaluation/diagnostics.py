@@ -15,6 +15,7 @@ from ardistill.evaluation.plots import sample_grid
 from ardistill.families import Condition
 from ardistill.losses import inputs_and_targets
 from ardistill.sampling import sample
+from ardistill.schedule import Knots
 from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset
@@ -22,7 +23,7 @@ from ardistill.trajectories import TrajectoryDataset
 
 @torch.no_grad()
 def exposure_bias(
-    student: Student, teacher: Teacher, states: Tensor, denoised: Tensor, condition: Condition, continue_steps: int = 6
+    student: Student, teacher: Teacher, states: Tensor, denoised: Tensor, condition: Condition, solver: Knots
 ) -> dict[str, list[float]]:
     """Mean squared error of each step, three ways.
 
@@ -36,7 +37,7 @@ def exposure_bias(
         states: The teacher's states at the student's knots, (b, s + 1, c, h, w).
         denoised: The teacher's x̂0 there, (b, s, c, h, w).
         condition: One row per sample.
-        continue_steps: Solver steps of the teacher between two knots.
+        solver: All knots that the trajectories were solved at.
 
     Returns:
         Three lists of s numbers. ``teacher_continued`` is of the states and is left out unless the target is ``state``.
@@ -50,13 +51,11 @@ def exposure_bias(
     free = sample(student, states[:, 0], condition)
     curves = {"teacher_forced": per_step(student(inputs, condition)), "free_running": per_step(free)}
     if target == "state":
-        fine = teacher.knots(continue_steps * knots.num_steps)
+        first, *later = solver.indices(knots)[1:]
         continued = [free[:, 0]]
-        if knots.num_steps > 1:
-            rest = fine.select(range(continue_steps, fine.num_steps + 1))
-            continued += (
-                teacher.solve_ode(free[:, 0], condition, rest).states[:, continue_steps::continue_steps].unbind(1)
-            )
+        if later:
+            rest = solver.select(range(first, solver.num_steps + 1))
+            continued += teacher.solve_ode(free[:, 0], condition, rest).states[:, [i - first for i in later]].unbind(1)
         curves["teacher_continued"] = per_step(torch.stack(continued, dim=1))
     return curves
 
