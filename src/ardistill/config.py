@@ -78,8 +78,7 @@ class AdversarialConfig:
     adaptive: bool = True
     """Balance both losses by their gradients in the student's last layer."""
     warmup_steps: int = 100
-    """First steps, in which the discriminator learns alone and the student only draws. The student's optimiser starts
-    after them: with moments from the regression's small gradients, its first adversarial steps were far too long."""
+    """First steps, in which the discriminator learns alone and the student only draws, for a third of the cost."""
     learning_rate: float = 1e-3
     """Of the discriminator's AdamW."""
     hidden: int = 64
