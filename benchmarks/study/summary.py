@@ -172,8 +172,8 @@ def report(study: str, title: str) -> list[str]:
     solvers = json.loads(path.read_text())["arms"]
     left = [name for name in arms(study) if name not in found]
     curves_plot(found, DOCS / f"study_{study}_curves.png")
-    wanted = ("state-teacher-n0", "state-teacher-n2", "state-teacher-n7-gated", "paper-teacher-n0", "paper-teacher-n2")
-    shown = [name for name in wanted if name in found]
+    kinds = ("state-teacher-n0", "state-teacher-n7-gated", "uneven-n0", "uneven-n7-gated", "paper-teacher-n2")
+    shown = [name for name in kinds if name in found]
     exposure_bias_plot({x: found[x]["error_per_step"] for x in shown}, DOCS / f"study_{study}_error_per_step.png")
     return [
         f"## {title}",
@@ -201,8 +201,10 @@ def main() -> None:
         "Written by `python benchmarks/study/summary.py` from the committed results of `benchmarks/study/study.py`.",
         "S = 4 unless the arm's name says another; optimiser steps of 256 evaluations, 2,000 held-out noises.",
         "The names say target and output (paper: `denoised`, `direct`, the authors' set-up), inputs, and N; `gated`:",
-        "history through a gate that starts closed. FD is in the features of the data set's own classifier. Several",
-        "seeds: mean, in brackets largest minus smallest. MMACs: million multiply-accumulates of one image.",
+        "history through a gate that starts closed; `uneven`: knots at the teacher's states 0, 6, 15, 21, 24 of 24 in",
+        "place of every sixth, target `state`, teacher's inputs; `flops`: as many more steps as an evaluation of N = 7",
+        "costs more. FD is in the features of the data set's own classifier. Several seeds: mean, in brackets largest",
+        "minus smallest. MMACs: million multiply-accumulates of one image.",
         "",
         *report("fashion", "Fashion-MNIST (`zoo/fashion`, grey, 28x28), 1,000 steps"),
         *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32), 600 steps"),
