@@ -10,14 +10,17 @@ is constant and falls to zero over the last --cooldown steps. samples.png in the
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 from tqdm import tqdm
@@ -114,6 +117,18 @@ def draw(pipeline: PixelSD3Pipeline, path: Path, guidance_scale: float) -> None:
     sample_grid(rows, path)
 
 
+def save(pipeline: PixelSD3Pipeline, folder: Path) -> None:
+    """Write a diffusers folder that holds its pipeline's module, the transformer in float16."""
+    pipeline.save_pretrained(folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: x.half() for name, x in load_file(path).items()}, path, metadata={"format": "pt"})
+    module = Path(inspect.getfile(PixelSD3Pipeline))
+    shutil.copy(module, folder / module.name)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = [module.stem, PixelSD3Pipeline.__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/scenes_teacher", help="run folder (default: %(default)s)")
@@ -129,6 +144,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--caption-dropout", type=float, default=0.1)
     parser.add_argument("--ema-decay", type=float, default=0.999)
     parser.add_argument("--checkpoint-every", type=int, default=500)
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the blocks: a sixth faster, needs a C++ compiler"
+    )
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the samples drawn on the way")
     args = parser.parse_args(argv)
 
@@ -139,6 +157,8 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer, transformer = pipeline.tokenizer, pipeline.transformer
     text_encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
     model = nn.ModuleList([transformer, *text_encoders]).train()
+    for block in transformer.transformer_blocks if args.compile else []:
+        block.compile()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
@@ -158,9 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * rate
         generator = torch.Generator().manual_seed(step)
-        scenes, captions = zip(
-            *(caption(0, step * args.batch_size + i) for i in range(args.batch_size)), strict=True
-        )
+        scenes, captions = zip(*(caption(0, step * args.batch_size + i) for i in range(args.batch_size)), strict=True)
         x0 = as_images(scenes)  # (b, c, h, w)
         dropped = torch.rand(len(x0), generator=generator) < args.caption_dropout
         texts = ["" if drop else x.text for drop, x in zip(dropped, captions, strict=True)]
@@ -195,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
             ema.store(model.parameters())
             ema.copy_to(model.parameters())
             draw(pipeline, out / "samples.png", args.guidance_scale)
-            pipeline.save_pretrained(out / "teacher")
+            save(pipeline, out / "teacher")
             ema.restore(model.parameters())
 
 

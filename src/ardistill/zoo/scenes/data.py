@@ -50,6 +50,8 @@ COMBINED = ("counting", "colors", "position", "color_attr")
 IMAGE_SIZE = 32
 CELL = 16
 """Edge of the four cells, pixels: one noun at most in each."""
+ACROSS = 4
+"""Least distance of two different nouns from the edges that they do not lean to, pixels."""
 GRID = 2
 """Left and top of a noun are multiples of this, pixels."""
 
@@ -128,8 +130,10 @@ class Prompt:
     """One of `CATEGORIES`, for a prompt made to judge by."""
 
 
-WORDINGS = {"seen": ("{}", "{} after", "a picture of {}", "there is {}")}
-WORDINGS["unseen"] = ("a picture of {} after", "there is {} after", "there is a picture of {}")
+WORDINGS = {
+    "seen": ("{}", "{} after", "a picture of {}", "there is {}"),
+    "unseen": ("a picture of {} after", "there is {} after", "there is a picture of {}"),
+}
 """Split to wordings; "after" puts the colour behind the noun, "a cat that is red", and goes with one noun and its
 colour alone. All words of the unseen ones are used in the seen ones."""
 
@@ -192,8 +196,8 @@ def describe(
     if swapped and not relation:
         told = told[::-1]
     colours = list(COLOURS)
-    frame, _, after = wording.partition(" after")
-    is_after = bool(_) and colour and not two
+    frame = wording.removesuffix(" after")
+    is_after = frame != wording and colour and not two
     phrases = []
     for x in told:
         words = [NUMBERS[count]] if count > 1 and not two else []
@@ -285,7 +289,7 @@ def _draw(random: np.random.Generator, kind: str) -> Scene:
         first, second = (int(n) for n in random.choice(len(NOUNS), 2, replace=False))
         relation = int(random.integers(len(RELATIONS)))
         along = GRID * random.integers((CELL - small) // GRID + 1, size=2) + (0, CELL)
-        across = CELL // 2 + 1 - small // 2 + GRID * random.integers(5, size=2) + 2
+        across = ACROSS + GRID * random.integers(5, size=2)
         places = zip(along, across, strict=True) if relation == 0 else zip(across, along, strict=True)
         colours = random.integers(len(COLOURS), size=2)
         pair = zip((first, second), colours, places, strict=True)
@@ -305,7 +309,7 @@ def _draw(random: np.random.Generator, kind: str) -> Scene:
 
 @cache
 def _picture(noun: int, size: str) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness in [0, 1], shape (size, size, 1), of the noun's brightest half 1, and opacity in [0, 1], same shape."""
+    """Brightness, 1 in the noun's brighter half, and opacity, both in [0, 1], shape (size, size, 1)."""
     picture = Image.open(FOLDERS["emoji"] / "nouns" / f"{NOUNS[noun]}.png").convert("RGBA")
     picture = picture.crop(picture.getbbox())
     edge = SIZES[size]

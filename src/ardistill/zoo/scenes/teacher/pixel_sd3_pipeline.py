@@ -21,10 +21,15 @@ class PixelSD3Pipeline(StableDiffusion3Pipeline):
         tokenizer: Any,
         text_encoder_2: Any,
         tokenizer_2: Any,
+        vae: None = None,
+        text_encoder_3: None = None,
+        tokenizer_3: None = None,
+        image_encoder: None = None,
+        feature_extractor: None = None,
         max_sequence_length: int = 0,
     ) -> None:
         clip = (text_encoder, tokenizer, text_encoder_2, tokenizer_2)
-        super().__init__(transformer, scheduler, None, *clip, None, None)
+        super().__init__(transformer, scheduler, None, *clip, None, None)  # type: ignore[arg-type]
         self.register_to_config(max_sequence_length=max_sequence_length)
         self.vae_scale_factor = 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
