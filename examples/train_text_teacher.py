@@ -52,7 +52,7 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """Two layers, of which Stable Diffusion 3 takes the first for its tokens and both for the pooled embedding."""
-    return CLIPTextModelWithProjection(
+    encoder = CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
@@ -66,6 +66,8 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    nn.init.normal_(encoder.get_input_embeddings().weight, std=0.5)  # CLIP's 0.02 is less than biases and positions
+    return encoder
 
 
 def make_transformer(width: int = 160, num_layers: int = 6, size: int = 32) -> SD3Transformer2DModel:
@@ -102,7 +104,7 @@ def make_pipeline(width: int = 160, num_layers: int = 6) -> PixelSD3Pipeline:
 
 def draw(pipeline: PixelSD3Pipeline, path: Path, guidance_scale: float) -> None:
     """A grid of samples, a row each category, the same noise at every call."""
-    columns = 12
+    columns = 8
     asked = prompts("seen", columns * len(CATEGORIES))
     asked = [x for category in CATEGORIES for x in asked if x.category == category]
     pipeline.set_progress_bar_config(disable=True)
