@@ -5,8 +5,12 @@ import json
 import pytest
 import torch
 import train_text_teacher
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SD3Transformer2DModel
+from tiny_families import open_gates
 
+from ardistill.hub import export, load
+from ardistill.sampling import sample
+from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.zoo.scenes.data import (
     CATEGORIES,
@@ -118,6 +122,10 @@ def run(tmp_path_factory):
     tiny = ["--width", "32", "--num-layers", "2", "--batch-size", "4", "--checkpoint-every", "2", "--warmup", "1"]
     for steps in ("2", "4"):
         train_text_teacher.main(["--out", str(out), "--steps", steps, "--cooldown", "1", *tiny])
+    transformer = SD3Transformer2DModel.from_pretrained(out / "teacher" / "transformer")
+    for parameter in transformer.parameters():  # so that nothing is hidden behind a zero gate
+        torch.nn.init.normal_(parameter, std=0.1)
+    transformer.save_pretrained(out / "teacher" / "transformer")
     return out
 
 
@@ -131,9 +139,6 @@ def test_a_text_teacher_draws_what_its_own_pipeline_draws(run):
     folder = run / "teacher"
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
-    for parameter in pipeline.transformer.parameters():  # so that nothing is hidden behind a zero gate
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipeline.transformer.save_pretrained(folder / "transformer")
     texts = ["a red cat", "three blue ducks", "a bell left of a crown"]
     generator = torch.Generator().manual_seed(0)
     options = {"guidance_scale": 2.0, "num_inference_steps": 3}
@@ -147,6 +152,25 @@ def test_a_text_teacher_draws_what_its_own_pipeline_draws(run):
     assert torch.allclose(teacher.decode(solved) / 2 + 0.5, images, atol=1e-5)
     assert pipeline("a red cat", num_inference_steps=1).images[0].size == (32, 32)
     assert len(pipeline("a cat", num_images_per_prompt=2, num_inference_steps=1).images) == 2
+
+
+def test_an_exported_text_student_draws_pixels_with_diffusers_alone(run, tmp_path):
+    teacher = Teacher.from_pretrained(run / "teacher", guidance_scale=2.0)
+    student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), 2)).eval()
+    open_gates(student)
+    export(student, teacher, tmp_path / "student")
+    texts = ["a red cat", "three blue ducks"]
+    noise = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = (sample(student, noise, teacher.encode(texts))[:, -1] / 2 + 0.5).clamp(0, 1)
+    for pipeline in (
+        DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True),
+        load(tmp_path / "student"),
+    ):
+        pipeline.set_progress_bar_config(disable=True)
+        images = pipeline(texts, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        assert torch.allclose(images, expected, atol=1e-5)
+        with pytest.raises(ValueError, match="negative_prompt"):
+            pipeline(texts, negative_prompt="a cat")
 
 
 def test_each_word_is_one_token():
