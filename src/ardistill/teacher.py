@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
-from ardistill.families import MAX_SEQUENCE_LENGTH, Condition, Family, family_of, transformer_class
+from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of, transformer_class
 from ardistill.schedule import Knots, knots_from_scheduler
 from ardistill.zoo import FOLDERS
 
@@ -302,8 +302,8 @@ class Teacher:
                 part = self.companions.get(name)
                 given[name] = part.float() if isinstance(part, nn.Module) else part
         pipeline = base(**given)
-        if MAX_SEQUENCE_LENGTH in self.companions:
-            pipeline.register_to_config(**{MAX_SEQUENCE_LENGTH: self.companions[MAX_SEQUENCE_LENGTH]})
+        if "max_sequence_length" in self.companions:
+            pipeline.register_to_config(**{SEQUENCE_LENGTH: self.companions["max_sequence_length"]})
         return pipeline
 
     def check_condition(self, condition: Condition) -> None:

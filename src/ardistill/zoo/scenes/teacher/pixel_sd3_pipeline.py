@@ -21,11 +21,11 @@ class PixelSD3Pipeline(StableDiffusion3Pipeline):
         tokenizer: Any,
         text_encoder_2: Any,
         tokenizer_2: Any,
-        vae: None = None,
-        text_encoder_3: None = None,
-        tokenizer_3: None = None,
-        image_encoder: None = None,
-        feature_extractor: None = None,
+        vae: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
         max_sequence_length: int = 0,
     ) -> None:
         clip = (text_encoder, tokenizer, text_encoder_2, tokenizer_2)
