@@ -2,6 +2,7 @@
 
 import json
 
+import measure_adherence
 import pytest
 import torch
 import train_text_teacher
@@ -178,3 +179,12 @@ def test_each_word_is_one_token():
     assert all(len(tokenizer(word).input_ids) == 3 for word in vocabulary())
     longest = max((prompt.text for split in SPLITS for prompt in prompts(split, 200)), key=len)
     assert len(tokenizer(longest).input_ids) <= train_text_teacher.TEXT_TOKENS
+
+
+def test_a_teachers_adherence_is_measured(run, tmp_path):
+    options = ["--count", "12", "--solver-steps", "2", "--scales", "1", "2", "--splits", "seen"]
+    measure_adherence.main(["--teacher", str(run / "teacher"), "--out", str(tmp_path), *options])
+    rows = json.loads((tmp_path / "adherence.json").read_text())["scores"]["seen"]
+    assert set(rows) == {"guidance 1", "guidance 2"} and (tmp_path / "samples.png").stat().st_size > 1000
+    assert [x["category"] for x in rows["guidance 1"]] == [*CATEGORIES, "overall"]
+    assert rows["guidance 1"][-1]["share"] == 0  # random weights draw nothing that is asked for
