@@ -198,11 +198,15 @@ def _mu_cogview4(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> 
     return config.base_shift + config.max_shift * math.sqrt(tokens / config.base_image_seq_len)
 
 
+SEQUENCE_LENGTH = "_max_sequence_length"
+"""Key in a loaded pipeline's config of its folder's ``max_sequence_length``; diffusers takes public keys for parts."""
+
+
 def _encode(pipeline: Any, *prompts: Any, **options: Any) -> Any:
-    """The pipeline's ``encode_prompt``, with the sequence length that its own call takes by default."""
+    """The pipeline's ``encode_prompt``, with the sequence length of its folder, else that of its call by default."""
     default = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
     if default is not None:
-        options["max_sequence_length"] = default.default
+        options["max_sequence_length"] = pipeline.config.get(SEQUENCE_LENGTH, default.default)
     if "do_classifier_free_guidance" in inspect.signature(pipeline.encode_prompt).parameters:
         options["do_classifier_free_guidance"] = False
     return pipeline.encode_prompt(*prompts, **options)

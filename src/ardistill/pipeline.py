@@ -68,10 +68,10 @@ class _FixedKnots:
 class _Pixels:
     """Stands in for the VAE of a teacher that draws pixels."""
 
-    config = SimpleNamespace(scaling_factor=1.0)
+    config = SimpleNamespace(scaling_factor=1.0, shift_factor=0.0)
 
-    def decode(self, samples: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(sample=samples)
+    def decode(self, samples: Tensor, return_dict: bool = True) -> Any:
+        return SimpleNamespace(sample=samples) if return_dict else (samples,)
 
 
 class _Remembering(nn.Module):
@@ -106,21 +106,29 @@ def few_step_pipeline(base: type) -> type:
         base: The teacher's pipeline class, one of diffusers'.
 
     Returns:
-        A subclass. Its constructor takes ``student``, a student's configuration as a dict, besides the components of
-        ``base``; its call takes what ``base``'s takes, but for the number of steps, negative prompts, and guidance
-        unless the student is told of it.
+        A subclass. Its constructor takes, besides the components of ``base``, ``student``, a student's configuration as
+        a dict, and ``max_sequence_length``, for calls that name none; its call takes what ``base``'s takes, but for the
+        number of steps, negative prompts, and guidance unless the student is told of it.
     """
     signature = inspect.signature(base.__init__)  # type: ignore[misc]
 
     class ARDPipeline(base):  # type: ignore[valid-type,misc]
         _optional_components = [*getattr(base, "_optional_components", []), "vae"]  # noqa: RUF012
 
-        def __init__(self, *args: Any, student: dict[str, Any] | None = None, **components: Any) -> None:
+        def __init__(
+            self,
+            *args: Any,
+            student: dict[str, Any] | None = None,
+            max_sequence_length: int | None = None,
+            **components: Any,
+        ) -> None:
             if student is None:
                 raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
             super().__init__(*args, **components)
             settings = {name: components[name] for name in components if name not in self.components}
-            self.register_to_config(student=student, **settings)
+            self.register_to_config(student=student, max_sequence_length=max_sequence_length, **settings)
+            if self.vae is None:
+                self.vae_scale_factor = 1
             transformer = self.transformer
             self.__dict__["_student"] = Student(transformer, StudentConfig.from_dict(student)).eval()
             if self._student.has_own_weights:  # which the stock transformer did not load
@@ -135,6 +143,8 @@ def few_step_pipeline(base: type) -> type:
             for name in ("negative_prompt", "negative_prompt_embeds"):
                 if options.get(name) is not None:
                     raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+            if self.config.max_sequence_length is not None:
+                options.setdefault("max_sequence_length", self.config.max_sequence_length)
             knots = _FixedKnots(student, self.scheduler.config)
             if base.__name__ in EMBEDDED_GUIDANCE:
                 options.setdefault("guidance_scale", student.config.guidance_scale)
@@ -157,8 +167,9 @@ def few_step_pipeline(base: type) -> type:
                 self.__dict__.update(kept)
 
     parameters = [*signature.parameters.values()]
-    extra = inspect.Parameter("student", inspect.Parameter.KEYWORD_ONLY, default=None)
-    ARDPipeline.__init__.__signature__ = signature.replace(parameters=[*parameters, extra])  # type: ignore[attr-defined]
+    added = ("student", "max_sequence_length")
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
+    ARDPipeline.__init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     ARDPipeline.__call__.__signature__ = inspect.signature(base.__call__)  # type: ignore[attr-defined]
     ARDPipeline.__call__.__doc__ = base.__call__.__doc__
     return ARDPipeline

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
-from ardistill.families import Condition, Family, family_of, transformer_class
+from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of, transformer_class
 from ardistill.schedule import Knots, knots_from_scheduler
 from ardistill.zoo import FOLDERS
 
@@ -273,13 +273,7 @@ class Teacher:
         if self.family.encode is None:
             raise ValueError(f"{self.name or 'the teacher'} is conditioned on class labels, not on prompts")
         if self._text_pipeline is None:
-            source = getattr(self.companions, "source", None)
-            if source is None:
-                raise ValueError("expected a teacher loaded from a pipeline folder, which has the text encoders")
-            if importlib.util.find_spec("transformers") is None:
-                raise ValueError("text encoders need transformers: pip install 'ardistill[text]'")
-            base = getattr(diffusers, self.pipeline_class)
-            self._text_pipeline = base.from_pretrained(source, transformer=None, vae=None)
+            self._text_pipeline = self._load_text_pipeline()
         distinct = list(dict.fromkeys(prompts))
         longest = []  # beside each part, where the length of all follows from the longest
         if self.family.encodes_to_longest:
@@ -294,6 +288,23 @@ class Teacher:
         number = {prompt: i for i, prompt in enumerate(distinct)}
         rows = torch.tensor([number[prompt] for prompt in prompts])
         return {name: value.cpu()[rows] for name, value in table.items()}
+
+    def _load_text_pipeline(self) -> Any:
+        """Of diffusers' own class, whatever module the folder has of its own, without transformer and VAE."""
+        if getattr(self.companions, "source", None) is None:
+            raise ValueError("expected a teacher loaded from a pipeline folder, which has the text encoders")
+        if importlib.util.find_spec("transformers") is None:
+            raise ValueError("text encoders need transformers: pip install 'ardistill[text]'")
+        base = getattr(diffusers, self.pipeline_class)
+        given = {"transformer": None, "vae": None, "scheduler": self.scheduler}
+        for name, parameter in list(inspect.signature(base.__init__).parameters.items())[1:]:
+            if name not in given and (name in self.companions or parameter.default is parameter.empty):
+                part = self.companions.get(name)
+                given[name] = part.float() if isinstance(part, nn.Module) else part
+        pipeline = base(**given)
+        if "max_sequence_length" in self.companions:
+            pipeline.register_to_config(**{SEQUENCE_LENGTH: self.companions["max_sequence_length"]})
+        return pipeline
 
     def check_condition(self, condition: Condition) -> None:
         """Refuse labels that the teacher does not have."""

@@ -7,14 +7,14 @@ from diffusers import DiffusionPipeline
 from ardistill.cli import _judge
 from ardistill.evaluation import FeatureStatistics, Judge, frechet_distance, real_floor
 from ardistill.teacher import ZOO, Teacher
-from ardistill.zoo import FOLDERS
+from ardistill.zoo import CLASS_CONDITIONAL, FOLDERS
 from ardistill.zoo.classifier import classifier_path, load_classifier
 from ardistill.zoo.data import CLASS_NAMES as DATA_NAMES
 from ardistill.zoo.data import load_data
 from ardistill.zoo.emoji.data import BACKGROUNDS, CLASS_NAMES, GRID, NOUN_SIZES, load_emoji, scene
 from ardistill.zoo.reference import Reference, load_reference, reference_path
 
-NAMES = tuple(FOLDERS)
+NAMES = CLASS_CONDITIONAL
 ACCURACY = {"emoji": 0.99, "fashion": 0.93}
 
 

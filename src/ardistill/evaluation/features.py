@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ardistill.zoo import FOLDERS
+from ardistill.zoo import CLASS_CONDITIONAL
 
 
 class FeatureNetwork(Protocol):
@@ -118,8 +118,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _scenes_detector(weights: str | Path | None, device: str) -> ModuleFeatures:
+    from ardistill.zoo.scenes.detector import NUM_FEATURES, load_detector
+
+    if weights is not None:
+        raise ValueError("scenes-detector has its own weights: leave weights away")
+    return ModuleFeatures("scenes-detector", load_detector().to(device).features, NUM_FEATURES, device=device)
+
+
 _KNOWN: dict[str, Callable[[str | Path | None, str], ModuleFeatures]] = {
-    **{f"{name}-classifier": partial(_zoo_classifier, name) for name in FOLDERS},
+    **{f"{name}-classifier": partial(_zoo_classifier, name) for name in CLASS_CONDITIONAL},
+    "scenes-detector": _scenes_detector,
     "inception": _inception,
 }
 
@@ -131,9 +140,10 @@ def feature_network(
 
     Args:
         source: ``"fashion-classifier"`` (shipped, 128 features of 28x28 grey images), ``"emoji-classifier"`` (shipped,
-            128 features of 32x32 colour images), ``"inception"`` (torch-fidelity's port of the FID network, 2048
-            features of grey or colour images of any size), the path of a TorchScript file, or a module; the latter two
-            take images in [-1, 1], shape (n, c, h, w), and give features (n, d).
+            128 features of 32x32 colour images), ``"scenes-detector"`` (shipped, 96 features of the same),
+            ``"inception"`` (torch-fidelity's port of the FID network, 2048 features of grey or colour images of any
+            size), the path of a TorchScript file, or a module; the latter two take images in [-1, 1], shape (n, c, h,
+            w), and give features (n, d).
         weights: Only for ``"inception"``: a state dict file; None takes torch-fidelity's own, downloaded once into the
             torch hub folder; ``"random"`` leaves the network untrained, to try the path.
         device: Where it runs.

@@ -32,7 +32,8 @@ class ResidualBlock(nn.Module):
         return torch.relu(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
 
 
-def _conv(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+def conv(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """A 3x3 convolution, batch norm and ReLU."""
     convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
@@ -48,10 +49,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.image_shape, self.num_values = _SHAPES[name]
         self.body = nn.Sequential(
-            _conv(self.image_shape[0], 24, stride=1),  # (h, w)
-            _conv(24, 48, stride=2),  # (h / 2, w / 2)
+            conv(self.image_shape[0], 24, stride=1),  # (h, w)
+            conv(24, 48, stride=2),  # (h / 2, w / 2)
             ResidualBlock(48),
-            _conv(48, NUM_FEATURES, stride=2),  # (h / 4, w / 4)
+            conv(48, NUM_FEATURES, stride=2),  # (h / 4, w / 4)
             ResidualBlock(NUM_FEATURES),
         )
         self.head = nn.Linear(NUM_FEATURES, sum(self.num_values))

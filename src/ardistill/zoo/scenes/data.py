@@ -1,0 +1,331 @@
+"""The scene world: captioned pictures of one noun, of up to four of a kind, or of two nouns, 32x32 in colour.
+
+A scene is a function of (seed, index), and so is its caption: sixteen nouns tinted in one of six colours, small or
+large, counted, or the one left of or above the other, on a light or dark background of which no caption tells. A
+caption may leave out colour, size and relation, never a noun or a number, so that a picture shows what its caption
+names and nothing else. Some combinations (noun and colour, noun and number, two nouns and their relation) are never
+drawn in the split ``seen``, and some wordings never used: what a model does with these is measured apart.
+
+The pictures are those of the emoji world, ``../emoji/nouns`` (Noto emoji, Apache-2.0, ``../emoji/LICENSE``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ardistill.zoo import FOLDERS
+
+NOUNS = (
+    "cat", "fish", "duck", "car", "boat", "house", "tree", "star",
+    "heart", "moon", "apple", "umbrella", "mushroom", "bell", "crown", "shirt",
+)  # fmt: skip
+COLOURS = {
+    "red": (225, 40, 40),
+    "yellow": (250, 205, 30),
+    "green": (50, 170, 60),
+    "cyan": (60, 205, 215),
+    "blue": (50, 95, 235),
+    "pink": (245, 110, 200),
+}
+"""Name to red, green, blue in 0..255: what a noun is tinted with."""
+SIZES = {"small": 14, "large": 26}
+"""Name to the edge of the square that a noun fills, pixels; where there are several nouns, all are small."""
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+RELATIONS = ("left of", "above")
+"""Of the first noun to the second."""
+BACKGROUNDS = ((240, 240, 240), (55, 55, 65))
+"""Red, green, blue in 0..255."""
+CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attr")
+"""GenEval's names (Ghosh et al. 2023, arXiv:2310.11513); the last is attribute binding."""
+SPLITS = ("seen", "unseen_combinations", "unseen_wordings")
+COMBINED = ("counting", "colors", "position", "color_attr")
+"""Categories whose prompts name a combination that can be unseen."""
+IMAGE_SIZE = 32
+CELL = 16
+"""Edge of the four cells, pixels: one noun at most in each."""
+ACROSS = 4
+"""Least distance of two different nouns from the edges that they do not lean to, pixels."""
+GRID = 2
+"""Left and top of a noun are multiples of this, pixels."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """One of the nouns in a picture."""
+
+    noun: int
+    """Index into `NOUNS`."""
+    colour: int
+    """Index into `COLOURS`."""
+    size: str
+    """Key of `SIZES`."""
+    left: int
+    """Columns left of its square."""
+    top: int
+    """Rows above its square."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one image shows: one noun, two to four alike, or two of different nouns."""
+
+    nouns: tuple[Noun, ...]
+    relation: int | None
+    """Of the first of two different nouns to the second, index into `RELATIONS`."""
+    background: int
+    """Index into `BACKGROUNDS`."""
+
+    def render(self) -> np.ndarray:
+        """Draw it: red, green, blue, uint8, shape (32, 32, 3)."""
+        image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+        image[:] = BACKGROUNDS[self.background]
+        for x in self.nouns:
+            paint, clear = _sprite(x.noun, x.colour, x.size)
+            square = image[x.top : x.top + len(paint), x.left : x.left + len(paint)]
+            square *= clear
+            square += paint
+        return image.round().astype(np.uint8)
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """Which of "colour", "number" and "relation" make a combination that the split ``seen`` does not have.
+
+        Each noun lacks one of the six colours, three of four nouns one of the three numbers; of the 480 relations of a
+        noun to another, 70 are missing.
+        """
+        found = set()
+        if any((x.noun + x.colour) % 6 == 0 for x in self.nouns):
+            found.add("colour")
+        first = self.nouns[0].noun
+        if self.relation is None and len(self.nouns) > 1 and (first + len(self.nouns)) % 4 == 0:
+            found.add("number")
+        if self.relation is not None and (first + 2 * self.nouns[1].noun + 3 * self.relation) % 6 == 0:
+            found.add("relation")
+        return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption with what it says, in the terms that a picture is judged by; what is None it leaves open."""
+
+    text: str
+    nouns: tuple[int, ...]
+    """Indices into `NOUNS`: one, or two that differ."""
+    count: int = 1
+    """Of the noun; where there are two nouns, one of each."""
+    colours: tuple[int, ...] | None = None
+    """Of each noun, indices into `COLOURS`."""
+    relation: int | None = None
+    """Of the first noun to the second, index into `RELATIONS`."""
+    size: str | None = None
+    """Key of `SIZES`."""
+    category: str = ""
+    """One of `CATEGORIES`, for a prompt made to judge by."""
+
+
+WORDINGS = {
+    "seen": ("{}", "{} after", "a picture of {}", "there is {}"),
+    "unseen": ("a picture of {} after", "there is {} after", "there is a picture of {}"),
+}
+"""Split to wordings; "after" puts the colour behind the noun, "a cat that is red", and goes with one noun and its
+colour alone. All words of the unseen ones are used in the seen ones."""
+
+
+def scene(seed: int, index: int, split: str = "seen") -> Scene:
+    """The scene of (``seed``, ``index``): one noun, several alike or two nouns, in shares of 30, 30 and 40 %.
+
+    Seed 0 is for training; the others are held out.
+
+    Args:
+        seed: Of a set of scenes.
+        index: Of the scene.
+        split: ``"unseen_combinations"`` draws only what is ``unseen`` in one way at least, the others never do.
+    """
+    random = np.random.default_rng((seed, index))
+    while True:
+        found = _draw(random, ("one", "several", "two")[random.choice(3, p=(0.3, 0.3, 0.4))])
+        if bool(found.unseen) == (split == "unseen_combinations"):
+            return found
+
+
+def caption(seed: int, index: int) -> tuple[Scene, Prompt]:
+    """A scene to train on, with a caption in a seen wording that tells part of what could be said.
+
+    Args:
+        seed: Of a set of scenes.
+        index: Of the scene.
+    """
+    found = scene(seed, index)
+    random = np.random.default_rng((seed, index, 1))
+    tells_colour, tells_size, tells_relation = random.random(3) < (0.6, 0.4, 0.6)
+    prompt = describe(
+        found,
+        WORDINGS["seen"][random.integers(4)],
+        colour=bool(tells_colour),
+        size=bool(tells_size),
+        relation=bool(tells_relation),
+        swapped=bool(random.integers(2)),
+    )
+    return found, prompt
+
+
+def describe(
+    scene: Scene, wording: str, *, colour: bool, size: bool, relation: bool, swapped: bool = False, category: str = ""
+) -> Prompt:
+    """Say what a scene shows.
+
+    Args:
+        scene: Of one noun, several alike or two.
+        wording: One of `WORDINGS`.
+        colour: Whether to tell the colours.
+        size: Whether to tell the size, where there is one noun.
+        relation: Whether to tell the relation, where there are two nouns.
+        swapped: Whether to name the second of two nouns first, where their relation is not told.
+        category: Of the prompt.
+    """
+    two, count = scene.relation is not None, len(scene.nouns)
+    relation, size = relation and two, size and count == 1
+    told = scene.nouns if two else scene.nouns[:1]
+    if swapped and not relation:
+        told = told[::-1]
+    colours = list(COLOURS)
+    frame = wording.removesuffix(" after")
+    is_after = frame != wording and colour and not two
+    phrases = []
+    for x in told:
+        words = [NUMBERS[count]] if count > 1 and not two else []
+        words += [x.size] if size else []
+        words += [colours[x.colour]] if colour and not is_after else []
+        words.append(NOUNS[x.noun] if count == 1 or two else plural(NOUNS[x.noun]))
+        if count == 1 or two:
+            words.insert(0, "an" if words[0][0] in "aeiou" else "a")
+        phrases.append(" ".join(words))
+    if is_after:
+        phrases[0] += f" that {'is' if count == 1 else 'are'} {colours[told[0].colour]}"
+    joint = f" {RELATIONS[scene.relation]} " if relation and scene.relation is not None else " and "
+    if frame == "there is {}" and count > 1 and not two:
+        frame = "there are {}"
+    return Prompt(
+        text=frame.format(joint.join(phrases)),
+        nouns=tuple(x.noun for x in told),
+        count=1 if two else count,
+        colours=tuple(x.colour for x in told) if colour else None,
+        relation=scene.relation if relation else None,
+        size=scene.nouns[0].size if size else None,
+        category=category,
+    )
+
+
+def prompts(split: str, count: int, seed: int = 1) -> list[Prompt]:
+    """Prompts to judge by, the categories in turn; those of `COMBINED` alone where the combinations are unseen.
+
+    Each says what its category asks for and no more, and in ``"unseen_combinations"`` its unseen combination is what
+    it asks for.
+
+    Args:
+        split: One of `SPLITS`.
+        count: How many; a shorter list is the beginning of a longer one.
+        seed: Of the list; not 0, which is for training.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
+    return [example(split, index, seed)[1] for index in range(count)]
+
+
+def example(split: str, index: int, seed: int = 1) -> tuple[Scene, Prompt]:
+    """The prompt at ``index`` of `prompts`, with a scene that it describes."""
+    categories = COMBINED if split == "unseen_combinations" else CATEGORIES
+    category = categories[index % len(categories)]
+    kind = {"single_object": "one", "colors": "one", "counting": "several"}.get(category, "two")
+    colour, relation = category in ("colors", "color_attr"), category == "position"
+    asked = {"counting": "number", "position": "relation"}.get(category, "colour")
+    random = np.random.default_rng((seed, index, 2))
+    while True:
+        found = _draw(random, kind)
+        if split == "unseen_combinations" and found.unseen == {asked}:
+            break
+        if split != "unseen_combinations" and not found.unseen:
+            break
+    wordings = WORDINGS["unseen" if split == "unseen_wordings" else "seen"]
+    if split == "unseen_wordings" and category != "colors":
+        wordings = wordings[-1:]  # without a colour behind the noun the others are seen
+    wording, swapped = wordings[random.integers(len(wordings))], bool(random.integers(2))
+    options = {"colour": colour, "size": False, "relation": relation, "swapped": swapped}
+    return found, describe(found, wording, **options, category=category)
+
+
+def as_images(scenes: Iterable[Scene]) -> Tensor:
+    """Render scenes: float32 in [-1, 1], shape (n, 3, 32, 32)."""
+    pixels = torch.from_numpy(np.stack([x.render() for x in scenes]))  # (n, 32, 32, 3)
+    return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def plural(noun: str) -> str:
+    """Of a noun in `NOUNS`."""
+    return noun if noun == "fish" else noun + ("es" if noun.endswith(("s", "h", "x")) else "s")
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can have, sorted."""
+    words = [*NOUNS, *map(plural, NOUNS), *COLOURS, *SIZES, *NUMBERS.values(), *RELATIONS]
+    return sorted({x for text in [*words, "there is are a an picture of and that"] for x in text.split()})
+
+
+def _draw(random: np.random.Generator, kind: str) -> Scene:
+    """A scene of one noun, of several alike or of two, everything else uniformly at random."""
+    background = int(random.integers(len(BACKGROUNDS)))
+    small = SIZES["small"]
+    if kind == "two":
+        first, second = (int(n) for n in random.choice(len(NOUNS), 2, replace=False))
+        relation = int(random.integers(len(RELATIONS)))
+        along = GRID * random.integers((CELL - small) // GRID + 1, size=2) + (0, CELL)
+        across = ACROSS + GRID * random.integers(5, size=2)
+        places = zip(along, across, strict=True) if relation == 0 else zip(across, along, strict=True)
+        colours = random.integers(len(COLOURS), size=2)
+        pair = zip((first, second), colours, places, strict=True)
+        nouns = tuple(Noun(n, int(c), "small", int(left), int(top)) for n, c, (left, top) in pair)
+        return Scene(nouns, relation, background)
+    noun, colour = int(random.integers(len(NOUNS))), int(random.integers(len(COLOURS)))
+    if kind == "one":
+        size = tuple(SIZES)[random.integers(2)]
+        left, top = (GRID * int(n) for n in random.integers((IMAGE_SIZE - SIZES[size]) // GRID + 1, size=2))
+        return Scene((Noun(noun, colour, size, left, top),), None, background)
+    count = int(random.integers(2, 5))
+    cells = random.permutation(4)[:count]
+    shift = GRID * random.integers((CELL - small) // GRID + 1, size=(count, 2))
+    corners = np.stack([cells % 2, cells // 2], 1) * CELL + shift
+    return Scene(tuple(Noun(noun, colour, "small", int(x), int(y)) for x, y in corners), None, background)
+
+
+@cache
+def _picture(noun: int, size: str) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness, 1 in the noun's brighter half, and opacity, both in [0, 1], shape (size, size, 1)."""
+    picture = Image.open(FOLDERS["emoji"] / "nouns" / f"{NOUNS[noun]}.png").convert("RGBA")
+    picture = picture.crop(picture.getbbox())
+    edge = SIZES[size]
+    width, height = (max(1, round(n * edge / max(picture.size))) for n in picture.size)
+    square = Image.new("RGBA", (edge, edge))
+    square.paste(picture.resize((width, height), Image.Resampling.BOX), ((edge - width) // 2, (edge - height) // 2))
+    pixels = np.asarray(square, np.float32)
+    opacity = pixels[..., 3:] / 255
+    luminance = pixels[..., :3] @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    brightness = luminance / np.median(luminance[opacity > 0.5])
+    return brightness.clip(0.4, 1), opacity
+
+
+@cache
+def _sprite(noun: int, colour: int, size: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the noun adds to a picture, 0..255, shape (size, size, 3), and the share of it that it leaves."""
+    brightness, opacity = _picture(noun, size)
+    paint = opacity * brightness * np.array(list(COLOURS.values())[colour], np.float32)
+    return paint, 1 - opacity

@@ -1,0 +1,119 @@
+"""Finds the nouns in a picture of the scene world: what adherence to a prompt is judged by.
+
+Trained by ``examples/train_detector.py`` on renders of every combination, seen and unseen, and of pictures that no
+caption describes; it shares nothing with the teacher but the nouns' pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ardistill.zoo import FOLDERS
+from ardistill.zoo.classifier import ResidualBlock, conv
+from ardistill.zoo.scenes.data import COLOURS, IMAGE_SIZE, NOUNS, SIZES
+
+NUM_FEATURES = 96
+STRIDE = 4
+"""Edge of the cells in which nouns are looked for, pixels."""
+NUM_VALUES = (len(NOUNS), len(COLOURS), len(SIZES))
+"""Of noun, colour and size."""
+WEIGHTS = FOLDERS["scenes"] / "detector.safetensors"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A noun that the detector sees."""
+
+    noun: int
+    """Index into `NOUNS`."""
+    colour: int
+    """Index into `COLOURS`."""
+    size: str
+    """Key of `SIZES`."""
+    x: float
+    """Of the middle of the cell it is centred in, pixels from the left."""
+    y: float
+    """Same, from the top."""
+
+
+class Detector(nn.Module):
+    """A small residual CNN (0.28 M parameters) that says of each cell whether a noun is centred there, and which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(3, 24, stride=1),  # (32, 32)
+            conv(24, 48, stride=2),  # (16, 16)
+            ResidualBlock(48),
+            conv(48, NUM_FEATURES, stride=2),  # (8, 8)
+            ResidualBlock(NUM_FEATURES),
+        )
+        self.head = nn.Conv2d(NUM_FEATURES, 1 + sum(NUM_VALUES), 1)
+
+    def _cells(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+            shape = f"(n, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
+            raise ValueError(f"expected images of shape {shape} in [-1, 1], got {tuple(images.shape)}")
+        return self.body(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Mean-pooled activations before the last layer.
+
+        Args:
+            images: In [-1, 1], shape (n, 3, 32, 32).
+
+        Returns:
+            Features, shape (n, 96), non-negative.
+
+        Raises:
+            ValueError: ``images`` have another shape.
+        """
+        return self._cells(images).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits of the presence of a noun, shape (n, 1, 8, 8), then of noun, colour and size, (n, values, 8, 8).
+
+        Args:
+            images: In [-1, 1], shape (n, 3, 32, 32).
+
+        Raises:
+            ValueError: ``images`` have another shape.
+        """
+        return self.head(self._cells(images)).split((1, *NUM_VALUES), 1)
+
+    @torch.no_grad()
+    def find(self, images: Tensor, batch_size: int = 500) -> list[list[Found]]:
+        """The nouns of each image, in the order of rows, then columns.
+
+        A noun is where its presence is more likely than not and than in the eight cells around.
+
+        Args:
+            images: In [-1, 1], shape (n, 3, 32, 32).
+            batch_size: Images at once.
+
+        Raises:
+            ValueError: ``images`` have another shape.
+        """
+        device, sizes = self.head.weight.device, tuple(SIZES)
+        found: list[list[Found]] = [[] for _ in range(len(images))]
+        for start in range(0, len(images), batch_size):
+            presence, *labels = self(images[start : start + batch_size].to(device))
+            is_peak = (presence > 0) & (presence == nn.functional.max_pool2d(presence, 3, stride=1, padding=1))
+            image, _, row, column = is_peak.nonzero(as_tuple=True)
+            values = torch.stack([x.argmax(1)[image, row, column] for x in labels], 1)
+            middles = (torch.stack([column, row], 1) + 0.5) * STRIDE
+            for i, (noun, colour, size), (x, y) in zip(image.tolist(), values.tolist(), middles.tolist(), strict=True):
+                found[start + i].append(Found(noun, colour, sizes[size], x, y))
+        return found
+
+
+def load_detector(path: str | Path = WEIGHTS) -> Detector:
+    """Load the shipped detector, frozen, in eval mode, float32 (stored in float16)."""
+    detector = Detector()
+    detector.load_state_dict({name: x.to(torch.float32) for name, x in load_file(path).items()})
+    return detector.requires_grad_(False).eval()

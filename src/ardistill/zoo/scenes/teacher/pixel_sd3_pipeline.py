@@ -1,0 +1,62 @@
+"""Draws pixels from a prompt, as diffusers' ``StableDiffusion3Pipeline`` draws latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
+
+
+class PixelSD3Pipeline(StableDiffusion3Pipeline):
+    """Stable Diffusion 3 without a VAE and without T5: pixels, and the text tokens of two small CLIP encoders alone."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        scheduler: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        text_encoder_2: Any,
+        tokenizer_2: Any,
+        vae: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
+        max_sequence_length: int = 0,
+    ) -> None:
+        clip = (text_encoder, tokenizer, text_encoder_2, tokenizer_2)
+        super().__init__(transformer, scheduler, None, *clip, None, None)  # type: ignore[arg-type]
+        self.register_to_config(max_sequence_length=max_sequence_length)
+        self.vae_scale_factor = 1
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        guidance_scale: float = 3.0,
+        num_inference_steps: int = 25,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Draw one image per prompt; ``output_type`` is pil, np (n, h, w, c) or pt (n, c, h, w), in [0, 1].
+
+        What else there is to say is as in ``StableDiffusion3Pipeline``, which pads 256 tokens where T5 is missing; here
+        ``max_sequence_length`` is what the folder says, 0.
+        """
+        options = {"max_sequence_length": self.config.max_sequence_length, **options}
+        states = super().__call__(
+            prompt,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            output_type="latent",
+            return_dict=False,
+            **options,
+        )[0]
+        images = self.image_processor.postprocess(states, output_type=output_type)
+        return StableDiffusion3PipelineOutput(images) if return_dict else (images,)
