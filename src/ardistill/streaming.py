@@ -64,7 +64,8 @@ class ShardSampler(Sampler[list[int]]):
             if next(self._epoch(0, stream), None) is None:
                 raise ValueError(
                     f"{window} shards of {self.manifest.shard_size} trajectories, of {shards} for {self.num_streams} "
-                    f"workers, do not fill a batch of {batch_size}; take a wider window, fewer workers or a smaller batch"
+                    f"workers, do not fill a batch of {batch_size}; take a wider window, fewer workers or "
+                    "a smaller batch"
                 )
 
     def __iter__(self) -> Iterator[list[int]]:
