@@ -423,6 +423,8 @@ def test_a_url_is_recorded_and_read_as_a_folder_is(teacher, recorded, tmp_path):
         repair(teacher, url, progress=False)
         assert bytes(store.read(shard_name(3))) == (recorded / shard_name(3)).read_bytes()
         assert verify(url, progress=False).whole
+    cached = TrajectoryDataset("simplecache::memory://bucket/data", 4)
+    assert torch.equal(cached[21]["states"], local[21]["states"])
 
 
 def test_batches_drawn_of_shards_hold_few_shards_and_no_row_twice(recorded):

@@ -179,7 +179,7 @@ class Store:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _digest(data: bytes | memoryview, seal: bytes) -> str:

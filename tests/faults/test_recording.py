@@ -1,4 +1,4 @@
-"""Recording by several processes, killed or not, leaves what one alone makes; fresh interpreters, as users start them."""
+"""Recording by several processes, killed or not, leaves what one alone makes; interpreters are fresh."""
 
 import json
 import os
@@ -40,12 +40,14 @@ def test_three_recorders_killed_at_random_and_one_more(undisturbed, tmp_path):
     assert contents(out) == expected and verify(out, progress=False).whole
 
 
-def test_two_recorders_under_accelerate_launch(undisturbed, tmp_path):
+def test_two_recorders_under_torchrun(undisturbed, tmp_path):
+    """What `accelerate launch` starts several processes with; on CPUs alone it starts but one."""
     teacher, expected = undisturbed
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "ardistill"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--tee", "3", "-m", "ardistill"]
     command += [*record_arguments(teacher, tmp_path / "data", 600, 4), "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["num_shards"] == 150  # said once
+    assert all(f"[default{rank}]:" in done.stdout + done.stderr for rank in range(2))
+    said = [line.partition(":")[2] for line in done.stdout.splitlines() if "num_shards" in line]
+    assert [json.loads(line)["num_shards"] for line in said] == [150]  # by the first alone
     assert contents(tmp_path / "data") == expected
