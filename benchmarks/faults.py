@@ -23,6 +23,7 @@ from killing import (
     contents,
     end,
     files_of_recording,
+    is_recording,
     kill_and_restart,
     record_arguments,
     save_tiny_teacher,
@@ -40,8 +41,9 @@ def recording(folder: Path, campaigns: int, fresh: bool) -> list[dict[str, Any]]
     for seed in range(campaigns):
         out = folder / f"killed-{seed}"
         rounds = kill_and_restart(
-            record_arguments(teacher, out, **size), folder / "log", processes=3, rounds=2, longest=1.0, seed=seed,
-            progress=lambda out=out: files_of_recording(out), fresh=fresh, look=lambda out=out: state_of_recording(out),
+            record_arguments(teacher, out, **size), folder / "log", processes=3, rounds=2, most=25, seed=seed,
+            fresh=fresh, progress=lambda out=out: files_of_recording(out), writing=lambda out=out: is_recording(out),
+            look=lambda out=out: state_of_recording(out),
         )  # fmt: skip
         found.append({"rounds": rounds, "files": len(expected), "equal": contents(out) == expected})
         print(json.dumps(found[-1]), flush=True)

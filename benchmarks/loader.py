@@ -5,7 +5,7 @@
 The same data in both layouts: 5 states of (4, 32, 32), float32, and a label; our shards hold the 4 denoised estimates
 beside them, and reading them is counted in. Random rows in batches of 64. Warm: from the page cache, everything read
 once before. Cold: the pages of every file dropped (posix_fadvise) and the store opened anew, checksums of all shards
-included. Best of 3 rounds, the layouts in turn. Figures are best taken on an idle machine.
+included. Best of 2 rounds, the layouts in turn. Figures are best taken on an idle machine.
 
 Memory: what a process gains in pages of its own (RssAnon) by opening a store and reading 20,000 random rows, for 1e3 to
 1e6 synthetic trajectories of (4, 2, 2); pages of the mapped files belong to the system and are given back at need.
@@ -131,7 +131,7 @@ def compare(folder: Path, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {"samples": count, "batch": BATCH}
     for state in ("warm", "cold"):
         best: dict[str, dict[str, float]] = {name: {} for name in layouts}
-        for _ in range(3):
+        for _ in range(2):
             for name, (open_, where) in layouts.items():
                 now = speed(open_, folder / where, count, state == "cold")
                 best[name] = {key: max(value, best[name].get(key, 0.0)) for key, value in now.items()}

@@ -176,8 +176,8 @@ def _repair(trajectories: str, teacher: str | None = None, device: str = "auto")
     found = repair(loaded, trajectories, _device(device))
     text = f"{len(found.remade)} files made again in {trajectories}"
     if found.largest_difference is not None:
-        same = f"{found.largest_difference:.1e} of the largest value" if found.largest_difference else "not at all"
-        text += f"; an intact shard and the same made here differ {same}"
+        apart = f"{found.largest_difference:.1e} of the largest value apart" if found.largest_difference else "equal"
+        text += f"; an intact shard and the same made here are {apart}"
     return {"remade": found.remade, "largest_difference": found.largest_difference, "text": text}
 
 

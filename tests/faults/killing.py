@@ -85,26 +85,31 @@ def kill_and_restart(
     processes: int,
     rounds: int,
     progress: Callable[[], int],
-    longest: float,
+    writing: Callable[[], bool],
+    most: int,
     seed: int,
     fresh: bool,
     look: Callable[[], dict[str, Any]] = dict,
 ) -> list[dict[str, Any]]:
     """Start a command several times at once, kill each process at a random moment, and again; let a last one end.
 
+    Moments are so many units of progress after the start of a round, and up to 30 ms; half of the kills then wait for a
+    write that is under way.
+
     Args:
         arguments: Of `ardistill`: a command that goes on when it is run again.
         log: What the processes say.
         processes: Started at the same time.
         rounds: Times that all are started and killed.
-        progress: Grows as they get on; a round's moments are counted from its first growth.
-        longest: Seconds between that and the last kill.
+        progress: Grows as they get on.
+        writing: Whether one of them is in the middle of a write.
+        most: Units of progress in a round, up to the last kill.
         seed: Of the moments.
         fresh: As in ``start``.
         look: What to note of what is left after a round.
 
     Returns:
-        One record a round: seconds of each kill, how many were killed before they had ended, and what ``look`` saw.
+        One record a round: progress at each kill, how many were killed before they had ended, and what ``look`` saw.
 
     Raises:
         RuntimeError: A process failed by itself.
@@ -113,18 +118,22 @@ def kill_and_restart(
     for _ in range(rounds):
         before = progress()
         running = [start(arguments, log, fresh) for _ in range(processes)]
-        alive = list(running)
-        while progress() == before and alive:
-            time.sleep(0.005)
-            alive = [pid for pid in alive if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None]
-        moments, since = sorted(chance.uniform(0, longest) for _ in running), time.monotonic()
-        for pid, moment in zip(running, moments, strict=True):
-            time.sleep(max(0.0, since + moment - time.monotonic()))
+        moments = sorted((chance.randint(1, most), chance.uniform(0, 0.03), chance.random() < 0.5) for _ in running)
+        for pid, (units, delay, in_a_write) in zip(running, moments, strict=True):
+            while progress() < before + units and _any_alive(running):
+                time.sleep(0.002)
+            time.sleep(delay)
+            while in_a_write and not writing() and _any_alive(running):
+                pass
             os.kill(pid, signal.SIGKILL)
         ended = [end(pid, log) for pid in running]
-        record.append({"seconds": moments, "killed": ended.count(-signal.SIGKILL), **look()})
+        record.append({"units": [x[0] for x in moments], "killed": ended.count(-signal.SIGKILL), **look()})
     end(start(arguments, log, fresh), log)
     return record
+
+
+def _any_alive(pids: Sequence[int]) -> bool:
+    return any(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for pid in pids)
 
 
 def record_arguments(teacher: Path, out: Path, num_trajectories: int, shard_size: int) -> list[str]:
@@ -138,6 +147,11 @@ def record_arguments(teacher: Path, out: Path, num_trajectories: int, shard_size
 def files_of_recording(out: Path) -> int:
     """How many are published: the progress of a recording."""
     return sum(path.name[0] != "." for path in out.iterdir()) if out.is_dir() else 0
+
+
+def is_recording(out: Path) -> bool:
+    """Whether a write is under way, or was cut."""
+    return any(out.glob(".*.tmp"))
 
 
 def state_of_recording(out: Path) -> dict[str, int]:

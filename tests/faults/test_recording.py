@@ -9,6 +9,7 @@ import pytest
 from faults.killing import (
     contents,
     files_of_recording,
+    is_recording,
     kill_and_restart,
     record_arguments,
     save_tiny_teacher,
@@ -28,18 +29,21 @@ def undisturbed(tmp_path_factory):
     return teacher, contents(folder / "data")
 
 
+@pytest.mark.slow
 def test_three_recorders_killed_at_random_and_one_more(undisturbed, tmp_path):
     """benchmarks/faults.py kills many more."""
     teacher, expected = undisturbed
     out = tmp_path / "data"
     rounds = kill_and_restart(
-        record_arguments(teacher, out, 600, 4), tmp_path / "log", processes=3, rounds=1, longest=0.5, seed=0,
-        progress=lambda: files_of_recording(out), fresh=True, look=lambda: state_of_recording(out),
+        record_arguments(teacher, out, 600, 4), tmp_path / "log", processes=3, rounds=1, most=40, seed=0, fresh=True,
+        progress=lambda: files_of_recording(out), writing=lambda: is_recording(out),
+        look=lambda: state_of_recording(out),
     )  # fmt: skip
     assert rounds[0]["killed"] >= 1, (rounds, (tmp_path / "log").read_text()[-1000:])
     assert contents(out) == expected and verify(out, progress=False).whole
 
 
+@pytest.mark.slow
 def test_two_recorders_under_torchrun(undisturbed, tmp_path):
     """What `accelerate launch` starts several processes with; on CPUs alone it starts but one."""
     teacher, expected = undisturbed
