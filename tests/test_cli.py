@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ardistill.cli import COMMANDS, build_parser, main
+from ardistill.cli import COMMANDS, TRAJECTORIES, build_parser, main
 
 TINY = ["--training.max_steps", "2", "--training.batch_size", "2", "--training.checkpoint_every", "1"]
 
@@ -152,6 +154,40 @@ def test_every_command_has_help_for_every_option(capsys):
 def test_help_comes_without_torch():
     script = "import sys, ardistill.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_trajectories_are_described_checked_mended_shown_and_exported(way, tmp_path, capsys):
+    def run(action, *options):
+        main(["trajectories", action, "--trajectories", f"{tmp_path}/data", *options, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    shutil.copytree(way / "held_out", tmp_path / "data")
+    found = run("info")
+    assert found["num_trajectories"] == 140 and found["num_present"] == found["num_shards"] == 3
+    assert found["num_steps"] == [1, 2, 3, 4] and found["teacher"] == "zoo/fashion"
+    assert run("verify") == {"num_shards": 3, "missing": [], "broken": {}, "stray": [], "leftovers": 0, "whole": True}
+    shard = tmp_path / "data" / "shard-00002.arrow"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:2000] + bytes([before[2000] ^ 4]) + before[2001:])
+    with pytest.raises(SystemExit) as exit:
+        main(["trajectories", "verify", "--trajectories", f"{tmp_path}/data"])
+    assert exit.value.code == 1 and "shard-00002.arrow" in capsys.readouterr().out
+    assert run("repair") == {"remade": ["shard-00002.arrow"], "largest_difference": 0.0}
+    assert shard.read_bytes() == before and run("verify")["whole"]
+    assert run("show", "--out", f"{tmp_path}/shown.png", "--count", "2", "--first", "138")["count"] == 2
+    picture = np.asarray(Image.open(tmp_path / "shown.png").convert("L")).astype(float)
+    noise, image = picture[-110:, -620:-530], picture[-110:, -110:-20]  # of the last row: columns are 128 wide
+    rough = [np.abs(np.diff(x, axis=1)).mean() for x in (noise, image)]
+    assert rough[0] > 1.5 * rough[1]  # from noise to image
+    assert "0..139, got 140" in fails(
+        capsys, "trajectories", "show", "--trajectories", f"{tmp_path}/data", "--first", 140
+    )
+    assert run("export", "--out", f"{tmp_path}/parquet")["count"] == 140
+    assert "did you mean 'verify'" in fails(capsys, "trajectories", "verfy")
+    for action in TRAJECTORIES:
+        with pytest.raises(SystemExit):
+            main(["trajectories", action, "--help"])
+        assert "--trajectories" in capsys.readouterr().out
 
 
 def test_two_processes_train_one_run(way):

@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from ardistill.hub import export as export
     from ardistill.hub import load as load
     from ardistill.sampling import sample as sample
+    from ardistill.streaming import ShardSampler as ShardSampler
     from ardistill.student import Student as Student
     from ardistill.student import StudentConfig as StudentConfig
     from ardistill.teacher import Teacher as Teacher
     from ardistill.training import distill as distill
+    from ardistill.trajectories import OnlineTrajectories as OnlineTrajectories
     from ardistill.trajectories import TrajectoryDataset as TrajectoryDataset
     from ardistill.trajectories import record as record
 
 _HOME = {
     "Family": "families",
+    "OnlineTrajectories": "trajectories",
     "QuickstartConfig": "config",
+    "ShardSampler": "streaming",
     "Student": "student",
     "StudentConfig": "student",
     "Teacher": "teacher",

@@ -59,13 +59,18 @@ def _record(
     seed: int = 0,
     shard_size: int = 256,
     mixed_precision: Literal["no", "bf16"] = "no",
+    dtype: Literal["float32", "float16"] = "float32",
+    manifest_only: bool = False,
     device: str = "auto",
 ) -> Result:
     """Solve the teacher's ODE from seeded noise and keep the trajectories.
 
+    Any number of processes may record into one folder at a time: the same command started several times, on one machine
+    or many, or `accelerate launch -m ardistill record ...`.
+
     Args:
         teacher: zoo/fashion, zoo/emoji, a diffusers folder, a Hub id or an original DiT's .pt file.
-        out: Folder of the trajectories; the same command again makes what is missing.
+        out: Folder of the trajectories, or a URL (s3://bucket/folder); the same command again makes what is missing.
         num_trajectories: How many; the labels are balanced.
         guidance_scale: Classifier-free guidance that the student will absorb; 1 is none. Two numbers, [1.0, 4.0]: drawn
             between them for each trajectory, and an input of the student, so that its user can choose.
@@ -81,8 +86,11 @@ def _record(
         seed: Of the noise; take another one for held-out trajectories.
         shard_size: Trajectories solved and written together.
         mixed_precision: bf16: matrix products in bfloat16, the solver's states in float32.
+        dtype: What states are stored in; float16 takes half the disk and rounds each to 3 digits.
+        manifest_only: Leave the shards out, for distill --online.
         device: auto, cpu, cuda, cuda:1, ...
     """
+    from ardistill.store import Store
     from ardistill.teacher import Teacher
     from ardistill.trajectories import load_prompts
     from ardistill.trajectories import record as run
@@ -115,12 +123,107 @@ def _record(
         seed=seed,
         shard_size=shard_size,
         mixed_precision=mixed_precision,
+        dtype=dtype,
+        manifest_only=manifest_only,
         device=_device(device),
     )
-    size = sum(path.stat().st_size for path in Path(out).iterdir())
-    text = f"{manifest.num_trajectories} trajectories of {teacher} in {out} ({size / 1e6:,.1f} MB)"
+    size = sum(Store(out).sizes().values())
+    made = "the manifest of " if manifest_only else ""
+    text = f"{made}{manifest.num_trajectories} trajectories of {teacher} in {out} ({size / 1e6:,.1f} MB)"
     facts = {"num_trajectories": manifest.num_trajectories, "num_shards": manifest.num_shards, "bytes": size}
     return {"out": out, "fingerprint": manifest.fingerprint, **facts, "text": text}
+
+
+def _info(trajectories: str) -> Result:
+    """Say what was recorded, how much of it is there, and which students it serves.
+
+    Args:
+        trajectories: Folder or URL that record wrote.
+    """
+    from ardistill.maintenance import describe, info
+
+    found = info(trajectories)
+    return found | {"text": describe(found)}
+
+
+def _verify(trajectories: str) -> Result:
+    """Read every byte and check every checksum; exit status 1 if anything is missing or broken.
+
+    Args:
+        trajectories: Folder or URL that record wrote.
+    """
+    from dataclasses import asdict
+
+    from ardistill.maintenance import describe_inspection, verify
+
+    found = verify(trajectories)
+    return asdict(found) | {"whole": found.whole, "text": describe_inspection(found)}
+
+
+def _repair(trajectories: str, teacher: str | None = None, device: str = "auto") -> Result:
+    """Make again what is missing or broken, and remove what killed processes left half done.
+
+    Args:
+        trajectories: Folder or URL that record wrote.
+        teacher: Where the teacher is now; the name it was recorded under if not given.
+        device: auto, cpu, cuda, ...
+    """
+    from ardistill.maintenance import repair
+    from ardistill.manifest import Manifest
+    from ardistill.store import Store
+
+    loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher)
+    found = repair(loaded, trajectories, _device(device))
+    text = f"{len(found.remade)} files made again in {trajectories}"
+    if found.largest_difference is not None:
+        apart = f"{found.largest_difference:.1e} of the largest value apart" if found.largest_difference else "equal"
+        text += f"; an intact shard and the same made here are {apart}"
+    return {"remade": found.remade, "largest_difference": found.largest_difference, "text": text}
+
+
+def _show(
+    trajectories: str,
+    out: str = "trajectories.png",
+    count: int = 4,
+    first: int = 0,
+    num_steps: int | None = None,
+    teacher: str | None = None,
+    device: str = "auto",
+) -> Result:
+    """Draw trajectories, decoded: a row each, from noise to image.
+
+    Args:
+        trajectories: Folder or URL that record wrote.
+        out: PNG file.
+        count: How many.
+        first: Number of the first one.
+        num_steps: Steps between the states that are shown; as many as were recorded, up to 8, if not given.
+        teacher: Where the teacher is now, whose VAE decodes; the name it was recorded under if not given.
+        device: auto, cpu, cuda, ...
+    """
+    from ardistill.evaluation import trajectory_grid
+    from ardistill.maintenance import info
+    from ardistill.trajectories import TrajectoryDataset
+
+    if count < 1:
+        raise ValueError(f"expected 1 trajectory or more, got {count}")
+    data = TrajectoryDataset(trajectories, num_steps or info(trajectories)["num_steps"][-1])
+    rows = range(first, min(first + count, len(data)) if first < len(data) else first + 1)
+    trajectory_grid(_teacher_of(data.manifest, teacher).to(_device(device)), data, out, rows)
+    return {"out": out, "count": len(rows), "text": f"{len(rows)} trajectories in {out}"}
+
+
+def _export_trajectories(trajectories: str, out: str) -> Result:
+    """Write trajectories as Parquet, as `datasets` loads it; `hf upload --repo-type dataset` publishes it.
+
+    Args:
+        trajectories: Folder or URL that record wrote.
+        out: New folder or URL.
+    """
+    from ardistill.maintenance import export_parquet
+
+    count = export_parquet(trajectories, out)
+    return {"out": out, "count": count, "text": f'{count} trajectories: datasets.load_dataset("{out}", split="train")'}
 
 
 def _distill(
@@ -135,6 +238,8 @@ def _distill(
     gated: bool = True,
     conditioning: Literal["recorded", "uniform"] = "recorded",
     teacher: str | None = None,
+    online: bool = False,
+    draws: Literal["rows", "shards"] | None = None,
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
 ) -> Result:
     """Train a student on recorded trajectories; the same command again resumes.
@@ -156,27 +261,36 @@ def _distill(
             student without history does; false: one softmax over all steps, as in the paper.
         conditioning: Times that the network is told: recorded, or uniform as in the authors' code.
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
+        online: Make the trajectories of a manifest (record --manifest_only true) as they are needed, instead of reading
+            them: no disk, more time. Each shard is solved whole: let its size be the batch size.
+        draws: Batches of any rows, or of as few shards as hold a batch; shards for online and a URL if not given, else
+            rows.
         training: How the student is trained.
     """
     from accelerate import PartialState
     from accelerate.utils import send_to_device
 
     from ardistill.evaluation import distance_to_solver, validation_grid
+    from ardistill.manifest import Manifest
+    from ardistill.store import Store
     from ardistill.student import Student, StudentConfig
     from ardistill.training import distill as run
-    from ardistill.trajectories import TrajectoryDataset
+    from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
 
     if knots and len(knots) != num_steps + 1:
         raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {knots}")
-    data = TrajectoryDataset(trajectories, knots or num_steps)
-    loaded = _teacher_of(data.manifest, teacher)
+    loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher)
+    where = PartialState().device
+    if online:
+        data: TrajectoryDataset = OnlineTrajectories(trajectories, knots or num_steps, loaded, where, draws=draws)
+    else:
+        data = TrajectoryDataset(trajectories, knots or num_steps, draws=draws)
     options: dict[str, Any] = {"history_layers": history_layers, "mask": mask, "target": target, "output": output}
     options["gated"] = gated
     config = StudentConfig.for_data(data, **options)
     if conditioning == "uniform":
         config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
     student = Student.from_teacher(loaded, config)
-    where = PartialState().device
     if output == "solver":
         states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
         start = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
@@ -454,7 +568,9 @@ def _device(name: str) -> str:
 
     if name != "auto":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def _say(text: str) -> None:
@@ -515,10 +631,21 @@ def _judge(teacher: str, features: str | None, weights: str | None, reference: s
     return Judge.of_images(network, load_images(reference)) if reference else Judge(network)
 
 
-COMMANDS: dict[str, Callable[..., Result]] = {
+TRAJECTORIES: dict[str, Callable[..., Result]] = {
+    "info": _info,
+    "verify": _verify,
+    "repair": _repair,
+    "show": _show,
+    "export": _export_trajectories,
+}
+"""What can be done with a recording: see what is there, check it, mend it, look at it, publish it."""
+
+
+COMMANDS: dict[str, Callable[..., Result] | dict[str, Callable[..., Result]]] = {
     "quickstart": _quickstart,
     "cost": _cost,
     "record": _record,
+    "trajectories": TRAJECTORIES,
     "distill": _distill,
     "encode": _encode,
     "finetune": _finetune,
@@ -600,19 +727,28 @@ def build_parser() -> _Parser:
     )
     parser = _Parser(prog="ardistill", description=description, epilog=epilog)
     parser.add_argument("--config", action="config", help="Recipe: a YAML file with a section per command.")
-    commands = parser.add_subcommands(dest="command", title="commands, in the order of the way")
-    for name, command in COMMANDS.items():
-        summary = (command.__doc__ or "").partition("\n\n    Args:")[0]
-        sub = _Parser(description=summary.replace("\n    ", "\n"))
+    _add_commands(parser, COMMANDS, "command", "commands, in the order of the way")
+    return parser
+
+
+def _add_commands(parser: _Parser, commands: dict[str, Any], dest: str, title: str) -> None:
+    added = parser.add_subcommands(dest=dest, title=title, help="One of them; --help behind it says what it takes.")
+    for name, command in commands.items():
+        if isinstance(command, dict):
+            summary = "Look at recorded trajectories, check them, mend them, export them."
+        else:
+            summary = (command.__doc__ or "").partition("\n\n    Args:")[0]
+        sub = parser.commands[name] = _Parser(description=summary.replace("\n    ", "\n"))
+        added.add_subcommand(name, sub, help=summary.splitlines()[0])
+        if isinstance(command, dict):
+            _add_commands(sub, command, "action", "actions")
+            continue
         sub.add_argument("--config", action="config", help="YAML file with options of this command.")
         sub.add_argument("--json", action="store_true", help="Print the result as JSON, and nothing else, on stdout.")
         if name in CONFIGS:
             sub.add_class_arguments(CONFIGS[name], as_group=False)
         else:
             sub.add_function_arguments(command, as_group=False)
-        parser.commands[name] = sub
-        commands.add_subcommand(name, sub, help=summary.splitlines()[0])
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -629,15 +765,20 @@ def main(arguments: list[str] | None = None) -> None:
             except ValueError as error:
                 parser.error(str(error))
     parsed = parser.instantiate(parser.parse_args(arguments))
-    options = dict(vars(parsed[parsed.command]))
+    name, chosen, command = parsed.command, parsed[parsed.command], COMMANDS[parsed.command]
+    if isinstance(command, dict):
+        name, command, chosen = f"{name} {chosen.action}", command[chosen.action], chosen[chosen.action]
+    options = dict(vars(chosen))
     options.pop("config", None)
     as_json = options.pop("json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
-            result = COMMANDS[parsed.command](**options)
+            result = command(**options)
     except ValueError as error:
-        _say(f"ardistill {parsed.command}: error: {error}")
+        _say(f"ardistill {name}: error: {error}")
         sys.exit(2)
     text = result.pop("text")
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
         print(json.dumps(result) if as_json else text)
+    if result.get("whole") is False:
+        sys.exit(1)

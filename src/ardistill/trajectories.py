@@ -1,7 +1,7 @@
-"""Trajectories on disk: one Arrow IPC file per shard and a manifest of the facts that they share.
+"""Trajectories: recorded in shards by any number of processes, read from a folder or bucket, or made when needed.
 
-A shard is a pure function of (seed, shard number): any process can make it or make it again. Each is written under a
-temporary name and renamed, with its checksum beside it; recording into the same folder again makes what is missing.
+A shard is a pure function of (seed, shard number): any process can make it or make it again, none waits for another.
+Each is published whole with its checksum inside; recording into the same folder again makes what is missing.
 """
 
 from __future__ import annotations
@@ -9,123 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ardistill.families import Condition
+from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.schedule import Knots, nested_indices
-from ardistill.teacher import Teacher, seeded_generator
-
-VERSION = 2
-CONDITIONS = "conditions.safetensors"
-"""Embeddings of the distinct prompts, one row each."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What all shards of a folder have in common."""
-
-    teacher: str
-    """Name the teacher was loaded by; the fingerprint decides."""
-    fingerprint: str
-    """SHA-256 of the teacher's weights."""
-    scheduler: dict[str, Any]
-    """The teacher's scheduler config."""
-    solver_steps: int
-    """Steps the ODE was solved in."""
-    kept: tuple[int, ...]
-    """Which of the solver_steps + 1 states are stored, 0 the noise."""
-    knots: Knots
-    """Times of all solver steps."""
-    guidance_range: tuple[float, float]
-    """Lowest and highest guidance scale, drawn uniformly for each trajectory; most often the same number twice."""
-    guidance_channels: int | None
-    sample_shapes: tuple[tuple[int, ...], ...]
-    """(c, h, w) or (c, f, h, w) of the states; a shard has one of them."""
-    num_conditions: int
-    """Classes, or distinct prompts; trajectory i is of condition i modulo this."""
-    prompts: str
-    """SHA-256 of the prompts, which lie in ``prompts.json``; empty for a teacher of class labels."""
-    negative_prompt: str
-    mixed_precision: str
-    seed: int
-    num_trajectories: int
-    shard_size: int
-    version: int = VERSION
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_trajectories // self.shard_size)
-
-    def shape_of(self, shard: int) -> int:
-        """Which of the sample shapes a shard has: each once in as many shards, in an order that the seed shuffles.
-
-        Not in turn: then a shape could meet the same conditions in every shard.
-        """
-        count = len(self.sample_shapes)
-        order = torch.randperm(count, generator=seeded_generator(f"{self.seed}/{shard // count}/shapes"))
-        return int(order[shard % count])
-
-    def guidance(self, shard: int, rows: int) -> Tensor:
-        """Guidance scale of a shard's trajectories, (rows,)."""
-        low, high = self.guidance_range
-        return low + (high - low) * torch.rand(rows, generator=seeded_generator(f"{self.seed}/{shard}/guidance"))
-
-    def to_json(self) -> str:
-        data = {**self.__dict__, "knots": self.knots.__dict__}
-        return json.dumps(data, indent=1)
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read ``manifest.json``.
-
-        Raises:
-            ValueError: There is none, it is not whole, or a newer version wrote it.
-        """
-        path = folder / "manifest.json"
-        if not path.is_file():
-            raise ValueError(f"expected trajectories (manifest.json) in {folder}, found none; make them with record")
-        try:
-            data = json.loads(path.read_text())
-            if data["version"] != VERSION:
-                raise ValueError(
-                    f"{path}: version {data['version']}, this ardistill reads {VERSION}; read it with the version that "
-                    "wrote it, or record again"
-                )
-            knots = Knots.from_dict(data.pop("knots"))
-            for name in ("kept", "guidance_range"):
-                data[name] = tuple(data[name])
-            data["sample_shapes"] = tuple(tuple(shape) for shape in data["sample_shapes"])
-            return cls(knots=knots, **data)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a whole manifest ({error}); record again into a new folder") from error
-
-
-def _shard_path(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:05d}.arrow"
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Publish a file under its name only once all of it is on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, make_shard
+from ardistill.store import SEAL, Store, check_seal, seal
+from ardistill.teacher import Teacher
 
 
 def record(
@@ -141,16 +45,21 @@ def record(
     seed: int = 0,
     shard_size: int = 256,
     mixed_precision: str = "no",
+    dtype: str = "float32",
+    manifest_only: bool = False,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Manifest:
     """Solve the teacher's ODE from seeded noise, with balanced labels, and keep what students of ``num_steps`` need.
 
-    Shards that are there already, whole, are not made again.
+    Shards that are there already are not made again. Any number of processes may record into one folder at a time,
+    alike but for ``device`` and ``progress``: those of ``accelerate launch`` (RANK and WORLD_SIZE in the environment)
+    take every so many-th shard and then help the others, processes of their own take any that is missing. Each returns
+    once all shards are there.
 
     Args:
         teacher: Solved as it is, with its guidance.
-        folder: Made if missing; must be empty or hold a part of the same recording.
+        folder: Path, or URL of fsspec. Made if missing; must be empty or hold a part of the same recording.
         num_trajectories: The last shard may be smaller.
         prompts: For a teacher that takes text, used in turn; encoded once each and stored beside the shards.
         guidance_range: Guidance scales are drawn from it, uniformly, for students that are told of the scale; the
@@ -162,12 +71,14 @@ def record(
         seed: Of the noise; the labels follow the row number.
         shard_size: Rows solved, written and read together.
         mixed_precision: no, or bf16: matrix products in bfloat16, the solver's states in float32.
+        dtype: What states are stored in, float32 or float16; solved in float32, read as float32.
+        manifest_only: Leave the shards out: for ``OnlineTrajectories``.
         device: Where the teacher runs.
         progress: Show a bar.
 
     Raises:
-        ValueError: The folder holds other trajectories, more student steps than solver steps are asked for, there are
-            fewer shards than shapes, or prompts are missing or of no use.
+        ValueError: The folder holds other trajectories or cannot be written, more student steps than solver steps are
+            asked for, there are fewer shards than shapes, or prompts are missing or of no use.
     """
     if teacher.takes_text and not prompts:
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on text: give it prompts")
@@ -179,10 +90,11 @@ def record(
             raise ValueError(f"expected 1 {what} or more, got {value}")
     if mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
-    guidance_range = guidance_range or (teacher.guidance_scale, teacher.guidance_scale)
-    if not 1 <= guidance_range[0] <= guidance_range[1]:
-        raise ValueError(f"expected guidance scales from 1 (none) up, lowest first, got {guidance_range}")
-    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    low, high = guidance_range or (teacher.guidance_scale, teacher.guidance_scale)
+    if not 1 <= low <= high:
+        raise ValueError(f"expected guidance scales from 1 (none) up, lowest first, got {(low, high)}")
     manifest = Manifest(
         teacher=teacher.name,
         fingerprint=teacher.fingerprint(),
@@ -190,13 +102,14 @@ def record(
         solver_steps=solver_steps,
         kept=tuple(sorted({i for n in num_steps for i in nested_indices(solver_steps, n)})),
         knots=teacher.knots(solver_steps),
-        guidance_range=guidance_range,
+        guidance_range=(float(low), float(high)),
         guidance_channels=teacher.guidance_channels,
-        sample_shapes=tuple(sample_shapes) or (teacher.sample_shape,),
+        sample_shapes=tuple(tuple(shape) for shape in sample_shapes) or (tuple(teacher.sample_shape),),
         num_conditions=len(distinct) if teacher.takes_text else teacher.num_classes,
         prompts=hashlib.sha256(json.dumps(distinct).encode()).hexdigest() if teacher.takes_text else "",
         negative_prompt=teacher.negative_prompt,
         mixed_precision=mixed_precision,
+        dtype=dtype,
         seed=seed,
         num_trajectories=num_trajectories,
         shard_size=shard_size,
@@ -206,41 +119,160 @@ def record(
             f"expected {len(manifest.sample_shapes)} shards or more, one of each size, got {manifest.num_shards}; "
             "lower the shard size or record more"
         )
-    if (folder / "manifest.json").exists():
-        if Manifest.read(folder) != manifest:
-            raise ValueError(f"{folder} holds other trajectories than those asked for; choose a new folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"expected {folder} to be empty or to hold this recording; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "manifest.json", manifest.to_json().encode())
-    table: Condition | None = None
-    if teacher.takes_text:
-        if not (folder / CONDITIONS).exists():
-            _write_whole(folder / "prompts.json", json.dumps(distinct, ensure_ascii=False, indent=0).encode())
-            contiguous = {name: value.contiguous() for name, value in teacher.encode(distinct, device=device).items()}
-            _write_whole(folder / CONDITIONS, safetensors.torch.save(contiguous))
-        table = safetensors.torch.load_file(folder / CONDITIONS)
-        if guidance_range[1] > 1 and not teacher.embeds_guidance:
-            teacher.encode_negative(device)  # now: the text encoders may not fit beside the transformer
-    teacher.to(device)
-    for shard in tqdm(range(manifest.num_shards), desc="record", unit="shard", disable=not progress):
-        path = _shard_path(folder, shard)
-        if path.with_suffix(".json").exists():
-            continue
-        rows = min(shard_size, num_trajectories - shard * shard_size)
-        labels = (torch.arange(rows) + shard * shard_size) % manifest.num_conditions
-        noise = teacher.noise(seed, shard, rows, manifest.sample_shapes[manifest.shape_of(shard)])
-        guidance = manifest.guidance(shard, rows)
-        condition = {name: value.to(device) for name, value in _look_up(table, labels, guidance).items()}
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=mixed_precision == "bf16"):
-            solved = teacher.solve_ode(noise.to(device), condition, manifest.knots)
-        states = solved.states[:, list(manifest.kept)].cpu().contiguous()
-        denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu().contiguous()
-        data = _encode(states, denoised, labels, guidance)
-        _write_whole(path, data)
-        facts = {"rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        _write_whole(path.with_suffix(".json"), json.dumps(facts).encode())
+    store = Store(folder)
+    manifest = _claim(store, manifest)
+    if teacher.takes_text and not store.exists(CONDITIONS):
+        publish_conditions(store, teacher, distinct, device)
+    if not manifest_only:
+        make_missing(store, manifest, teacher, device, progress)
     return manifest
+
+
+def _claim(store: Store, manifest: Manifest) -> Manifest:
+    """Publish the manifest, or see that the folder is this very recording's; what is there counts."""
+    if not store.exists(MANIFEST):
+        there = store.sizes()
+        if there and not store.exists(MANIFEST) and not _left_of(store, manifest, set(there)):
+            raise ValueError(f"expected {store} to be empty or to hold this recording; choose a new folder")
+        manifest.publish(store)
+    found = Manifest.read(store)
+    if not manifest.joins(found):
+        raise ValueError(f"{store} holds other trajectories than those asked for; choose a new folder")
+    return found
+
+
+def _left_of(store: Store, manifest: Manifest, names: set[str]) -> bool:
+    """Whether a folder without a manifest holds this recording: its shards know."""
+    shards = [shard for shard in range(manifest.num_shards) if shard_name(shard) in names]
+    try:
+        for shard in shards[:1]:
+            decode_shard(manifest.layout(shard), store.read(shard_name(shard)), store.where(shard_name(shard)))
+    except ValueError:
+        return False
+    return bool(shards)
+
+
+def publish_conditions(store: Store, teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> None:
+    """Encode distinct prompts and store them with their embeddings, once each."""
+    store.publish(PROMPTS, json.dumps(list(prompts), ensure_ascii=False, indent=0).encode())
+    contiguous = {name: value.contiguous() for name, value in teacher.encode(prompts, device=device).items()}
+    store.publish(CONDITIONS, seal(safetensors.torch.save(contiguous, metadata={"seal": SEAL})))
+
+
+def read_prompts(store: Store, manifest: Manifest) -> list[str]:
+    """The distinct prompts; none of a teacher of class labels.
+
+    Raises:
+        ValueError: They are missing, or not those that were recorded.
+    """
+    if not manifest.prompts:
+        return []
+    where, raw = store.where(PROMPTS), bytes(store.read(PROMPTS))
+    try:
+        found = json.loads(raw)
+        intact = hashlib.sha256(json.dumps(found).encode()).hexdigest() == manifest.prompts
+    except ValueError:
+        intact = False
+    if not intact:
+        raise ValueError(
+            f"{where} does not hold the prompts that were recorded; delete it and {CONDITIONS}, record again"
+        )
+    return list(found)
+
+
+def read_conditions(store: Store, manifest: Manifest) -> Condition | None:
+    """Embeddings of the distinct prompts, one row each, mapped where the store is local; None of class labels.
+
+    Raises:
+        ValueError: The table is missing, broken, or of another number of prompts.
+    """
+    if not manifest.prompts:
+        return None
+    where, raw = store.where(CONDITIONS), store.read(CONDITIONS)
+    check_seal(raw, where)
+    try:
+        table = safetensors.torch.load(bytes(raw)) if store.folder is None else safetensors.torch.load_file(where)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{where} cannot be read ({error}); delete it and run the same record command") from error
+    if not table or any(len(value) != manifest.num_conditions for value in table.values()):
+        raise ValueError(f"{where}: expected {manifest.num_conditions} rows; delete it and run the same record command")
+    return table
+
+
+class ShardMaker:
+    """Solves whole shards of a recording; equal on one kind of hardware, nearly so on another.
+
+    Args:
+        teacher: Of the manifest.
+        manifest: Of the recording.
+        table: Embeddings of its prompts, if it has prompts.
+        device: Where the teacher runs.
+
+    Raises:
+        ValueError: The teacher, its guidance or its negative prompt are others.
+    """
+
+    def __init__(
+        self, teacher: Teacher, manifest: Manifest, table: Condition | None, device: torch.device | str
+    ) -> None:
+        for name, ours, theirs in (
+            ("weights", teacher.fingerprint()[:12], manifest.fingerprint[:12]),
+            ("guidance_channels", teacher.guidance_channels, manifest.guidance_channels),
+            ("negative_prompt", teacher.negative_prompt, manifest.negative_prompt),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"the teacher is not the recording's, {manifest.teacher or 'unnamed'}: its {name} are {ours!r}, "
+                    f"recorded were {theirs!r}"
+                )
+        self.teacher, self.manifest, self.table = teacher, manifest, table
+        self.device = torch.device(device)
+        if teacher.takes_text and manifest.guidance_range[1] > 1 and not teacher.embeds_guidance:
+            teacher.encode_negative(device)  # now: the text encoders may not fit beside the transformer
+
+    def __call__(self, shard: int) -> Shard:
+        """What a shard holds."""
+        manifest, teacher = self.manifest, self.teacher.to(self.device)
+        layout, labels, guidance = manifest.layout(shard), manifest.labels(shard), manifest.guidance(shard)
+        noise = teacher.noise(manifest.seed, shard, layout.rows, layout.sample_shape)
+        condition = {name: x.to(self.device) for name, x in _look_up(self.table, labels, guidance).items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=manifest.mixed_precision == "bf16"):
+            solved = teacher.solve_ode(noise.to(self.device), condition, manifest.knots)
+        states = solved.states[:, list(manifest.kept)].cpu()
+        denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu()
+        return make_shard(layout, states, denoised, labels, guidance)
+
+
+def make_missing(
+    store: Store, manifest: Manifest, teacher: Teacher, device: torch.device | str, progress: bool = True
+) -> None:
+    """Make and publish shards until all are there, whoever makes them.
+
+    Raises:
+        ValueError: The store cannot be written, or another recording began in it.
+    """
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    chance = random.SystemRandom()
+    every = set(range(manifest.num_shards))
+    missing = every - manifest.present(store)
+    bar = tqdm(total=len(every), desc="record", unit="shard", disable=not progress)
+    bar.update(len(every) - len(missing))
+    make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device) if missing else None
+    while missing and make is not None:
+        # Own ones first, then another's: by chance, so that two helpers seldom meet. If they do, the last publish wins.
+        own = [shard for shard in missing if shard % world_size == rank] if world_size > 1 else []
+        shard = min(own) if own else chance.choice(sorted(missing))
+        if store.exists(shard_name(shard)):
+            missing &= every - manifest.present(store)
+        else:
+            data = encode_shard(manifest.layout(shard), make(shard))
+            if Manifest.read(store) != manifest:
+                raise ValueError(f"another recording began in {store} meanwhile; choose a new folder for one of them")
+            store.publish(shard_name(shard), data)
+            missing.discard(shard)
+        bar.update(len(every) - len(missing) - bar.n)
+    bar.close()
+    store.sweep()
 
 
 def _look_up(table: Condition | None, labels: Tensor, guidance: Tensor) -> Condition:
@@ -249,40 +281,36 @@ def _look_up(table: Condition | None, labels: Tensor, guidance: Tensor) -> Condi
     return rows | {"guidance": guidance}
 
 
-def _encode(states: Tensor, denoised: Tensor, labels: Tensor, guidance: Tensor) -> bytes:
-    def binary(x: Tensor) -> pa.Array:
-        width = x[0].numel() * x.element_size()
-        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(x), [None, pa.py_buffer(x.numpy())])
-
-    facts = {"labels": pa.array(labels.numpy()), "guidance": pa.array(guidance.numpy())}
-    batch = pa.record_batch({"states": binary(states), "denoised": binary(denoised), **facts})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
 class TrajectoryDataset(Dataset):
-    """Recorded trajectories, memory-mapped, as one student needs them.
+    """Recorded trajectories as one student needs them: mapped from a folder, or streamed from any URL of fsspec.
 
     Item i is a dict of ``states`` (s + 1, c, h, w), ``denoised`` (s, c, h, w) and ``condition``, itself a dict, with
-    the guidance scale in it.
+    the guidance scale in it; all in float32. Opening reads names and sizes alone; a shard's checksum is checked when it
+    is first touched.
 
     Args:
-        folder: What ``record`` wrote.
+        folder: What ``record`` wrote: a path or URL.
         num_steps: Steps of the student, uniform; or which of the solver's states they run between; or its knots.
         fingerprint: Of the student's teacher; None: not checked.
+        draws: How ``draw`` takes a batch: of any ``rows``, or of as few ``shards`` as hold it, for what is read or made
+            a shard at a time. Rows for a local folder, else shards, if not given.
+        keep: Shards of a URL that are held in memory.
 
     Raises:
-        ValueError: The knots of ``num_steps`` were not recorded, the teacher is another, or a shard is missing, cut or
-            not what its checksum says.
+        ValueError: The knots of ``num_steps`` were not recorded, the teacher is another, or a shard is missing or cut.
     """
 
     def __init__(
-        self, folder: str | Path, num_steps: int | Sequence[int] | Knots, fingerprint: str | None = None
+        self,
+        folder: str | Path,
+        num_steps: int | Sequence[int] | Knots,
+        fingerprint: str | None = None,
+        *,
+        draws: Literal["rows", "shards"] | None = None,
+        keep: int = 8,
     ) -> None:
-        folder = Path(folder)
-        self.manifest = manifest = Manifest.read(folder)
+        self.store = store = Store(folder)
+        self.manifest = manifest = Manifest.read(store)
         if fingerprint is not None and fingerprint != manifest.fingerprint:
             raise ValueError(
                 f"{folder} was recorded from another teacher ({manifest.teacher or 'unnamed'}, weights "
@@ -291,67 +319,133 @@ class TrajectoryDataset(Dataset):
         indices = manifest.knots.indices(num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
             raise ValueError(f"{folder} lacks states {missing}, which {len(indices) - 1} steps need; record them")
+        if draws not in (None, "rows", "shards"):
+            raise ValueError(f"unknown draws {draws!r}; known: rows, shards")
         self.knots = manifest.knots.select(indices)
-        self._at = [manifest.kept.index(i) for i in indices]
-        self._states, self._denoised, labels, guidance, shapes = [], [], [], [], []
-        for shard in range(manifest.num_shards):
-            states, denoised, shard_labels, shard_guidance = self._read(_shard_path(folder, shard), shard)
-            self._states.append(states)
-            self._denoised.append(denoised)
-            labels.append(shard_labels)
-            guidance.append(shard_guidance)
-            shapes.append(torch.full((len(shard_labels),), manifest.shape_of(shard)))
-        self.labels = torch.cat(labels)
-        """Class, or number of the prompt, of each trajectory."""
-        self.guidance = torch.cat(guidance)
-        """Its guidance scale."""
-        self._shapes = torch.cat(shapes)
-        self.buckets = [torch.nonzero(self._shapes == i).flatten() for i in range(len(manifest.sample_shapes))]
-        """Trajectories of each sample shape."""
-        self._table: Condition | None = None
-        self.prompts: list[str] = []
-        if manifest.prompts:
-            if not (folder / CONDITIONS).is_file():
-                raise ValueError(f"{folder / CONDITIONS} is missing; run the same record command again")
-            self._table = safetensors.torch.load_file(folder / CONDITIONS)
-            self.prompts = json.loads((folder / "prompts.json").read_text())
+        self.draws = draws or self._default_draws()
+        self._at = np.array([manifest.kept.index(i) for i in indices])
+        self._keep = keep
+        self._shards: OrderedDict[int, Shard] = OrderedDict()
+        self._open()
 
-    def _read(self, path: Path, shard: int) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
-        facts_path = path.with_suffix(".json")
-        if not path.is_file() or not facts_path.is_file():
-            raise ValueError(f"{path} is missing; run the same record command again, it makes what is missing")
-        facts = json.loads(facts_path.read_text())
-        if path.stat().st_size != facts["bytes"]:
+    def _default_draws(self) -> Literal["rows", "shards"]:
+        return "rows" if self.store.folder is not None else "shards"
+
+    def _open(self) -> None:
+        """See that all is there."""
+        found, count = self.manifest.present(self.store), self.manifest.num_shards
+        names = [shard_name(next(i for i in range(count) if i not in found))] if len(found) < count else []
+        if self.manifest.prompts:
+            sizes = self.store.sizes()
+            names += [name for name in (CONDITIONS, PROMPTS) if name not in sizes]
+        if names:
             raise ValueError(
-                f"{path} is cut: expected {facts['bytes']} bytes, found {path.stat().st_size}; delete it and its "
-                ".json, then run the same record command again"
+                f"{self.store.where(names[0])} is missing; run the same record command again, it makes what is missing"
             )
-        source = pa.memory_map(str(path))
-        if hashlib.sha256(source.read_buffer()).hexdigest() != facts["sha256"]:
-            raise ValueError(f"{path} is not what its checksum says; delete it and its .json, then record again")
-        source.seek(0)
-        batch = pa.ipc.open_file(source).get_batch(0)
-        manifest = self.manifest
 
-        def view(column: str, states: int) -> np.ndarray:
-            flat = np.frombuffer(batch.column(column).buffers()[1], np.float32)
-            return flat.reshape(batch.num_rows, states, *manifest.sample_shapes[manifest.shape_of(shard)])
+    def _load(self, shard: int) -> Shard:
+        name = shard_name(shard)
+        found = decode_shard(self.manifest.layout(shard), self.store.read(name), self.store.where(name))
+        labels, guidance = self.manifest.labels(shard).numpy(), self.manifest.guidance(shard).numpy()
+        if not (np.array_equal(found.labels, labels) and np.allclose(found.guidance, guidance, rtol=1e-6)):
+            raise ValueError(
+                f"{self.store.where(name)}: labels or guidance are not what the manifest says; "
+                "`ardistill trajectories repair` makes it again"
+            )
+        return found
 
-        kept = len(manifest.kept)
-        labels, guidance = (torch.from_numpy(batch.column(x).to_numpy().copy()) for x in ("labels", "guidance"))
-        return view("states", kept), view("denoised", kept - 1), labels, guidance
+    def shard(self, shard: int) -> Shard:
+        """A shard as it is stored: mapped for good where the store is local, else one of the last few.
+
+        Raises:
+            ValueError: It is broken, or of another recording.
+        """
+        found = self._shards.get(shard)
+        if found is None:
+            found = self._shards[shard] = self._load(shard)
+            while not self._mapped and len(self._shards) > self._keep:
+                self._shards.popitem(last=False)
+        elif not self._mapped:
+            self._shards.move_to_end(shard)
+        return found
+
+    @property
+    def _mapped(self) -> bool:
+        return self.store.folder is not None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are started anew: each opens its own shards."""
+        return self.__dict__ | {"_shards": OrderedDict()}
+
+    @property
+    def labels(self) -> Tensor:
+        """Class, or number of the prompt, of each trajectory."""
+        return torch.arange(len(self)) % self.manifest.num_conditions
+
+    @property
+    def guidance(self) -> Tensor:
+        """Guidance scale of each trajectory."""
+        return torch.cat([self.manifest.guidance(shard) for shard in range(self.manifest.num_shards)])
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The distinct prompts, in the order of their numbers."""
+        return read_prompts(self.store, self.manifest)
+
+    @cached_property
+    def _table(self) -> Condition | None:
+        return read_conditions(self.store, self.manifest)
+
+    @cached_property
+    def _shapes(self) -> Tensor:
+        """Which of the sample shapes each shard has."""
+        return torch.tensor([self.manifest.shape_of(shard) for shard in range(self.manifest.num_shards)])
+
+    @cached_property
+    def buckets(self) -> list[Tensor]:
+        """Trajectories of each sample shape."""
+        if len(self.manifest.sample_shapes) == 1:
+            return [torch.arange(len(self))]
+        shapes = self._shapes.repeat_interleave(self.manifest.shard_size)[: len(self)]
+        return [torch.nonzero(shapes == i).flatten() for i in range(len(self.manifest.sample_shapes))]
 
     def condition(self, rows: slice | Tensor = slice(None)) -> Condition:
         """Of some trajectories, one row each."""
-        return _look_up(self._table, self.labels[rows], self.guidance[rows])
+        indices = self._indices(rows)
+        numbers, size = indices // self.manifest.shard_size, self.manifest.shard_size
+        guidance = torch.full((len(indices),), self.manifest.guidance_range[0])
+        if self.manifest.guidance_range[0] < self.manifest.guidance_range[1]:
+            for shard in numbers.unique().tolist():
+                at = numbers == shard
+                guidance[at] = self.manifest.guidance(shard)[indices[at] - shard * size]
+        return _look_up(self._table, indices % self.manifest.num_conditions, guidance)
+
+    def _indices(self, rows: slice | Tensor) -> Tensor:
+        return torch.arange(*rows.indices(len(self))) if isinstance(rows, slice) else torch.arange(len(self))[rows]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random trajectories of one sample shape, with replacement; a shape comes as often as it was recorded."""
+        """Random trajectories of one sample shape, (count,); a shape comes as often as it was recorded.
+
+        Of any rows, with replacement; or of as few random shards as hold so many, no row twice as far as they last.
+        """
+        if self.draws == "shards":
+            return self._draw_shards(count, generator)
         rows = torch.randint(len(self), (count,), generator=generator)
-        if len(self.buckets) == 1:
+        if len(self.manifest.sample_shapes) == 1:
             return rows
-        same = self.buckets[int(self._shapes[rows[0]])]
+        same = self.buckets[int(self._shapes[rows[0] // self.manifest.shard_size])]
         return same[torch.randint(len(same), (count,), generator=generator)]
+
+    def _draw_shards(self, count: int, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(self.manifest.num_shards, generator=generator)
+        same = order[self._shapes[order] == self._shapes[order[0]]].tolist()
+        parts: list[Tensor] = []
+        while sum(map(len, parts)) < count:
+            shard = same[len(parts) % len(same)]
+            parts.append(shard * self.manifest.shard_size + torch.arange(self.manifest.num_rows(shard)))
+        self._keep = max(self._keep, min(len(parts), len(same)))
+        rows = torch.cat(parts)
+        return rows[torch.randperm(len(rows), generator=generator)[:count]]
 
     def stacked(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor, Condition]:
         """Some of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), condition.
@@ -359,24 +453,86 @@ class TrajectoryDataset(Dataset):
         Raises:
             ValueError: They are of several shapes.
         """
-        indices = torch.arange(len(self))[rows]
-        if len(self._shapes[indices].unique()) > 1:
+        indices = self._indices(rows)
+        if len(self._shapes[indices // self.manifest.shard_size].unique()) > 1:
             raise ValueError(
                 f"expected trajectories of one size, got {self.manifest.sample_shapes}; record some of one size apart"
             )
-        items = [self[int(i)] for i in indices]
-        states, denoised = (torch.stack([item[key] for item in items]) for key in ("states", "denoised"))
-        return states, denoised, self.condition(rows)
+        batch = self.batch(indices)
+        return batch["states"], batch["denoised"], batch["condition"]
+
+    def batch(self, rows: Tensor) -> dict[str, Any]:
+        """Trajectories of one sample shape, as ``default_collate`` of the items, but at once."""
+        shards, places = rows // self.manifest.shard_size, rows % self.manifest.shard_size
+        states, denoised = [], []
+        for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+            part = self.shard(shard)
+            states.append(part.states[row].take(self._at, 0))
+            denoised.append(part.denoised[row].take(self._at[1:] - 1, 0))
+        found = {"states": np.stack(states), "denoised": np.stack(denoised)}
+        tensors = {name: torch.from_numpy(x.astype(np.float32, copy=False)) for name, x in found.items()}
+        return {**tensors, "condition": self.condition(rows)}
 
     def __len__(self) -> int:
         return self.manifest.num_trajectories
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        shard, row = divmod(index, self.manifest.shard_size)
-        states = torch.from_numpy(self._states[shard][row][self._at])
-        denoised = torch.from_numpy(self._denoised[shard][row][[i - 1 for i in self._at[1:]]])
-        condition = {name: value[0] for name, value in self.condition(slice(index, index + 1)).items()}
-        return {"states": states, "denoised": denoised, "condition": condition}
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected a trajectory in 0..{len(self) - 1}, got {index}")
+        number, row = divmod(index, self.manifest.shard_size)
+        shard = self.shard(number)
+        states, denoised = shard.states[row].take(self._at, 0), shard.denoised[row].take(self._at[1:] - 1, 0)
+        label, guidance = torch.tensor(int(shard.labels[row])), torch.tensor(float(shard.guidance[row]))
+        table = self._table
+        condition = {"class_labels": label} if table is None else {name: x[label] for name, x in table.items()}
+        return {
+            "states": torch.from_numpy(states.astype(np.float32, copy=False)),
+            "denoised": torch.from_numpy(denoised.astype(np.float32, copy=False)),
+            "condition": condition | {"guidance": guidance},
+        }
+
+
+class OnlineTrajectories(TrajectoryDataset):
+    """The trajectories of a manifest, made as they are needed, bit-equal to what the same machine would record.
+
+    A shard is solved whole, as it would be recorded, and forgotten: let ``shard_size`` be the batch size, and batches
+    be drawn of shards, so that nothing is solved for nothing.
+
+    Args:
+        folder: What ``record`` wrote, with or without its shards; they are not read.
+        num_steps: As in ``TrajectoryDataset``.
+        teacher: Of the recording.
+        device: Where it runs.
+        draws: As in ``TrajectoryDataset``; shards if not given.
+
+    Raises:
+        ValueError: The teacher is another, or its prompts are missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        num_steps: int | Sequence[int] | Knots,
+        teacher: Teacher,
+        device: torch.device | str = "cpu",
+        *,
+        draws: Literal["rows", "shards"] | None = None,
+    ) -> None:
+        super().__init__(folder, num_steps, teacher.fingerprint(), draws=draws, keep=1)
+        self._make = ShardMaker(teacher, self.manifest, self._table, device)
+
+    def _default_draws(self) -> Literal["rows", "shards"]:
+        return "shards"
+
+    def _open(self) -> None:
+        pass  # shards are not needed, and the prompts are read at once
+
+    def _load(self, shard: int) -> Shard:
+        return self._make(shard)
+
+    @property
+    def _mapped(self) -> bool:
+        return False
 
 
 def load_prompts(source: str) -> list[str]:

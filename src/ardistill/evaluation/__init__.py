@@ -1,7 +1,13 @@
 """How good a sampler is, and how near to its teacher: feature networks, distances, pictures and the report."""
 
 from ardistill.evaluation.comparison import Comparison, Judge, Sampler, compare
-from ardistill.evaluation.diagnostics import distance_to_solver, draw_samples, exposure_bias, validation_grid
+from ardistill.evaluation.diagnostics import (
+    distance_to_solver,
+    draw_samples,
+    exposure_bias,
+    trajectory_grid,
+    validation_grid,
+)
 from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network, load_images
 from ardistill.evaluation.metrics import (
     BootstrapInterval,
@@ -54,6 +60,7 @@ __all__ = [
     "predict_labels",
     "real_floor",
     "sample_grid",
+    "trajectory_grid",
     "validation_grid",
     "write_report",
 ]

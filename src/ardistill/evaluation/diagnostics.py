@@ -74,6 +74,29 @@ def distance_to_solver(student: Student, teacher: Teacher, noise: Tensor, condit
     return float((drawn[:, -1] - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
+def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path, rows: Sequence[int]) -> None:
+    """Save a PNG of recorded trajectories, one a row, every stored state decoded, from noise to image.
+
+    Args:
+        teacher: Whose VAE decodes.
+        data: Opened for as many steps as states are to be shown.
+        path: PNG to write.
+        rows: Which trajectories, all of one size.
+
+    Raises:
+        ValueError: The teacher draws no images, or there is no such trajectory.
+    """
+    if wrong := [i for i in rows if not 0 <= i < len(data)]:
+        raise ValueError(f"expected trajectories in 0..{len(data) - 1}, got {wrong[0]}")
+    states, _, _ = data.stacked(torch.tensor(rows))
+    names, labels = teacher.companions.get("id2label") or {}, data.labels[torch.tensor(rows)].tolist()
+    pictures = {}
+    for index, label, path_of_states in zip(rows, labels, states, strict=True):
+        name = data.prompts[label] if data.prompts else str(names.get(str(label), label)).partition(",")[0]
+        pictures[f"{index}: {name[:24]}"] = teacher.decode(path_of_states)
+    sample_grid(pictures, path, [f"σ {sigma:.2f}" for sigma in data.knots.sigma])
+
+
 def validation_grid(
     teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10
 ) -> Callable[[Student, int], np.ndarray]:

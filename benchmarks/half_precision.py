@@ -1,0 +1,53 @@
+"""What storing trajectories in float16 costs: error of each state, beside what a student's steps are off by.
+
+    python benchmarks/half_precision.py [--count 64] [--json benchmarks/results/half_precision.json]
+
+The embedded teacher's guided trajectories in 24 solver steps, recorded twice, in float32 and in float16; and the
+teacher going on from each rounded state to the image, against going on from the exact one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from ardistill import Teacher, TrajectoryDataset, record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=1.25)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in ("float32", "float16"):
+            record(teacher, f"{folder}/{dtype}", args.count, num_steps=(4,), shard_size=args.count, dtype=dtype)
+            found[dtype] = TrajectoryDataset(f"{folder}/{dtype}", 4)
+        bytes_ = {dtype: sum(data.store.sizes().values()) for dtype, data in found.items()}
+        exact, half = (found[dtype].stacked() for dtype in ("float32", "float16"))
+        manifest = found["float32"].manifest
+        images = []
+        for i in range(4):  # the last state is the image
+            rest = manifest.knots.select(range(6 * i, 25))
+            ends = [teacher.solve_ode(x[0][:, i], x[2], rest).states[:, -1] for x in (exact, half)]
+            images.append(float((ends[0] - ends[1]).square().mean()))
+    error = exact[0] - half[0]  # (n, 5, c, h, w)
+    results = {
+        "trajectories": args.count,
+        "bytes": bytes_,
+        "rms_error_per_state": error.square().mean((0, 2, 3, 4)).sqrt().tolist(),
+        "largest_error": float(error.abs().max()),
+        "mean_squared_error_of_a_step": float(error.square().mean()),
+        "mean_squared_error_of_the_image_from_each_state": images,
+    }
+    print(json.dumps(results, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Files by name in one folder or bucket, each published whole and sealed with its own checksum.
+
+A local folder is memory-mapped; anything else is an fsspec URL (s3://, gs://, hf://, memory://), whose files are read
+and put whole, as object stores do it. There are no locks: whoever publishes last wins, and nothing waits for the dead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from fsspec.implementations.local import LocalFileSystem
+
+SEAL = "sha256:" + "0" * 64
+"""What a file to be sealed holds, once or more; its checksum takes the place of the zeros."""
+
+
+class Store:
+    """A folder or bucket.
+
+    Args:
+        url: A path, or a URL of fsspec; chained ones (``filecache::s3://bucket/x``) keep local copies.
+
+    Raises:
+        ValueError: No file system of that name, or its package is not installed.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        self.fs: Any = None
+        self.path = self.url
+        if "://" in self.url or "::" in self.url:
+            try:
+                self.fs, self.path = fsspec.core.url_to_fs(self.url)
+            except (ImportError, ValueError, OSError) as error:
+                raise ValueError(f"{self.url} cannot be opened: {error}") from error
+            if isinstance(self.fs, LocalFileSystem):
+                self.fs = None
+        self.folder = None if self.fs else Path(self.path)
+        """Of a local store; None of a remote one."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    def where(self, name: str) -> str:
+        """Path or URL of a file.
+
+        Raises:
+            ValueError: The name is no plain file name: nothing outside the store is ever touched.
+        """
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"expected a plain file name in {self.url}, got {name!r}")
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def sizes(self) -> dict[str, int]:
+        """Name and bytes of every file there, hidden ones apart; none if the folder is missing.
+
+        Raises:
+            ValueError: It cannot be listed.
+        """
+        try:
+            if self.folder is not None:
+                with os.scandir(self.folder) as entries:
+                    return {x.name: x.stat().st_size for x in entries if x.name[0] != "." and x.is_file()}
+            self.fs.invalidate_cache()
+            found = self.fs.ls(self.path, detail=True)
+            return {x["name"].rpartition("/")[2]: int(x["size"] or 0) for x in found if x["type"] == "file"}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise ValueError(f"{self.url} cannot be listed: {_reason(error)}") from error
+
+    def exists(self, name: str) -> bool:
+        """Whether a file of that name has been published."""
+        where = self.where(name)
+        try:
+            if self.folder is not None:
+                return os.path.isfile(where)
+            self.fs.invalidate_cache()
+            return bool(self.fs.isfile(where))
+        except OSError as error:
+            raise ValueError(f"{where} cannot be looked up: {_reason(error)}") from error
+
+    def read(self, name: str) -> memoryview:
+        """All bytes of a file; of a local one mapped, so that only what is touched is read.
+
+        The mapping holds no file descriptor: a store may have more shards than a process may open files.
+
+        Raises:
+            ValueError: It is missing or cannot be read.
+        """
+        where = self.where(name)
+        try:
+            if self.folder is None:
+                return memoryview(self.fs.cat_file(where))
+            size = os.path.getsize(where)
+            if not size:
+                return memoryview(b"")
+            return torch.from_file(where, shared=False, size=size, dtype=torch.uint8).numpy().data
+        except FileNotFoundError as error:
+            raise ValueError(f"{where} is missing; run the same record command again, it makes what is missing") from (
+                error
+            )
+        except (OSError, RuntimeError) as error:  # torch's, where a file cannot be opened
+            raise ValueError(f"{where} cannot be read: {_reason(error)}") from error
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Put a file under its name only once all of it is there.
+
+        Raises:
+            ValueError: It cannot be written, say because the disk is full. Nothing is left behind.
+        """
+        where = self.where(name)
+        try:
+            if self.folder is None:
+                self.fs.makedirs(self.path, exist_ok=True)
+                self.fs.pipe_file(where, data)
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while not self._replace(name, data):
+                pass
+            self._sync()
+        except OSError as error:
+            raise ValueError(
+                f"{where} cannot be written: {_reason(error)}; what is there is whole, the same command again goes on"
+            ) from error
+
+    def _replace(self, name: str, data: bytes) -> bool:
+        """Write and rename; not done if another process swept the half away, having found all it needs."""
+        assert self.folder is not None
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"  # of this call: threads, forks, other machines
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+            return True
+        except FileNotFoundError:
+            if not self.folder.is_dir():
+                raise
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _sync(self) -> None:
+        """So that the name is on disk, too, as the contents are."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        where = self.where(name)
+        try:
+            if self.folder is not None:
+                Path(where).unlink(missing_ok=True)
+            elif self.exists(name):
+                self.fs.rm_file(where)
+        except OSError as error:
+            raise ValueError(f"{where} cannot be deleted: {_reason(error)}") from error
+
+    def leftovers(self) -> list[Path]:
+        """Halves of files whose writers were killed, or are still at it."""
+        return sorted(self.folder.glob(".*.tmp")) if self.folder is not None else []
+
+    def sweep(self) -> None:
+        """Remove them. A writer that is still at it starts again."""
+        for path in self.leftovers():
+            path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _digest(data: bytes | memoryview, seal: bytes) -> str:
+    """SHA-256 of ``data`` with zeros in the place of its seal."""
+    digest, position, view = hashlib.sha256(), 0, memoryview(data)
+    for found in re.finditer(re.escape(seal), data):
+        digest.update(view[position : found.start()])
+        digest.update(SEAL.encode())
+        position = found.end()
+    digest.update(view[position:])
+    return digest.hexdigest()
+
+
+def seal(data: bytes) -> bytes:
+    """Put the checksum of a file into it, wherever ``SEAL`` stands: one object, so that no writer can mix two."""
+    blank = SEAL.encode()
+    assert blank in data
+    return data.replace(blank, f"sha256:{_digest(data, blank)}".encode())
+
+
+def check_seal(data: bytes | memoryview, where: str) -> None:
+    """See that a file is what was sealed, to the last byte.
+
+    Raises:
+        ValueError: It is not.
+    """
+    found = re.search(rb"sha256:[0-9a-f]{64}", data)
+    if found is None or found[0].decode() != f"sha256:{_digest(data, found[0])}":
+        raise ValueError(
+            f"{where} is not what its checksum says; `ardistill trajectories repair` makes it again, or delete it and "
+            "run the same record command"
+        )
