@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers.models.embeddings import get_timestep_embedding
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ardistill.families import Condition, family_of, transformer_class
@@ -23,8 +25,8 @@ from ardistill.trajectories import TrajectoryDataset
 
 TARGETS = ("state", "denoised", "anchored")
 OUTPUTS = ("solver", "direct")
-ONE_FILE = "1000GB"
-"""Weights are written whole: diffusers would not read those of ours that lie in a shard of their own."""
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""All of them in one file: diffusers would not read those of ours that lie in a shard of their own."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class Student(nn.Module):
         self.config = config
         self.family = family
         self.transformer = transformer
+        self.class_name = type(transformer).__name__
+        """Of the transformer in diffusers: dividing it over processes changes its class."""
         stock = len([*transformer.parameters()])
         lower = [module for block in blocks[: config.history_layers] for module in block]
         self.history = attach_history(lower, config.mask, family.text, config.has_gates)
@@ -328,11 +332,34 @@ class Student(nn.Module):
         shape = (-1,) + (1,) * (inputs.ndim - 2)
         return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
 
+    def save_transformer(self, folder: Path) -> bool:
+        """Write the transformer alone, whole, in one file: weights divided over processes are gathered one by one.
+
+        Returns:
+            Whether this process wrote; of several, the first one does.
+        """
+        writes = not dist.is_initialized() or dist.get_rank() == 0
+        state = {}
+        for name, value in self.transformer.state_dict().items():
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if writes:
+                state[name] = whole.cpu().contiguous()
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            config = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
+            (folder / "config.json").write_text(json.dumps(config, indent=2))
+            save_file(state, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
+            (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
+        return writes
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``."""
+        """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``.
+
+        Where the weights are divided over processes, each has to call it; the first one writes.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.transformer.save_pretrained(folder / "transformer", max_shard_size=ONE_FILE)
+        if not self.save_transformer(folder / "transformer"):
+            return
         temporary = folder / "student.json.tmp"
         temporary.write_text(json.dumps({"version": 1} | asdict(self.config), indent=2))
         temporary.replace(folder / "student.json")
@@ -361,5 +388,5 @@ class Student(nn.Module):
         found = transformer_class(json.loads((folder / "transformer" / "config.json").read_text())["_class_name"])
         transformer = found.from_config(found.load_config(folder / "transformer"))
         student = cls(transformer, config)
-        transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+        transformer.load_state_dict(load_file(folder / "transformer" / WEIGHTS))
         return student.eval()

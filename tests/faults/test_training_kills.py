@@ -1,0 +1,63 @@
+"""Killed at any moment and started again by the same command, a training ends bit-equal to one never killed."""
+
+import random
+import signal
+import time
+
+import pytest
+from diffusers import DDIMScheduler
+from processes import run, start, train
+from safetensors.torch import load_file
+from tiny_families import TINY
+
+from ardistill.teacher import Teacher
+from ardistill.trajectories import record
+
+STEPS = 12
+
+
+def lines(log):
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def leavings(folder):
+    """Whatever a run leaves, by name: weights, EMA, optimiser, schedule, counters, log."""
+    found = {}
+    for path in (x for x in sorted(folder.rglob("*")) if x.is_file()):
+        if path.suffix == ".safetensors":  # several processes divide tensors that all have among them as it comes
+            for name, value in load_file(path).items():
+                found[f"{path.parent.relative_to(folder)}/{name}"] = (value.dtype, value.shape, value.numpy().tobytes())
+        elif path.name not in ("manifest.json", "environment.json"):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("count,kills", [(1, 1), (2, 2)])
+def test_killed_and_started_again_is_bit_equal(tmp_path, count, kills):
+    teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
+    record(teacher, tmp_path / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
+    training = {"max_steps": STEPS, "checkpoint_every": 2, "lr_scheduler": "cosine"}
+    run(count, tmp_path / "whole.log", train, "dit", str(tmp_path / "data"), str(tmp_path / "whole"), training)
+    command = (train, "dit", str(tmp_path / "data"), str(tmp_path / "killed"), training)
+    moments, log = random.Random(count), tmp_path / "killed" / "metrics.jsonl"
+    for _ in range(kills):
+        before = lines(log)
+        processes = start(count, tmp_path / "killed.log", *command)
+        limit = time.time() + 60
+        while lines(log) < min(before + moments.randint(2, 4), STEPS - 2) and time.time() < limit:
+            time.sleep(0.002)
+        time.sleep(moments.random() * 0.03)  # amid a pass, or a checkpoint
+        for process in processes:
+            process.kill()
+            process.join()
+        assert processes[0].exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "student").exists()
+    run(count, tmp_path / "killed.log", *command)
+    whole, killed = leavings(tmp_path / "whole"), leavings(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    last = f"checkpoints/step-{STEPS:08d}"
+    assert {f"{last}/state.json", f"{last}/student.proj_out_2.bias", f"{last}/ema.shadow_params.proj_out_2.bias"} <= {
+        name.replace("transformer.", "") for name in whole
+    }
+    assert any(name.endswith("exp_avg_sq") for name in whole) and "metrics.jsonl" in whole
+    assert [name for name in whole if whole[name] != killed[name]] == []
