@@ -5,8 +5,10 @@ A server process imports torch once and forks them, so that each starts in a mom
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import socket
 import traceback
 from collections.abc import Callable
@@ -54,22 +56,26 @@ def run(count: int, log: Path, function: Callable[..., Any], *args: Any) -> None
     """Same, and wait until all have ended well."""
     processes = start(count, log, function, *args)
     for process in processes:
-        process.join(120)
+        process.join(550)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
     assert codes == [0] * count, log.read_text() if log.exists() else codes
 
 
-def train(name: str, data: str, run: str, training: dict[str, Any], student: dict[str, Any] | None = None) -> None:
-    """Distil the tiny teacher ``name``; in each of the processes."""
+def train(name: str, data: str, run: str, training: dict[str, Any], student: dict[str, Any] | None = None) -> Any:
+    """Distil the tiny teacher ``name``; in each of the processes. Each pass's loss goes to ``run.losses-rank``.
+
+    Returns:
+        The student.
+    """
     from diffusers import DDIMScheduler
     from tiny_families import TINY, open_gates
 
+    from ardistill import training as loop
     from ardistill.config import TrainingConfig
     from ardistill.student import Student, StudentConfig
     from ardistill.teacher import Teacher
-    from ardistill.training import distill
     from ardistill.trajectories import TrajectoryDataset
 
     teacher = Teacher(TINY[name].transformer(), DDIMScheduler())
@@ -77,4 +83,68 @@ def train(name: str, data: str, run: str, training: dict[str, Any], student: dic
     made = Student.from_teacher(teacher, StudentConfig(recorded.knots, 2, **(student or {})))
     open_gates(made)
     options = {"batch_size": 4, "tracker": None, "learning_rate": 1e-3, "ema_decay": 0.5}
-    distill(made, recorded, run, TrainingConfig(**(options | training)), progress=False)
+    regression_loss = loop.regression_loss
+
+    def noted(*arguments: Any) -> Any:
+        loss, errors = regression_loss(*arguments)
+        with open(f"{run}.losses-{os.environ.get('RANK', 0)}", "a") as file:
+            file.write(f"{float(loss.detach())}\n")
+        return loss, errors
+
+    loop.regression_loss = noted
+    try:
+        return loop.distill(made, recorded, run, TrainingConfig(**(options | training)), progress=False)
+    finally:
+        loop.regression_loss = regression_loss
+
+
+def train_all(folder: str, jobs: list[tuple]) -> None:
+    """Several runs of the tiny DiT, (name, training, student), in the same processes."""
+    import torch
+    from accelerate.state import AcceleratorState
+    from torch.distributed.tensor import DTensor
+
+    for name, options, *student in jobs:
+        made = train("dit", f"{folder}/data", f"{folder}/{name}", options, *student)
+        divided = [isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in made.parameters()]
+        own = [p for p in made.parameters() if p.numel() > 1]  # a gate is one number
+        assert sum(divided) >= len(own) if options.get("shard") else not any(divided)
+        AcceleratorState._reset_state()
+        if name == "ddp" and torch.distributed.get_rank() == 0:  # what a run killed after step 10 leaves
+            shutil.copytree(
+                f"{folder}/ddp", f"{folder}/ddp-then-shard", ignore=shutil.ignore_patterns("student", "*20")
+            )
+        torch.distributed.barrier()
+
+
+def compare_families(folder: str) -> None:
+    """Loss and gradients, whole and divided, of each family."""
+    import torch
+    from tiny_families import TINY, open_gates
+    from torch import nn
+    from torch.distributed.tensor import DTensor
+
+    from ardistill.families import family_of
+    from ardistill.schedule import Knots
+    from ardistill.sharding import shard
+    from ardistill.student import Student, StudentConfig
+
+    torch.distributed.init_process_group("gloo")
+    knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))
+    for name, tiny in TINY.items():
+        found = []
+        for divided in (False, True):
+            student = Student(tiny.transformer(), StudentConfig(knots, 2))
+            open_gates(student)
+            if family_of(tiny.class_name).has_checkpointing:
+                student.enable_gradient_checkpointing()
+            if divided:
+                shard(student, torch.device("cpu"))
+            student.train()
+            inputs = torch.randn(2, 4, *tiny.latents, generator=torch.Generator().manual_seed(0))
+            loss = student(inputs, tiny.condition(2)).square().mean()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
+            found.append((loss.detach(), norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        for whole, parts in zip(*found, strict=True):
+            assert torch.allclose(whole, parts, rtol=1e-4), (name, found)

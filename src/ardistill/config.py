@@ -159,6 +159,8 @@ class CostConfig:
     """no or bf16."""
     gradient_checkpointing: bool = False
     """Keep the blocks' inputs alone, and the activations of one block."""
+    lora_rank: int = 0
+    """Of the student's adapters; 0: all weights are trained."""
     num_devices: int = 1
     """Weights, gradients, optimiser and EMA are sharded over them."""
     num_trajectories: int = 100_000

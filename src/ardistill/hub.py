@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def export(
         "transformer": ["diffusers", class_name],
         "scheduler": ["diffusers", type(teacher.scheduler).__name__],
         **{name: [None, None] for name in teacher.absent},
-        "student": asdict(student.config),
+        "student": asdict(replace(student.config, lora_rank=0)),
     }
     companions = teacher.companions
     for part in companions:

@@ -25,4 +25,5 @@ def shard(student: Student, device: torch.device) -> None:
                 if path.endswith(".emb"):
                     fully_shard(module, mesh=mesh)
             fully_shard(block, mesh=mesh)
-    fully_shard(transformer, mesh=mesh)
+    # Not as by default for the outermost: it would keep what it gathered for a validation, of the EMA, as weights.
+    fully_shard(transformer, mesh=mesh, reshard_after_forward=True)

@@ -28,7 +28,7 @@ from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.sampling import sample
 from ardistill.sharding import shard
-from ardistill.student import Student
+from ardistill.student import Student, StudentConfig
 from ardistill.trajectories import TrajectoryDataset
 from ardistill.watchdog import TrainingDivergedError, Watchdog
 
@@ -54,7 +54,7 @@ def distill(
         student: Trained in place.
         data: Trajectories of its teacher, at its knots.
         folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``; at the end
-            ``student/`` (EMA). Of several machines, one that all see.
+            ``student/`` (EMA) and, of a student with adapters, ``adapters/``. Of several machines, one that all see.
         config: How.
         adversary: Adds the loss of a discriminator on the last step's estimates (R+D); trained along.
         validate: Called with the student (EMA) and the number of steps done, at every checkpoint; a picture that it
@@ -177,7 +177,7 @@ def distill(
         ema.step(parameters)
         done = step + 1
         bar.update()
-        if done <= 20 or done % 10 == 0 or done == config.max_steps:
+        if done % 10 == 0 or done == config.max_steps:
             value, *each = accelerator.reduce(seen, "mean").tolist()
             bar.set_postfix(loss=f"{value:.5f}")
             line = {"step": done, "loss": value, "step_errors": each, "gradient_norm": norm} | more
@@ -201,6 +201,8 @@ def distill(
     ema.copy_to(parameters)
     student.eval()
     student.save_pretrained(folder / "student")
+    if student.config.lora_rank:
+        student.save_adapters(folder / "adapters")
     accelerator.wait_for_everyone()
     return student
 
@@ -269,6 +271,7 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
     if path.exists():
         before = json.loads(path.read_text())
         # Where it is older than an option, that had its default.
+        before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
         before["training"] = asdict(TrainingConfig()) | before.get("training", {})
         differing = [
             f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
