@@ -30,7 +30,7 @@ from tiny_families import TINY
 from ardistill.teacher import Teacher
 from ardistill.trajectories import record
 
-STEPS = 30
+STEPS = 14
 KINDS = {"one process": (1, {}), "two, DDP": (2, {}), "two, divided": (2, {"shard": True})}
 
 
@@ -69,7 +69,7 @@ def training_kills(folder: Path, kind: str, kills: int, seed: int) -> dict[str, 
     if not (folder / "data").exists():
         teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
         record(teacher, folder / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
-    training = {"max_steps": STEPS, "checkpoint_every": 3, "lr_scheduler": "cosine", "keep_checkpoints": 3} | more
+    training = {"max_steps": STEPS, "checkpoint_every": 2, "lr_scheduler": "cosine", "keep_checkpoints": 3} | more
     whole, killed, log = folder / f"whole-{kind}", folder / f"killed-{kind}", folder / "log"
     began = time.time()
     run(count, log, train, "dit", str(folder / "data"), str(whole), training)

@@ -69,7 +69,7 @@ def test_training_leaves_the_teacher_alone_and_resumes(tmp_path, teacher, output
     record(teacher, tmp_path / "data", 12, solver_steps=8, num_steps=(4,), progress=False)
     data, before = TrajectoryDataset(tmp_path / "data", 4), teacher.fingerprint()
     config = StudentConfig.for_data(data, history_layers=2, lora_rank=4, output=output, target=target)
-    training = TrainingConfig(max_steps=8, batch_size=8, checkpoint_every=4, learning_rate=5e-3, tracker=None)
+    training = TrainingConfig(max_steps=20, batch_size=4, checkpoint_every=10, learning_rate=5e-3, tracker=None)
 
     def train(name, validate=None):
         student = Student.from_teacher(teacher, config)
@@ -135,3 +135,8 @@ def test_bad_input_is_named(tmp_path, teacher):
     student.save_adapters(tmp_path)
     with pytest.raises(ValueError, match="holds adapters for other"):
         Student.from_adapters(teacher, tmp_path)
+    student.save_pretrained(tmp_path / "merged")
+    weights = tmp_path / "merged" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is missing, cut or damaged"):
+        Student.from_pretrained(tmp_path / "merged")

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -37,6 +38,7 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
     except ImportError as error:
         raise ValueError("lora_rank needs PEFT: pip install 'ardistill[lora]'") from error
     targets = [
@@ -45,7 +47,14 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
         for name, module in getattr(transformer, blocks).named_modules()
         if isinstance(module, nn.Linear)
     ]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), transformer)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    inject_adapter_in_model(config, transformer, low_cpu_mem_usage=True)
+    for layer in transformer.modules():  # filled here: PEFT would move them, which a plan's tensors cannot be
+        if isinstance(layer, LoraLayer):
+            like = layer.get_base_layer().weight
+            for linear in (layer.lora_A["default"], layer.lora_B["default"]):
+                linear.weight = nn.Parameter(torch.empty(linear.weight.shape, device=like.device, dtype=like.dtype))
+            layer.reset_lora_parameters("default", True)
     frozen = {id(parameter) for parameter in base}
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers.models.embeddings import get_timestep_embedding
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -184,11 +185,30 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _save_whole(tensors: dict[str, Tensor], path: Path) -> None:
-    """Publish a file of tensors under its name once all of it is written."""
+def _save_json(data: dict[str, Any], path: Path) -> None:
+    """Publish a file under its name once all of it is written."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=2))
+    temporary.replace(path)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Same."""
     temporary = path.with_name(f"{path.name}.tmp")
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors.
+
+    Raises:
+        ValueError: It is missing, cut or no such file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
 
 
 class Student(nn.Module):
@@ -378,8 +398,8 @@ class Student(nn.Module):
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             config = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
-            (folder / "config.json").write_text(json.dumps(config, indent=2))
-            _save_whole(state, folder / WEIGHTS)
+            _save_json(config, folder / "config.json")
+            _save_tensors(state, folder / WEIGHTS)
         return writes
 
     def save_adapters(self, folder: str | Path) -> None:
@@ -396,9 +416,9 @@ class Student(nn.Module):
             adapters = {
                 f"transformer.{name.replace('.default', '')}": x for name, x in weights.items() if _LORA in name
             }
-            _save_whole(adapters, folder / "pytorch_lora_weights.safetensors")
-            _save_whole({name: x for name, x in weights.items() if _LORA not in name}, folder / "more.safetensors")
-            self._save_config(self.config, folder)
+            _save_tensors(adapters, folder / "pytorch_lora_weights.safetensors")
+            _save_tensors({name: x for name, x in weights.items() if _LORA not in name}, folder / "more.safetensors")
+            _save_json({"version": 1} | asdict(self.config), folder / "student.json")
 
     @classmethod
     def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:
@@ -411,7 +431,8 @@ class Student(nn.Module):
         if not (folder / "student.json").is_file():
             raise ValueError(f"expected a student's adapters in {folder}, found none; distil with lora_rank")
         data = json.loads((folder / "student.json").read_text())
-        data.pop("version")
+        if data.pop("version") != 1:
+            raise ValueError(f"{folder} was written by a newer ardistill; update the package")
         config = StudentConfig.from_dict(data)
         if config.fingerprint and config.fingerprint != teacher.fingerprint():
             raise ValueError(
@@ -419,20 +440,14 @@ class Student(nn.Module):
                 f"{teacher.name or 'this teacher'} ({teacher.fingerprint()[:12]})"
             )
         student = cls.from_teacher(teacher, config)
-        saved = load_file(folder / "pytorch_lora_weights.safetensors")
+        saved = _load_tensors(folder / "pytorch_lora_weights.safetensors")
         weights = {x.removeprefix("transformer.").replace(".weight", ".default.weight"): y for x, y in saved.items()}
-        weights |= load_file(folder / "more.safetensors")
+        weights |= _load_tensors(folder / "more.safetensors")
         own = {name: p for name, p in student.transformer.named_parameters() if p.requires_grad}
         if own.keys() != weights.keys():
             raise ValueError(f"{folder} does not fit: {', '.join(sorted(own.keys() ^ weights.keys())[:3])} ...")
         student.transformer.load_state_dict(weights, strict=False)
         return student.eval()
-
-    @staticmethod
-    def _save_config(config: StudentConfig, folder: Path) -> None:
-        temporary = folder / "student.json.tmp"
-        temporary.write_text(json.dumps({"version": 1} | asdict(config), indent=2))
-        temporary.replace(folder / "student.json")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``.
@@ -442,7 +457,7 @@ class Student(nn.Module):
         folder = Path(folder)
         if not self.save_transformer(folder / "transformer"):
             return
-        self._save_config(replace(self.config, lora_rank=0), folder)
+        _save_json({"version": 1} | asdict(replace(self.config, lora_rank=0)), folder / "student.json")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Student:
@@ -468,5 +483,5 @@ class Student(nn.Module):
         found = transformer_class(json.loads((folder / "transformer" / "config.json").read_text())["_class_name"])
         transformer = found.from_config(found.load_config(folder / "transformer"))
         student = cls(transformer, config)
-        transformer.load_state_dict(load_file(folder / "transformer" / WEIGHTS))
+        transformer.load_state_dict(_load_tensors(folder / "transformer" / WEIGHTS))
         return student.eval()
