@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from processes import run, start, train
+from processes import leavings, run, start, train
 from tiny_families import TINY
 
 from ardistill.teacher import Teacher
@@ -32,18 +31,6 @@ from ardistill.trajectories import record
 
 STEPS = 14
 KINDS = {"one process": (1, {}), "two, DDP": (2, {}), "two, divided": (2, {"shard": True})}
-
-
-def leavings(folder: Path) -> dict[str, Any]:
-    """Whatever a run leaves, by name."""
-    found: dict[str, Any] = {}
-    for path in (x for x in sorted(folder.rglob("*")) if x.is_file()):
-        if path.suffix == ".safetensors":  # several processes divide tensors that all have among them as it comes
-            for name, value in load_file(path).items():
-                found.setdefault(f"{path.parent.relative_to(folder)}/{name}", []).append(value.numpy().tobytes())
-        elif path.name not in ("manifest.json", "environment.json"):
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
 
 
 def damage(folder: Path, moments: random.Random) -> str | None:

@@ -63,6 +63,21 @@ def run(count: int, log: Path, function: Callable[..., Any], *args: Any) -> None
     assert codes == [0] * count, log.read_text() if log.exists() else codes
 
 
+def leavings(folder: Path) -> dict[str, Any]:
+    """Whatever a run leaves, by name: weights, EMA, optimiser, schedule, counters, log."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for path in (x for x in sorted(folder.rglob("*")) if x.is_file()):
+        if path.suffix == ".safetensors":  # several processes divide tensors that all have among them as it comes
+            for name, value in load_file(path).items():
+                place = f"{path.parent.relative_to(folder)}/{name}"
+                found.setdefault(place, []).append((str(value.dtype), value.shape, value.numpy().tobytes()))
+        elif path.name not in ("manifest.json", "environment.json"):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
 def train(name: str, data: str, run: str, training: dict[str, Any], student: dict[str, Any] | None = None) -> Any:
     """Distil the tiny teacher ``name``; in each of the processes. Each pass's loss goes to ``run.losses-rank``.
 

@@ -43,13 +43,19 @@ def test_two_processes_train_as_one(tmp_path):
     jobs = [("ddp", LONG), ("shard", LONG | {"shard": True}), ("ddp-then-shard", LONG | {"shard": True})]
     direct = {"target": "anchored", "output": "direct"}
     jobs += [(f"short-{divided}", SHORT | {"shard": divided}, direct) for divided in (False, True)]
+    jobs += [(f"adapters-{divided}", SHORT | {"shard": divided}, {"lora_rank": 2}) for divided in (False, True)]
     run(2, tmp_path / "log", train_all, str(tmp_path), jobs)
     one = losses(tmp_path / "one", passes=2)
     assert one.shape == (STEPS, 2) and one[-1].mean() < one[0].mean()
     for name, first in (("ddp", 0), ("shard", 0), ("ddp-then-shard", 10)):
         assert torch.allclose(losses(tmp_path / name), one[first:], rtol=0, atol=1e-5), name
         assert same(weights(tmp_path / name), weights(tmp_path / "one")), name
-    assert torch.allclose(losses(tmp_path / "short-True"), losses(tmp_path / "short-False"), rtol=1e-4)
+    for kind in ("short", "adapters"):
+        whole, divided = (tmp_path / f"{kind}-{divided}" for divided in (False, True))
+        assert torch.allclose(losses(divided), losses(whole), rtol=1e-4)
+        assert same(weights(divided), weights(whole))
+    name = "pytorch_lora_weights.safetensors"
+    assert same(*(load_file(tmp_path / f"adapters-{divided}" / "adapters" / name) for divided in (True, False)))
     assert len(list((tmp_path / "shard" / "checkpoints" / "step-00000020").glob("*.safetensors"))) == 2
     Student.from_pretrained(tmp_path / "shard")
 

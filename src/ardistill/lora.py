@@ -49,12 +49,14 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
     ]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
     inject_adapter_in_model(config, transformer, low_cpu_mem_usage=True)
-    for layer in transformer.modules():  # filled here: PEFT would move them, which a plan's tensors cannot be
-        if isinstance(layer, LoraLayer):
-            like = layer.get_base_layer().weight
-            for linear in (layer.lora_A["default"], layer.lora_B["default"]):
-                linear.weight = nn.Parameter(torch.empty(linear.weight.shape, device=like.device, dtype=like.dtype))
-            layer.reset_lora_parameters("default", True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same in every process, and when the same command resumes
+        for layer in transformer.modules():  # filled here: PEFT would move them, needlessly
+            if isinstance(layer, LoraLayer):
+                like: Any = layer.get_base_layer()
+                for linear in (layer.lora_A["default"], layer.lora_B["default"]):
+                    linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=like.weight.device))
+                layer.reset_lora_parameters("default", True)
     frozen = {id(parameter) for parameter in base}
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)

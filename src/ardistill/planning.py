@@ -16,7 +16,7 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
@@ -155,7 +155,8 @@ def plan(options: CostConfig) -> Cost:
         base = [*transformer.parameters()]
         student = Student(transformer, StudentConfig(_knots(options.num_steps), options.history_layers, options.mask))
         if options.lora_rank:
-            add_adapters(transformer, base, family.block_lists, options.lora_rank)
+            with unset_fake_temporarily():  # PEFT cannot make them so; they are small
+                add_adapters(transformer, base, family.block_lists, options.lora_rank)
         plain = Student(_make(config), StudentConfig(_knots(options.num_steps), 0))
         shape = family.latent_shape(student.transformer, options.height, options.width)
         noise, condition = torch.zeros(1, *shape), family.example_condition(student.transformer, 1, options.text_tokens)

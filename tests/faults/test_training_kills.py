@@ -6,8 +6,7 @@ import time
 
 import pytest
 from diffusers import DDIMScheduler
-from processes import run, start, train
-from safetensors.torch import load_file
+from processes import leavings, run, start, train
 from tiny_families import TINY
 
 from ardistill.teacher import Teacher
@@ -18,18 +17,6 @@ STEPS = 12
 
 def passes(losses):
     return losses.read_text().count("\n") if losses.exists() else 0
-
-
-def leavings(folder):
-    """Whatever a run leaves, by name: weights, EMA, optimiser, schedule, counters, log."""
-    found = {}
-    for path in (x for x in sorted(folder.rglob("*")) if x.is_file()):
-        if path.suffix == ".safetensors":  # several processes divide tensors that all have among them as it comes
-            for name, value in load_file(path).items():
-                found[f"{path.parent.relative_to(folder)}/{name}"] = (value.dtype, value.shape, value.numpy().tobytes())
-        elif path.name not in ("manifest.json", "environment.json"):
-            found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
 
 
 @pytest.mark.parametrize("count,kills", [(1, 1), (2, 2)])
