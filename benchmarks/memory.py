@@ -1,6 +1,6 @@
-"""Peak memory of real training steps: folded, checkpointed, sequential; and against the plan of `ardistill cost`.
+"""Peak memory of real training steps: folded, checkpointed, sequential, adapters; against the plan of `ardistill cost`.
 
-    python benchmarks/memory.py [--json FILE]
+    python benchmarks/memory.py [--json FILE] [--teacher DiT-S/2]
 
 Each run is a process of its own: what the process gained, at its peak, over what it held before the model was made.
 S = 4, N = 6, fp32, AdamW and EMA, two optimiser steps. Freed memory goes back to the system at once, as it goes back to
@@ -21,10 +21,12 @@ from diffusers import DiTTransformer2DModel
 from diffusers.training_utils import EMAModel
 
 from ardistill.config import CostConfig
+from ardistill.lora import add_adapters
 from ardistill.planning import _knots, plan, transformer_config
 from ardistill.student import Student, StudentConfig
 
-MODES = ("folded", "checkpointed", "sequential", "detached")
+MODES = ("folded", "checkpointed", "sequential", "detached", "adapters")
+LORA_RANK = 16
 RUNS = [(name, 4, mode) for name in ("DiT-S/2", "DiT-B/2") for mode in MODES]
 # glibc keeps most of what is freed, unless each large block is mapped on its own.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -43,10 +45,13 @@ def measure(name: str, batch_size: int, mode: str) -> int:
     def train(config: dict, count: int) -> None:
         torch.manual_seed(0)
         transformer = DiTTransformer2DModel(**{k: v for k, v in config.items() if k != "_class_name"})
+        base = [*transformer.parameters()]
         student = Student(transformer, StudentConfig(_knots(4), min(6, config["num_layers"]))).train()
+        if mode == "adapters":
+            add_adapters(transformer, base, student.family.block_lists, LORA_RANK)
         if mode == "checkpointed":
             student.enable_gradient_checkpointing()
-        parameters = list(student.parameters())
+        parameters = [p for p in student.parameters() if p.requires_grad]
         optimizer, ema = torch.optim.AdamW(parameters), EMAModel(parameters)
         inputs, condition = torch.randn(count, 4, 4, 32, 32), {"class_labels": torch.zeros(count, dtype=torch.long)}
         for _ in range(2):
@@ -64,20 +69,22 @@ def measure(name: str, batch_size: int, mode: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json")
+    parser.add_argument("--teacher", help="of the runs, only these")
     parser.add_argument("--one", nargs=3, help="name, batch and mode of a single run, in this process")
     args = parser.parse_args()
     if args.one:
         print(measure(args.one[0], int(args.one[1]), args.one[2]))
         return
     rows = []
-    for name, batch_size, mode in RUNS:
+    for name, batch_size, mode in [run for run in RUNS if args.teacher in (None, run[0])]:
         command = [sys.executable, __file__, "--one", name, str(batch_size), mode]
         environment = os.environ | ALLOCATOR
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         measured = int(done.stdout)
         row = {"teacher": name, "batch_size": batch_size, "mode": mode, "measured": measured}
-        if mode in ("folded", "checkpointed"):
-            options = CostConfig(name, batch_size=batch_size, gradient_checkpointing=mode == "checkpointed")
+        if mode in ("folded", "checkpointed", "adapters"):
+            more = {"gradient_checkpointing": mode == "checkpointed", "lora_rank": LORA_RANK * (mode == "adapters")}
+            options = CostConfig(name, batch_size=batch_size, **more)
             row["planned"] = plan(options).memory["total"]
             row["planned_over_measured"] = row["planned"] / measured
         folded = next((r for r in rows if r["teacher"] == name and r["mode"] == "folded"), row)

@@ -200,3 +200,12 @@ def test_two_processes_train_one_run(way):
     assert json.loads(done.stdout)["student"] == f"{way}/two/student"
     logged = (way / "two" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == [2]
+
+
+def test_debug_raises_what_is_else_one_line(tmp_path, capsys):
+    arguments = ["sample", "--student", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ValueError, match="expected a student"):
+        main([*arguments, "--debug"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tiny_families import open_gates
 
 from ardistill.config import TrainingConfig
@@ -99,10 +100,11 @@ def test_ema_weights_are_what_is_saved_and_shown(teacher, folder):
     student = distill(make(teacher, data), data, folder / "run", CONFIG, validate=validate, progress=False)
     assert [(step, training) for step, _, training in shown] == [(3, False), (6, False)]
     saved = Student.from_pretrained(folder / "run").state_dict()
-    trained = torch.load(folder / "run" / "checkpoint.pt", weights_only=True)["student"]
+    [file] = (folder / "run" / "checkpoints" / "step-00000006").glob("*.safetensors")
+    trained = {name: value for name, value in load_file(file).items() if name.startswith("student.")}
     for name, value in student.state_dict().items():
         assert torch.equal(value, shown[-1][1][name]) and torch.equal(value, saved[name])
-    assert any(not torch.equal(value, saved[name]) for name, value in trained.items())
+    assert any(not torch.equal(value, saved[name.removeprefix("student.")]) for name, value in trained.items())
 
 
 def test_resumed_equals_uninterrupted(teacher, folder, dies_at_its_first_checkpoint):

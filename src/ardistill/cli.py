@@ -236,6 +236,7 @@ def _distill(
     target: Literal["state", "denoised", "anchored"] = "state",
     output: Literal["solver", "direct"] = "solver",
     gated: bool = True,
+    lora_rank: int = 0,
     conditioning: Literal["recorded", "uniform"] = "recorded",
     teacher: str | None = None,
     online: bool = False,
@@ -259,6 +260,8 @@ def _distill(
         output: solver (keeps the teacher's meaning) or direct (a head per step emits the target).
         gated: Earlier steps are seen through a gate per layer that starts closed, so that training starts where a
             student without history does; false: one softmax over all steps, as in the paper.
+        lora_rank: Train low-rank adapters (PEFT) beside the teacher's weights, which teacher and student share; 0: all
+            weights are trained. The adapters end in the run's subfolder adapters, merged in student.
         conditioning: Times that the network is told: recorded, or uniform as in the authors' code.
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
         online: Make the trajectories of a manifest (record --manifest_only true) as they are needed, instead of reading
@@ -286,7 +289,7 @@ def _distill(
     else:
         data = TrajectoryDataset(trajectories, knots or num_steps, draws=draws)
     options: dict[str, Any] = {"history_layers": history_layers, "mask": mask, "target": target, "output": output}
-    options["gated"] = gated
+    options |= {"gated": gated, "lora_rank": lora_rank}
     config = StudentConfig.for_data(data, **options)
     if conditioning == "uniform":
         config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
@@ -745,6 +748,7 @@ def _add_commands(parser: _Parser, commands: dict[str, Any], dest: str, title: s
             continue
         sub.add_argument("--config", action="config", help="YAML file with options of this command.")
         sub.add_argument("--json", action="store_true", help="Print the result as JSON, and nothing else, on stdout.")
+        sub.add_argument("--debug", action="store_true", help="Show where an error came from.")
         if name in CONFIGS:
             sub.add_class_arguments(CONFIGS[name], as_group=False)
         else:
@@ -752,7 +756,7 @@ def _add_commands(parser: _Parser, commands: dict[str, Any], dest: str, title: s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Errors of the user's input are one line and exit status 2."""
+    """Entry point. Errors of the user's input and of the disk are one line and exit status 2; --debug raises them."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # --num-steps is --num_steps
     arguments = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), x) for x in arguments]
@@ -770,11 +774,13 @@ def main(arguments: list[str] | None = None) -> None:
         name, command, chosen = f"{name} {chosen.action}", command[chosen.action], chosen[chosen.action]
     options = dict(vars(chosen))
     options.pop("config", None)
-    as_json = options.pop("json")
+    as_json, debug = options.pop("json"), options.pop("debug")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
             result = command(**options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
         _say(f"ardistill {name}: error: {error}")
         sys.exit(2)
     text = result.pop("text")

@@ -46,11 +46,17 @@ class TrainingConfig:
     """Of the batches."""
     checkpoint_every: int = 500
     """Optimiser steps between checkpoints, each with a validation grid."""
+    keep_checkpoints: int = 2
+    """So many last ones are kept; if the last is damaged, the one before it is used."""
+    shard: bool = False
+    """Divide weights, gradients, optimiser and EMA over the processes (torch's fully_shard, FSDP2) instead of keeping
+    all of them on each."""
     tracker: str | None = "tensorboard"
     """A tracker of accelerate (tensorboard, wandb, ...); null: metrics.jsonl alone."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every"):
+        counts = ("max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of 1 or more, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
@@ -155,6 +161,8 @@ class CostConfig:
     """no or bf16."""
     gradient_checkpointing: bool = False
     """Keep the blocks' inputs alone, and the activations of one block."""
+    lora_rank: int = 0
+    """Of the student's adapters; 0: all weights are trained."""
     num_devices: int = 1
     """Weights, gradients, optimiser and EMA are sharded over them."""
     num_trajectories: int = 100_000

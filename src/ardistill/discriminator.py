@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import reduce
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ardistill.config import AdversarialConfig
@@ -263,9 +264,10 @@ class Adversary:
 
     def state_dict(self) -> dict[str, Any]:
         """Heads and optimiser."""
-        return {"discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict()}
+        d = self.discriminator
+        return {"discriminator": d.state_dict(), "optimizer": get_optimizer_state_dict(d, self.optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo ``state_dict``."""
         self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        set_optimizer_state_dict(self.discriminator, self.optimizer, state["optimizer"])

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def export(
         ValueError: The folder is not empty, or the student is of another teacher or of a class that diffusers lacks.
     """
     folder = Path(folder)
-    class_name = type(student.transformer).__name__
+    class_name = student.class_name
     if not hasattr(diffusers, class_name):
         raise ValueError(
             f"diffusers has no class {class_name}, so that its folder would not load with diffusers alone; "
@@ -123,7 +123,7 @@ def export(
             f"({student.config.fingerprint[:12]}), not from {teacher.name or 'this one'} ({teacher.fingerprint()[:12]})"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    student.transformer.save_pretrained(folder / "transformer", max_shard_size=student_module.ONE_FILE)
+    student.save_transformer(folder / "transformer")
     teacher.scheduler.save_pretrained(folder / "scheduler")
     source = pipeline_source(teacher.pipeline_class)
     # Two students in one process share diffusers' module cache by file name, so the name follows from the contents.
@@ -138,10 +138,10 @@ def export(
         "_class_name": [name, "ARDPipeline"],
         "_base_class_name": teacher.pipeline_class,
         "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", type(student.transformer).__name__],
+        "transformer": ["diffusers", class_name],
         "scheduler": ["diffusers", type(teacher.scheduler).__name__],
         **{name: [None, None] for name in teacher.absent},
-        "student": asdict(student.config),
+        "student": asdict(replace(student.config, lora_rank=0)),
     }
     companions = teacher.companions
     for part in companions:

@@ -16,12 +16,13 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, family_of, transformer_class
+from ardistill.lora import add_adapters
 from ardistill.sampling import sample
 from ardistill.schedule import Knots, nested_indices
 from ardistill.student import Student, StudentConfig
@@ -55,6 +56,8 @@ class Cost:
     macs_per_training_step: float
     """Forward and backward of a batch, as three forwards (four with checkpointing)."""
     parameters: int
+    trained_parameters: int
+    """Fewer than all with adapters."""
     memory: dict[str, int]
     """Per device while training: weights, gradients, optimizer, ema, activations, total."""
     bytes_per_trajectory: int
@@ -148,20 +151,25 @@ def plan(options: CostConfig) -> Cost:
     nested_indices(options.solver_steps, options.num_steps)
     guided = 2 if options.guidance_scale > 1 else 1
     with _fake(config["_class_name"], options.text_tokens):
-        student = Student(_make(config), StudentConfig(_knots(options.num_steps), options.history_layers, options.mask))
+        transformer = _make(config)
+        base = [*transformer.parameters()]
+        student = Student(transformer, StudentConfig(_knots(options.num_steps), options.history_layers, options.mask))
+        if options.lora_rank:
+            with unset_fake_temporarily():  # PEFT cannot make them so; they are small
+                add_adapters(transformer, base, family.block_lists, options.lora_rank)
         plain = Student(_make(config), StudentConfig(_knots(options.num_steps), 0))
         shape = family.latent_shape(student.transformer, options.height, options.width)
         noise, condition = torch.zeros(1, *shape), family.example_condition(student.transformer, 1, options.text_tokens)
         macs = count_macs(lambda: sample(student.eval(), noise, condition))
         macs_plain = count_macs(lambda: sample(plain.eval(), noise, condition))
         evaluation = macs_plain / options.num_steps
-        parameters = [p for p in student.parameters() if p.requires_grad]
-        count = sum(p.numel() for p in parameters)
+        whole = sum(p.numel() for p in student.parameters())
+        count = sum(p.numel() for p in student.parameters() if p.requires_grad)
         activations = _activations(student, shape, family, options)
     per_prompt = sum(value[0].numel() * value.element_size() for value in condition.values() if value.ndim > 1)
     states = (2 * options.num_steps + 1) * noise.numel() * 4 + 8
     memory = {
-        "weights": 4 * count // options.num_devices,
+        "weights": 4 * whole // options.num_devices,
         "gradients": 4 * count // options.num_devices,
         "optimizer": 8 * count // options.num_devices,
         "ema": 4 * count // options.num_devices,
@@ -173,7 +181,8 @@ def plan(options: CostConfig) -> Cost:
         macs_per_image_step_distillation=macs_plain / 1e9,
         macs_per_image_teacher=evaluation * options.solver_steps * guided / 1e9,
         macs_per_training_step=passes * macs * options.batch_size / 1e9,
-        parameters=count,
+        parameters=whole,
+        trained_parameters=count,
         memory=memory | {"total": sum(memory.values())},
         bytes_per_trajectory=states,
         bytes_per_prompt=per_prompt,
@@ -248,6 +257,8 @@ def describe(cost: Cost, options: CostConfig) -> str:
         "disk": f"{cost.bytes_per_trajectory:,} bytes a trajectory, {cost.bytes_on_disk / 1e9:,.1f} GB for "
         f"{options.num_trajectories:,} of them",
     }
+    if cost.trained_parameters < cost.parameters:
+        rows["adapters"] = f"{cost.trained_parameters:,} parameters trained beside the teacher's, which are shared"
     if cost.bytes_per_prompt:
         rows["prompts"] = f"{cost.bytes_per_prompt:,} bytes each, stored once ({options.num_prompts:,} of them)"
     if cost.seconds is not None:

@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers.models.embeddings import get_timestep_embedding
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
+from ardistill.lora import add_adapters, share_weights
 from ardistill.schedule import Knots
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset
 
+_LORA = ".lora_"
 TARGETS = ("state", "denoised", "anchored")
 OUTPUTS = ("solver", "direct")
-ONE_FILE = "1000GB"
-"""Weights are written whole: diffusers would not read those of ours that lie in a shard of their own."""
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""All of them in one file: diffusers would not read those of ours that lie in a shard of their own."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class StudentConfig:
     """Lowest and highest guidance of the trajectories. The same twice: the student absorbs it; else it is told."""
     sample_shapes: tuple[tuple[int, ...], ...] = ()
     """(c, h, w) or (c, f, h, w) of the latents it was distilled on; empty: not known."""
+    lora_rank: int = 0
+    """Of the adapters it is trained by, beside the teacher's own weights; 0: all weights are trained, as
+    those of a saved student are."""
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -67,6 +75,8 @@ class StudentConfig:
             raise ValueError("target 'denoised' needs output='direct': the solver cannot start from a denoised image")
         if not 1 <= self.knots.num_steps <= 8:
             raise ValueError(f"expected 1 to 8 steps, got {self.knots.num_steps}")
+        if self.lora_rank < 0:
+            raise ValueError(f"expected a lora_rank of 1 or more, or 0 to train all weights, got {self.lora_rank}")
 
     @classmethod
     def for_data(cls, data: TrajectoryDataset, **options: Any) -> StudentConfig:
@@ -166,6 +176,41 @@ class StepLinear(nn.Linear):
         return torch.stack([self._step(folded[:, s], s) for s in range(self.num_steps)], dim=1).flatten(0, 1)
 
 
+def _is_first_process() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _gather(value: Tensor) -> Tensor:
+    """A tensor, whole, on every process."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _save_json(data: dict[str, Any], path: Path) -> None:
+    """Publish a file under its name once all of it is written."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=2))
+    temporary.replace(path)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Same."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(path)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors.
+
+    Raises:
+        ValueError: It is missing, cut or no such file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
+
+
 class Student(nn.Module):
     """A transformer that takes ``num_steps`` steps from noise to image and remembers them.
 
@@ -186,6 +231,8 @@ class Student(nn.Module):
         self.config = config
         self.family = family
         self.transformer = transformer
+        self.class_name = type(transformer).__name__
+        """Of the transformer in diffusers: dividing it over processes changes its class."""
         stock = len([*transformer.parameters()])
         lower = [module for block in blocks[: config.history_layers] for module in block]
         self.history = attach_history(lower, config.mask, family.text, config.has_gates)
@@ -207,8 +254,13 @@ class Student(nn.Module):
 
     @classmethod
     def from_teacher(cls, teacher: Teacher, config: StudentConfig) -> Student:
-        """Start from a copy of the teacher's weights."""
-        return cls(copy.deepcopy(teacher.transformer).requires_grad_(True), config)
+        """Start from a copy of the teacher's weights or, with adapters, on these weights themselves."""
+        if not config.lora_rank:
+            return cls(copy.deepcopy(teacher.transformer).requires_grad_(True), config)
+        student = cls(share_weights(teacher.transformer), config)
+        base, lists = teacher.transformer.parameters(), student.family.block_lists
+        add_adapters(student.transformer, base, lists, config.lora_rank)
+        return student
 
     @property
     def num_steps(self) -> int:
@@ -328,14 +380,84 @@ class Student(nn.Module):
         shape = (-1,) + (1,) * (inputs.ndim - 2)
         return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``."""
+    def save_transformer(self, folder: Path) -> bool:
+        """Write the transformer alone, whole, in one file: adapters merged into the weights they stand beside, weights
+        divided over processes gathered one by one.
+
+        Returns:
+            Whether this process wrote; of several, the first one does.
+        """
+        writes, weights, state = _is_first_process(), self.transformer.state_dict(), {}
+        for name in [name for name in weights if _LORA not in name]:
+            value = _gather(weights[name])
+            if name.endswith(".base_layer.weight"):
+                a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
+                value = value + b @ a
+            if writes:
+                state[name.replace(".base_layer", "")] = value.cpu().contiguous()
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            config = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
+            _save_json(config, folder / "config.json")
+            _save_tensors(state, folder / WEIGHTS)
+        return writes
+
+    def save_adapters(self, folder: str | Path) -> None:
+        """Write what was trained beside the teacher's weights: ``pytorch_lora_weights.safetensors``, which diffusers'
+        ``load_lora_weights`` reads, the gates and heads that it knows nothing of, and ``student.json``.
+
+        Where the weights are divided over processes, each has to call it; the first one writes.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.transformer.save_pretrained(folder / "transformer", max_shard_size=ONE_FILE)
-        temporary = folder / "student.json.tmp"
-        temporary.write_text(json.dumps({"version": 1} | asdict(self.config), indent=2))
-        temporary.replace(folder / "student.json")
+        own = {name for name, p in self.transformer.named_parameters() if p.requires_grad}
+        weights = {name: _gather(x).cpu() for name, x in self.transformer.state_dict().items() if name in own}
+        if _is_first_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            adapters = {
+                f"transformer.{name.replace('.default', '')}": x for name, x in weights.items() if _LORA in name
+            }
+            _save_tensors(adapters, folder / "pytorch_lora_weights.safetensors")
+            _save_tensors({name: x for name, x in weights.items() if _LORA not in name}, folder / "more.safetensors")
+            _save_json({"version": 1} | asdict(self.config), folder / "student.json")
+
+    @classmethod
+    def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:
+        """Read what ``save_adapters`` wrote, on the teacher's weights, which are shared.
+
+        Raises:
+            ValueError: They are not there, or of another teacher.
+        """
+        folder = Path(folder)
+        if not (folder / "student.json").is_file():
+            raise ValueError(f"expected a student's adapters in {folder}, found none; distil with lora_rank")
+        data = json.loads((folder / "student.json").read_text())
+        if data.pop("version") != 1:
+            raise ValueError(f"{folder} was written by a newer ardistill; update the package")
+        config = StudentConfig.from_dict(data)
+        if config.fingerprint and config.fingerprint != teacher.fingerprint():
+            raise ValueError(
+                f"{folder} holds adapters for {config.teacher} ({config.fingerprint[:12]}), not for "
+                f"{teacher.name or 'this teacher'} ({teacher.fingerprint()[:12]})"
+            )
+        student = cls.from_teacher(teacher, config)
+        saved = _load_tensors(folder / "pytorch_lora_weights.safetensors")
+        weights = {x.removeprefix("transformer.").replace(".weight", ".default.weight"): y for x, y in saved.items()}
+        weights |= _load_tensors(folder / "more.safetensors")
+        own = {name: p for name, p in student.transformer.named_parameters() if p.requires_grad}
+        if own.keys() != weights.keys():
+            raise ValueError(f"{folder} does not fit: {', '.join(sorted(own.keys() ^ weights.keys())[:3])} ...")
+        student.transformer.load_state_dict(weights, strict=False)
+        return student.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``.
+
+        Where the weights are divided over processes, each has to call it; the first one writes.
+        """
+        folder = Path(folder)
+        if not self.save_transformer(folder / "transformer"):
+            return
+        _save_json({"version": 1} | asdict(replace(self.config, lora_rank=0)), folder / "student.json")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Student:
@@ -361,5 +483,5 @@ class Student(nn.Module):
         found = transformer_class(json.loads((folder / "transformer" / "config.json").read_text())["_class_name"])
         transformer = found.from_config(found.load_config(folder / "transformer"))
         student = cls(transformer, config)
-        transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+        transformer.load_state_dict(_load_tensors(folder / "transformer" / WEIGHTS))
         return student.eval()

@@ -15,17 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch.utils.data import default_collate
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from tqdm import tqdm
 
+from ardistill import checkpoints
 from ardistill.config import TrainingConfig
 from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
-from ardistill.student import Student
+from ardistill.sampling import sample
+from ardistill.sharding import shard
+from ardistill.student import Student, StudentConfig
 from ardistill.trajectories import TrajectoryDataset
+from ardistill.watchdog import TrainingDivergedError, Watchdog
+
+__all__ = ["TrainingDivergedError", "distill", "environment"]
+
+_FREE = {"checkpoint_every", "keep_checkpoints", "shard", "tracker"}
+"""Options of training that a run may be resumed with otherwise: its weights do not depend on them, but for rounding."""
 
 
 def distill(
@@ -43,8 +52,8 @@ def distill(
     Args:
         student: Trained in place.
         data: Trajectories of its teacher, at its knots.
-        folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoint.pt``; at the end
-            ``student/`` (EMA).
+        folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``; at the end
+            ``student/`` (EMA) and, of a student with adapters, ``adapters/``. Of several machines, one that all see.
         config: How.
         adversary: Adds the loss of a discriminator on the last step's estimates (R+D); trained along.
         validate: Called with the student (EMA) and the number of steps done, at every checkpoint; a picture that it
@@ -52,10 +61,12 @@ def distill(
         progress: Show a bar with loss and remaining time.
 
     Returns:
-        The student with its EMA weights, in evaluation mode.
+        The student with its EMA weights, in evaluation mode; still divided over the processes if ``shard`` says so.
 
     Raises:
-        ValueError: The data's times or teacher are not the student's, or the folder holds another run.
+        ValueError: The data's times or teacher are not the student's, the folder holds another run or no whole
+            checkpoint, or the launch does not go with the configuration.
+        TrainingDivergedError: Loss or gradients are no numbers any more; a ``ValueError``, too.
     """
     folder = Path(folder)
     _check_data(student, data)
@@ -72,13 +83,18 @@ def distill(
         log_with=config.tracker,
         project_dir=str(folder),
     )
+    first_process, device = accelerator.is_main_process, accelerator.device
+    _check_launch(accelerator, config, adversary)
     with accelerator.main_process_first():  # the others find what the first one wrote
         _claim_folder(folder, facts)
     if config.tracker is not None:
         accelerator.init_trackers("metrics")
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    student.to(device).train()
+    if config.shard:
+        shard(student, device)
+    names, parameters = zip(*[(name, p) for name, p in student.named_parameters() if p.requires_grad], strict=True)
     alone = 0 if adversary is None else adversary.config.warmup_steps  # steps of the discriminator before the student's
     optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
     scheduler = get_scheduler(
@@ -89,35 +105,52 @@ def distill(
     )
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     weights = step_weights(student.config.knots, student.config.target)
+    if adversary is not None:
+        adversary.to(device)
+        last = student.transformer.get_submodule(student.family.head[-1]).weight
+
+    def state(step: int) -> dict[str, Any]:
+        """All that the next step depends on. Frozen weights are the teacher's, and an optimiser starts empty."""
+        frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+        tree = {
+            "step": step,
+            "student": {name: x for name, x in student.state_dict().items() if name not in frozen},
+            "optimizer": get_optimizer_state_dict(student, optimizer) if step > alone else {},
+            "scheduler": scheduler.state_dict(),
+            "ema": ema.state_dict() | {"shadow_params": dict(zip(names, ema.shadow_params, strict=True))},
+        }
+        return tree if adversary is None else tree | {"adversary": adversary.state_dict()}
+
     first = 0
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        student.load_state_dict(saved["student"])
-        optimizer.load_state_dict(saved["optimizer"])
+    saved_at = [str(checkpoints.newest(folder / "checkpoints") or "") if first_process else ""]
+    broadcast_object_list(saved_at)  # of several processes one looks, and all read the same
+    if saved_at[0]:
+        path = Path(saved_at[0])
+        saved = checkpoints.load(path, state(checkpoints.step_of(path)))  # fills the student's and the EMA's weights
+        if saved["optimizer"]:
+            set_optimizer_state_dict(student, optimizer, saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
-        ema.load_state_dict(saved["ema"])
+        ema.load_state_dict(saved["ema"] | {"shadow_params": list(saved["ema"]["shadow_params"].values())})
         if adversary is not None:
             adversary.load_state_dict(saved["adversary"])
         first = saved["step"]
+    if first_process:
         _forget_after(folder / "metrics.jsonl", first)
-    model, optimizer = accelerator.prepare(student.train(), optimizer)
-    ema.to(accelerator.device)
-    if adversary is not None:
-        adversary.to(accelerator.device)
-        last = student.transformer.get_submodule(student.family.head[-1]).weight
+    # Not as accelerate would distribute it (DDP) if it is distributed already.
+    model = accelerator.prepare_model(student, evaluation_mode=config.shard)
+    stepper = accelerator.prepare_optimizer(optimizer)
+    watchdog = Watchdog()
 
-    bar = tqdm(
-        total=config.max_steps, initial=first, desc="distil", disable=not (progress and accelerator.is_main_process)
-    )
+    bar = tqdm(total=config.max_steps, initial=first, desc="distil", disable=not (progress and first_process))
     for step in range(first, config.max_steps):
+        seen = torch.zeros(1 + student.num_steps, device=device)  # the loss, and the error of each step
         for part in range(config.gradient_accumulation_steps):
             # Rows follow from (seed, step) alone: there is no data position to lose. They differ on every process.
             passes = step * config.gradient_accumulation_steps + part
             drawn = passes * accelerator.num_processes + accelerator.process_index
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + drawn)
-            batch = default_collate([data[int(row)] for row in data.draw(config.batch_size, generator)])
-            batch = send_to_device(batch, accelerator.device)
+            torch.manual_seed(config.seed * 1_000_003 + drawn)  # of whatever a model may drop out
+            batch = send_to_device(data.batch(data.draw(config.batch_size, generator)), device)
             share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
             on_policy = float(torch.rand((), generator=generator)) < share[config.inputs]
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
@@ -127,6 +160,7 @@ def distill(
                 with torch.set_grad_enabled(step >= alone):
                     estimates = model(inputs, batch["condition"], *how)
                     loss, errors = regression_loss(estimates, targets, weights)
+                seen += torch.cat([loss.detach().view(1), errors.detach()]) / config.gradient_accumulation_steps
                 if step >= alone:
                     total = loss
                     if adversary is not None:
@@ -136,9 +170,11 @@ def distill(
                         more = {"g_loss": float(drawn_as_real.detach()), "g_weight": float(weight)}
                     accelerator.backward(total)
                     if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+                        watchdog.gradient(step + 1, norm)  # the same on every process
+                        more["gradient_norm"] = norm
+                    stepper.step()
+                    stepper.zero_grad()
                 if adversary is not None:
                     more |= adversary.update(estimates[:, -1], batch["condition"], generator)
         if step >= alone:
@@ -147,42 +183,72 @@ def distill(
         done = step + 1
         bar.update()
         if done % 10 == 0 or done == config.max_steps:
-            value = float(loss.detach())
+            value, *each = accelerator.reduce(seen, "mean").tolist()
             bar.set_postfix(loss=f"{value:.5f}")
-            accelerator.log({"loss": value, "learning_rate": scheduler.get_last_lr()[0]}, step=done)
-            if accelerator.is_main_process:
+            line = {"step": done, "loss": value, "step_errors": each} | more
+            accelerator.log({"loss": value, "learning_rate": scheduler.get_last_lr()[0]} | more, step=done)
+            if first_process:
                 with open(folder / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps({"step": done, "loss": value, "step_errors": errors.tolist()} | more) + "\n")
-        if (done % config.checkpoint_every == 0 or done == config.max_steps) and accelerator.is_main_process:
-            state = {
-                "student": student.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "ema": ema.state_dict(),
-                "step": done,
-            }
-            if adversary is not None:
-                state["adversary"] = adversary.state_dict()
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-            if validate is not None:
+                    file.write(json.dumps(line) + "\n")
+        if done % config.checkpoint_every == 0 or done == config.max_steps:
+            checkpoints.save(folder / "checkpoints", done, state(done), config.keep_checkpoints)
+            if first_process or config.shard:  # divided, the student draws only on all processes at once
                 ema.store(parameters)
                 ema.copy_to(parameters)
-                picture = validate(student.eval(), done)
+                _validate(student.eval(), data, done, watchdog, validate, accelerator)
                 ema.restore(parameters)
                 student.train()
-                for tracker in accelerator.trackers:
-                    if picture is not None:
-                        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                        tracker.log_images({"samples": picture[None]}, step=done, **layout)
     bar.close()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not accelerator.end_training: it ends the group of processes, too
+        tracker.finish()
     ema.copy_to(parameters)
     student.eval()
-    if accelerator.is_main_process:
-        student.save_pretrained(folder / "student")
+    student.save_pretrained(folder / "student")
+    if student.config.lora_rank:
+        student.save_adapters(folder / "adapters")
     accelerator.wait_for_everyone()
     return student
+
+
+def _validate(
+    student: Student,
+    data: TrajectoryDataset,
+    step: int,
+    watchdog: Watchdog,
+    validate: Callable[[Student, int], np.ndarray | None] | None,
+    accelerator: Accelerator,
+) -> None:
+    """Draw from the EMA student: how diverse it is, and the picture."""
+    rows = data.buckets[0][:16]
+    if len(rows) > 1:
+        states, _denoised, condition = send_to_device(data.stacked(rows), accelerator.device)
+        drawn = sample(student, states[:, 0], condition)[:, -1]
+        accelerator.log({"diversity": watchdog.diversity(step, drawn, states[:, -1])}, step=step)
+    picture = validate(student, step) if validate is not None else None
+    for tracker in accelerator.trackers:
+        if picture is not None:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": picture[None]}, step=step, **layout)
+
+
+def _check_launch(accelerator: Accelerator, config: TrainingConfig, adversary: Adversary | None) -> None:
+    plugins = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+    for variable, name in plugins.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"expected a plain accelerate launch, this one asks for {name}: launch without it, and divide weights "
+                "and optimiser over the processes with --training.shard true"
+            )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:  # so torchrun does where there is no GPU: each would train by itself
+        raise ValueError(
+            f"{launched} processes were launched, accelerate sees {accelerator.num_processes}: on a CPU use accelerate "
+            "launch --cpu, or set ACCELERATE_USE_CPU=true"
+        )
+    if config.shard and accelerator.num_processes < 2:
+        raise ValueError("shard divides over processes, this is one: use accelerate launch, or leave shard out")
+    if config.shard and adversary is not None:
+        raise ValueError("the discriminator reads a gradient of whole weights: finetune without shard")
 
 
 def _check_data(student: Student, data: TrajectoryDataset) -> None:
@@ -207,29 +273,38 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
     path = folder / "config.json"
     if path.exists():
         before = json.loads(path.read_text())
+        # Where it is older than an option, that had its default.
+        before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
+        before["training"] = asdict(TrainingConfig()) | before.get("training", {})
         differing = [
             f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
             for part, values in facts.items()
             for name, value in values.items()
-            if before.get(part, {}).get(name) != value
+            if before.get(part, {}).get(name) != value and not (part == "training" and name in _FREE)
         ]
         if differing:
             raise ValueError(
                 f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, or repeat its own settings"
             )
+        _write_environment(folder)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not x.name.endswith(".tmp") for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1))
-    path.write_text(json.dumps(facts, indent=1))
+    checkpoints.write_whole(path, json.dumps(facts, indent=1).encode())
+    _write_environment(folder)
+
+
+def _write_environment(folder: Path) -> None:
+    if not (folder / "environment.json").exists():
+        checkpoints.write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
 
 
 def _forget_after(log: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint: these steps are run again."""
+    """Drop what was logged after the checkpoint, and a line that a kill cut: these steps are run again."""
     if log.exists():
-        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= step]
-        log.write_text("".join(kept))
+        lines = [line for line in log.read_text().splitlines(True) if line.endswith("\n")]
+        checkpoints.write_whole(log, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Low-rank adapters (PEFT) beside the teacher's own weights, which a student then shares instead of copying them.
+
+Source: Hu et al. 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def share_weights(transformer: Any) -> Any:
+    """A second transformer of modules of its own, on the same parameters and buffers: what is done to its modules the
+    first does not see, and it takes no memory.
+    """
+    held = [*transformer.parameters(), *transformer.buffers()]
+    return copy.deepcopy(transformer, {id(tensor): tensor for tensor in held})
+
+
+def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Sequence[str], rank: int) -> None:
+    """Put adapters on every linear layer of the blocks, and train them and whatever else is not of the base.
+
+    A layer gives W x + B A x, unscaled; B starts at zero. PEFT is used directly, as DiT, PixArt and HunyuanDiT have no
+    adapters in diffusers.
+
+    Args:
+        transformer: Changed in place.
+        base: Parameters to freeze.
+        block_lists: Attributes that hold the blocks.
+        rank: Of A and B.
+
+    Raises:
+        ValueError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+    except ImportError as error:
+        raise ValueError("lora_rank needs PEFT: pip install 'ardistill[lora]'") from error
+    targets = [
+        f"{blocks}.{name}"
+        for blocks in block_lists
+        for name, module in getattr(transformer, blocks).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    inject_adapter_in_model(config, transformer, low_cpu_mem_usage=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same in every process, and when the same command resumes
+        for layer in transformer.modules():  # filled here: PEFT would move them, needlessly
+            if isinstance(layer, LoraLayer):
+                like: Any = layer.get_base_layer()
+                for linear in (layer.lora_A["default"], layer.lora_B["default"]):
+                    linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=like.weight.device))
+                layer.reset_lora_parameters("default", True)
+    frozen = {id(parameter) for parameter in base}
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(id(parameter) not in frozen)

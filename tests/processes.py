@@ -1,0 +1,165 @@
+"""Real processes for the tests: alone, or several that find each other over gloo, as torchrun starts them.
+
+A server process imports torch once and forks them, so that each starts in a moment.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["ardistill.training", "ardistill.trajectories", "tiny_families"])
+
+
+def _enter(rank: int, count: int, port: int, log: str, function: Callable[..., Any], args: tuple) -> None:
+    import torch
+
+    if count > 1:
+        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in facts.items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    torch.set_num_threads(1)
+    try:
+        function(*args)
+    except BaseException:
+        with open(log, "a") as file:
+            file.write(traceback.format_exc())
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def start(count: int, log: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Start ``function(*args)`` in so many processes; what goes wrong in them is in ``log``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        _CONTEXT.Process(target=_enter, args=(rank, count, port, str(log), function, args), daemon=True)
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run(count: int, log: Path, function: Callable[..., Any], *args: Any) -> None:
+    """Same, and wait until all have ended well."""
+    processes = start(count, log, function, *args)
+    for process in processes:
+        process.join(550)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * count, log.read_text() if log.exists() else codes
+
+
+def leavings(folder: Path) -> dict[str, Any]:
+    """Whatever a run leaves, by name: weights, EMA, optimiser, schedule, counters, log."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for path in (x for x in sorted(folder.rglob("*")) if x.is_file()):
+        if path.suffix == ".safetensors":  # several processes divide tensors that all have among them as it comes
+            for name, value in load_file(path).items():
+                place = f"{path.parent.relative_to(folder)}/{name}"
+                found.setdefault(place, []).append((str(value.dtype), value.shape, value.numpy().tobytes()))
+        elif path.name not in ("manifest.json", "environment.json"):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def train(name: str, data: str, run: str, training: dict[str, Any], student: dict[str, Any] | None = None) -> Any:
+    """Distil the tiny teacher ``name``; in each of the processes. Each pass's loss goes to ``run.losses-rank``.
+
+    Returns:
+        The student.
+    """
+    from diffusers import DDIMScheduler
+    from tiny_families import TINY, open_gates
+
+    from ardistill import training as loop
+    from ardistill.config import TrainingConfig
+    from ardistill.student import Student, StudentConfig
+    from ardistill.teacher import Teacher
+    from ardistill.trajectories import TrajectoryDataset
+
+    teacher = Teacher(TINY[name].transformer(), DDIMScheduler())
+    recorded = TrajectoryDataset(data, 4)
+    made = Student.from_teacher(teacher, StudentConfig(recorded.knots, 2, **(student or {})))
+    open_gates(made)
+    options = {"batch_size": 4, "tracker": None, "learning_rate": 1e-3, "ema_decay": 0.5}
+    regression_loss = loop.regression_loss
+
+    def noted(*arguments: Any) -> Any:
+        loss, errors = regression_loss(*arguments)
+        with open(f"{run}.losses-{os.environ.get('RANK', 0)}", "a") as file:
+            file.write(f"{float(loss.detach())}\n")
+        return loss, errors
+
+    loop.regression_loss = noted
+    try:
+        return loop.distill(made, recorded, run, TrainingConfig(**(options | training)), progress=False)
+    finally:
+        loop.regression_loss = regression_loss
+
+
+def train_all(folder: str, jobs: list[tuple]) -> None:
+    """Several runs of the tiny DiT, (name, training, student), in the same processes."""
+    import torch
+    from accelerate.state import AcceleratorState
+    from torch.distributed.tensor import DTensor
+
+    for name, options, *student in jobs:
+        made = train("dit", f"{folder}/data", f"{folder}/{name}", options, *student)
+        divided = [isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in made.parameters()]
+        own = [p for p in made.parameters() if p.numel() > 1]  # a gate is one number
+        assert sum(divided) >= len(own) if options.get("shard") else not any(divided)
+        AcceleratorState._reset_state()
+        if name == "ddp" and torch.distributed.get_rank() == 0:  # what a run killed after step 10 leaves
+            shutil.copytree(
+                f"{folder}/ddp", f"{folder}/ddp-then-shard", ignore=shutil.ignore_patterns("student", "*20")
+            )
+        torch.distributed.barrier()
+
+
+def compare_families(folder: str) -> None:
+    """Loss and gradients, whole and divided, of each family."""
+    import torch
+    from tiny_families import TINY, open_gates
+    from torch import nn
+    from torch.distributed.tensor import DTensor
+
+    from ardistill.families import family_of
+    from ardistill.schedule import Knots
+    from ardistill.sharding import shard
+    from ardistill.student import Student, StudentConfig
+
+    torch.distributed.init_process_group("gloo")
+    knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))
+    for name, tiny in TINY.items():
+        found = []
+        for divided in (False, True):
+            student = Student(tiny.transformer(), StudentConfig(knots, 2))
+            open_gates(student)
+            if family_of(tiny.class_name).has_checkpointing:
+                student.enable_gradient_checkpointing()
+            if divided:
+                shard(student, torch.device("cpu"))
+            student.train()
+            inputs = torch.randn(2, 4, *tiny.latents, generator=torch.Generator().manual_seed(0))
+            loss = student(inputs, tiny.condition(2)).square().mean()
+            loss.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None])
+            found.append((loss.detach(), norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        for whole, parts in zip(*found, strict=True):
+            assert torch.allclose(whole, parts, rtol=1e-4), (name, found)
