@@ -36,7 +36,7 @@ class Found:
     size: str
     """Key of `SIZES`."""
     x: float
-    """Of the middle of the cell it is centred in, pixels from the left."""
+    """Of its middle, pixels from the left."""
     y: float
     """Same, from the top."""
 
@@ -90,7 +90,8 @@ class Detector(nn.Module):
     def find(self, images: Tensor, batch_size: int = 500) -> list[list[Found]]:
         """The nouns of each image, in the order of rows, then columns.
 
-        A noun is where its presence is more likely than not and than in the eight cells around.
+        A noun is where its presence is more likely than not and than in the eight cells around; its middle is the mean
+        of these nine, weighted by presence.
 
         Args:
             images: In [-1, 1], shape (n, 3, 32, 32).
@@ -106,7 +107,10 @@ class Detector(nn.Module):
             is_peak = (presence > 0) & (presence == nn.functional.max_pool2d(presence, 3, stride=1, padding=1))
             image, _, row, column = is_peak.nonzero(as_tuple=True)
             values = torch.stack([x.argmax(1)[image, row, column] for x in labels], 1)
-            middles = (torch.stack([column, row], 1) + 0.5) * STRIDE
+            weight, places = presence.sigmoid(), (torch.arange(presence.shape[-1], device=device) + 0.5) * STRIDE
+            parts = torch.cat([weight * places, weight * places[:, None], weight], 1)  # (n, 3, 8, 8): x, y, 1
+            around = nn.functional.avg_pool2d(parts, 3, stride=1, padding=1)[image, :, row, column]
+            middles = around[:, :2] / around[:, 2:]
             for i, (noun, colour, size), (x, y) in zip(image.tolist(), values.tolist(), middles.tolist(), strict=True):
                 found[start + i].append(Found(noun, colour, sizes[size], x, y))
         return found
