@@ -135,7 +135,7 @@ def compare(folder: Path, count: int) -> dict[str, Any]:
             for name, (open_, where) in layouts.items():
                 now = speed(open_, folder / where, count, state == "cold")
                 best[name] = {key: max(value, best[name].get(key, 0.0)) for key, value in now.items()}
-        base = best["npz, six files a sample"]
+        base = dict(best["npz, six files a sample"])
         for name in layouts:
             best[name] |= {f"{key}_over_npz": best[name][key] / base[key] for key in base}
             print(state, name, json.dumps(best[name]), flush=True)

@@ -464,12 +464,15 @@ class TrajectoryDataset(Dataset):
     def batch(self, rows: Tensor) -> dict[str, Any]:
         """Trajectories of one sample shape, as ``default_collate`` of the items, but at once."""
         shards, places = rows // self.manifest.shard_size, rows % self.manifest.shard_size
-        states, denoised = [], []
-        for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+        shape = self.manifest.sample_shapes[int(self._shapes[shards[0]])]
+        dtype, steps = DTYPES[self.manifest.dtype], len(self._at) - 1
+        states = np.empty((len(rows), steps + 1, *shape), dtype)
+        denoised = np.empty((len(rows), steps, *shape), dtype)
+        for i, (shard, row) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
             part = self.shard(shard)
-            states.append(part.states[row].take(self._at, 0))
-            denoised.append(part.denoised[row].take(self._at[1:] - 1, 0))
-        found = {"states": np.stack(states), "denoised": np.stack(denoised)}
+            part.states[row].take(self._at, 0, out=states[i], mode="clip")  # clip: without a copy in between
+            part.denoised[row].take(self._at[1:] - 1, 0, out=denoised[i], mode="clip")
+        found = {"states": states, "denoised": denoised}
         tensors = {name: torch.from_numpy(x.astype(np.float32, copy=False)) for name, x in found.items()}
         return {**tensors, "condition": self.condition(rows)}
 
