@@ -421,7 +421,13 @@ class TrajectoryDataset(Dataset):
         return _look_up(self._table, indices % self.manifest.num_conditions, guidance)
 
     def _indices(self, rows: slice | Tensor) -> Tensor:
-        return torch.arange(*rows.indices(len(self))) if isinstance(rows, slice) else torch.arange(len(self))[rows]
+        """Numbers of trajectories. Not by indexing all of them: 8 MB a batch of a million, and a heap full of holes."""
+        if isinstance(rows, slice):
+            return torch.arange(*rows.indices(len(self)))
+        numbers = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            raise IndexError(f"expected trajectories in 0..{len(self) - 1}, got {numbers.tolist()[:5]}")
+        return numbers
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random trajectories of one sample shape, (count,); a shape comes as often as it was recorded.
