@@ -1,6 +1,6 @@
 """What storing trajectories in float16 costs: error of each state, beside what a student's steps are off by.
 
-    python benchmarks/half_precision.py [--count 64] [--json benchmarks/results/half_precision.json]
+    python benchmarks/half_precision.py [--count 16] [--json benchmarks/results/half_precision.json]
 
 The embedded teacher's guided trajectories in 24 solver steps, recorded twice, in float32 and in float16; and the
 teacher going on from each rounded state to the image, against going on from the exact one.
@@ -18,7 +18,7 @@ from ardistill import Teacher, TrajectoryDataset, record
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=1.25)

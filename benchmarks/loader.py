@@ -1,6 +1,6 @@
 """Reading speed against the authors' layout (one npz per state, six files opened per sample), and memory of the store.
 
-    python benchmarks/loader.py [--samples 4000] [--json benchmarks/results/loader.json]
+    python benchmarks/loader.py [speed] [memory] [--samples 1000] [--json benchmarks/results/loader.json]
 
 The same data in both layouts: 5 states of (4, 32, 32), float32, and a label; our shards hold the 4 denoised estimates
 beside them, and reading them is counted in. Random rows in batches of 64. Warm: from the page cache, everything read
@@ -14,6 +14,7 @@ Memory: what a process gains in pages of its own (RssAnon) by opening a store an
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import tempfile
@@ -135,7 +136,7 @@ def compare(folder: Path, count: int) -> dict[str, Any]:
             for name, (open_, where) in layouts.items():
                 now = speed(open_, folder / where, count, state == "cold")
                 best[name] = {key: max(value, best[name].get(key, 0.0)) for key, value in now.items()}
-        base = best["npz, six files a sample"]
+        base = dict(best["npz, six files a sample"])
         for name in layouts:
             best[name] |= {f"{key}_over_npz": best[name][key] / base[key] for key in base}
             print(state, name, json.dumps(best[name]), flush=True)
@@ -156,6 +157,7 @@ def memory(folder: Path) -> list[dict[str, Any]]:
         write_store(store, count, (4, 2, 2))
         receive, send = os.pipe()
         if not os.fork():  # a process of its own, in which nothing else was read
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before the fork would be used first, unseen
             before, began = own_memory(), time.perf_counter()
             data = TrajectoryDataset(store, 4)
             opened, generator = time.perf_counter() - began, torch.Generator().manual_seed(0)
@@ -172,15 +174,18 @@ def memory(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("what", nargs="*", help="speed, memory; both if not given")
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        results = {"speed": compare(Path(folder), args.samples), "memory": memory(Path(folder))}
-    results["load_average"] = os.getloadavg()[0]
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+    results = json.loads(args.json.read_text()) if args.json and args.json.is_file() else {}
+    for name in args.what or ("speed", "memory"):
+        with tempfile.TemporaryDirectory() as folder:
+            found = compare(Path(folder), args.samples) if name == "speed" else memory(Path(folder))
+        results[name] = {"load_average": os.getloadavg()[0], "found": found}
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -421,7 +421,13 @@ class TrajectoryDataset(Dataset):
         return _look_up(self._table, indices % self.manifest.num_conditions, guidance)
 
     def _indices(self, rows: slice | Tensor) -> Tensor:
-        return torch.arange(*rows.indices(len(self))) if isinstance(rows, slice) else torch.arange(len(self))[rows]
+        """Numbers of trajectories. Not by indexing all of them: 8 MB a batch of a million, and a heap full of holes."""
+        if isinstance(rows, slice):
+            return torch.arange(*rows.indices(len(self)))
+        numbers = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
+            raise IndexError(f"expected trajectories in 0..{len(self) - 1}, got {numbers.tolist()[:5]}")
+        return numbers
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random trajectories of one sample shape, (count,); a shape comes as often as it was recorded.
@@ -464,12 +470,15 @@ class TrajectoryDataset(Dataset):
     def batch(self, rows: Tensor) -> dict[str, Any]:
         """Trajectories of one sample shape, as ``default_collate`` of the items, but at once."""
         shards, places = rows // self.manifest.shard_size, rows % self.manifest.shard_size
-        states, denoised = [], []
-        for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+        shape = self.manifest.sample_shapes[int(self._shapes[shards[0]])]
+        dtype, steps = DTYPES[self.manifest.dtype], len(self._at) - 1
+        states = np.empty((len(rows), steps + 1, *shape), dtype)
+        denoised = np.empty((len(rows), steps, *shape), dtype)
+        for i, (shard, row) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
             part = self.shard(shard)
-            states.append(part.states[row].take(self._at, 0))
-            denoised.append(part.denoised[row].take(self._at[1:] - 1, 0))
-        found = {"states": np.stack(states), "denoised": np.stack(denoised)}
+            part.states[row].take(self._at, 0, out=states[i], mode="clip")  # clip: without a copy in between
+            part.denoised[row].take(self._at[1:] - 1, 0, out=denoised[i], mode="clip")
+        found = {"states": states, "denoised": denoised}
         tensors = {name: torch.from_numpy(x.astype(np.float32, copy=False)) for name, x in found.items()}
         return {**tensors, "condition": self.condition(rows)}
 
