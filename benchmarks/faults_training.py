@@ -58,6 +58,7 @@ def training_kills(folder: Path, kind: str, kills: int, seed: int) -> dict[str, 
         record(teacher, folder / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
     training = {"max_steps": STEPS, "checkpoint_every": 2, "lr_scheduler": "cosine", "keep_checkpoints": 3} | more
     whole, killed, log = folder / f"whole-{kind}", folder / f"killed-{kind}", folder / "log"
+    run(1, log, time.time)  # the server of processes has its imports behind it
     began = time.time()
     run(count, log, train, "dit", str(folder / "data"), str(whole), training)
     takes, command = time.time() - began, (train, "dit", str(folder / "data"), str(killed), training)

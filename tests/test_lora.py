@@ -118,10 +118,11 @@ def test_diffusers_reads_the_adapters(name, tmp_path):
     assert torch.allclose(a * latents + b * theirs[:, : latents.shape[1]], ours, atol=1e-5)
 
 
-def test_the_plan_counts_shared_weights_once():
-    options = CostConfig("DiT-S/4", batch_size=2, lora_rank=8)
+def test_the_plan_counts_shared_weights_once(tmp_path):
+    TINY["dit"].transformer().save_config(tmp_path)
+    options = CostConfig(str(tmp_path / "config.json"), history_layers=2, batch_size=2, lora_rank=1)
     ours, full = plan(options), plan(replace(options, lora_rank=0))
-    assert full.trained_parameters == full.parameters and ours.trained_parameters < ours.parameters / 10
+    assert full.trained_parameters == full.parameters and ours.trained_parameters < ours.parameters / 5
     assert ours.memory["optimizer"] == 8 * ours.trained_parameters and ours.memory["weights"] == 4 * ours.parameters
     assert ours.memory["total"] < full.memory["total"] and "which are shared" in describe(ours, options)
 
