@@ -51,7 +51,7 @@ def damage(folder: Path, moments: random.Random) -> str | None:
 
 
 def training_kills(folder: Path, kind: str, kills: int, seed: int) -> dict[str, Any]:
-    """Train once undisturbed and once through so many kills, and compare."""
+    """Train once undisturbed, then again and again through so many kills, and compare each that comes to its end."""
     (count, more), moments = KINDS[kind], random.Random(f"{kind}/{seed}")
     if not (folder / "data").exists():
         teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
@@ -62,29 +62,47 @@ def training_kills(folder: Path, kind: str, kills: int, seed: int) -> dict[str, 
     began = time.time()
     run(count, log, train, "dit", str(folder / "data"), str(whole), training)
     takes, command = time.time() - began, (train, "dit", str(folder / "data"), str(killed), training)
-    done = {"kills": 0, "damaged": {"cut": 0, "flipped": 0, "removed": 0}, "checkpoint": []}
+    done: dict[str, Any] = {
+        "kills": 0,
+        "before_the_first_checkpoint": 0,
+        "damaged": {"cut": 0, "flipped": 0, "removed": 0},
+        "runs": 0,
+    }
+    expected, differing, losses = leavings(whole), set(), killed.with_name(f"{killed.name}.losses-0")
+
+    def compare() -> None:
+        left = leavings(killed)
+        differing.update(x for x in left.keys() | expected.keys() if left.get(x) != expected.get(x))
+        done["runs"] += 1
+        shutil.rmtree(killed)
+
+    def passes() -> int:
+        return losses.read_text().count("\n") if losses.exists() else 0
+
     while done["kills"] < kills:
+        some, before, began = moments.randint(-1, STEPS // 2), passes(), time.time()
         processes = start(count, log, *command)
-        limit = time.time() + moments.random() * takes
-        while time.time() < limit and any(process.is_alive() for process in processes):
+        while any(process.is_alive() for process in processes):
+            if some < 0 and time.time() - began > moments.random() * takes:  # amid its start
+                break
+            if some >= 0 and passes() - before >= some:
+                break
             time.sleep(0.005)
-        alive = [process.is_alive() for process in processes]
+        time.sleep(moments.random() * 0.2)
+        alive = any(process.is_alive() for process in processes)
         for process in processes:
             process.kill()
             process.join()
-        if not any(alive):  # it was done before its time: from the start
-            shutil.rmtree(killed)
+        if not alive and (killed / "student" / "student.json").exists():
+            compare()
             continue
         done["kills"] += 1
-        published = sorted(x.name for x in killed.glob("checkpoints/step-????????"))
-        done["checkpoint"].append(int(published[-1].removeprefix("step-")) if published else 0)
-        if moments.random() < 0.25 and (how := damage(killed, moments)):
+        done["before_the_first_checkpoint"] += not any(killed.glob("checkpoints/step-????????"))
+        if moments.random() < 0.4 and (how := damage(killed, moments)):
             done["damaged"][how] += 1
     run(count, log, *command)
-    left, expected = leavings(killed), leavings(whole)
-    differing = sorted(x for x in left.keys() | expected.keys() if left.get(x) != expected.get(x))
-    done |= {"compared": len(expected), "differing": differing}
-    return {"kind": kind} | done
+    compare()
+    return {"kind": kind} | done | {"compared": len(expected), "differing": sorted(differing)}
 
 
 def main() -> None:

@@ -53,9 +53,10 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
         torch.manual_seed(0)  # the same in every process, and when the same command resumes
         for layer in transformer.modules():  # filled here: PEFT would move them, needlessly
             if isinstance(layer, LoraLayer):
-                like: Any = layer.get_base_layer()
-                for linear in (layer.lora_A["default"], layer.lora_B["default"]):
-                    linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=like.weight.device))
+                own: Any = layer  # PEFT's types say less than it makes
+                for linear in (own.lora_A["default"], own.lora_B["default"]):
+                    where = own.get_base_layer().weight.device
+                    linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=where))
                 layer.reset_lora_parameters("default", True)
     frozen = {id(parameter) for parameter in base}
     for parameter in transformer.parameters():
