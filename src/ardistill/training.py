@@ -73,7 +73,7 @@ def distill(
     facts = {
         "student": asdict(student.config),
         "training": asdict(config),
-        "data": {"seed": data.manifest.seed, "num_trajectories": len(data)},
+        "data": {"seed": data.manifest.seed, "num_trajectories": len(data), "draws": data.draws},
     }
     if adversary is not None:
         facts["adversarial"] = asdict(adversary.config)
@@ -276,6 +276,7 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
         # Where it is older than an option, that had its default.
         before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
         before["training"] = asdict(TrainingConfig()) | before.get("training", {})
+        before["data"] = {"draws": "rows"} | before.get("data", {})
         differing = [
             f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
             for part, values in facts.items()
