@@ -111,9 +111,11 @@ def few_step_pipeline(base: type) -> type:
         number of steps, negative prompts, and guidance unless the student is told of it.
     """
     signature = inspect.signature(base.__init__)  # type: ignore[misc]
+    needed = [x.name for x in signature.parameters.values() if x.default is x.empty]
+    may_be_absent = [name for name in needed if name not in ("self", "transformer", "scheduler")]
 
     class ARDPipeline(base):  # type: ignore[valid-type,misc]
-        _optional_components = [*getattr(base, "_optional_components", []), "vae"]  # noqa: RUF012
+        _optional_components = [*getattr(base, "_optional_components", []), *may_be_absent, "vae"]  # noqa: RUF012
 
         def __init__(
             self,

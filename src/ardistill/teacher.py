@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -302,6 +303,7 @@ class Teacher:
                 part = self.companions.get(name)
                 given[name] = part.float() if isinstance(part, nn.Module) else part
         pipeline = base(**given)
+        pipeline.transformer = SimpleNamespace(config=self.transformer.config)  # asked for widths
         if "max_sequence_length" in self.companions:
             pipeline.register_to_config(**{SEQUENCE_LENGTH: self.companions["max_sequence_length"]})
         return pipeline

@@ -42,7 +42,7 @@ class Found:
 
 
 class Detector(nn.Module):
-    """A small residual CNN (0.28 M parameters) that says of each cell whether a noun is centred there, and which."""
+    """A small residual CNN (0.26 M parameters) that says of each cell whether a noun is centred there, and which."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -47,9 +47,10 @@ class PixelSD3Pipeline(StableDiffusion3Pipeline):
         """Draw one image per prompt; ``output_type`` is pil, np (n, h, w, c) or pt (n, c, h, w), in [0, 1].
 
         What else there is to say is as in ``StableDiffusion3Pipeline``, which pads 256 tokens where T5 is missing; here
-        ``max_sequence_length`` is what the folder says, 0.
+        ``max_sequence_length`` is what the folder says, 0, and ``sigmas`` are uniform from 1, 0 left out.
         """
-        options = {"max_sequence_length": self.config.max_sequence_length, **options}
+        grid = [1 - i / num_inference_steps for i in range(num_inference_steps)]
+        options = {"max_sequence_length": self.config.max_sequence_length, "sigmas": grid, **options}
         states = super().__call__(
             prompt,
             guidance_scale=guidance_scale,
