@@ -63,7 +63,7 @@ def test_the_readmes_tables_are_the_committed_run_and_the_registry():
 def test_the_fashion_recipe_runs_from_record_to_export(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = ["--config", str(ROOT / "recipes" / "fashion.yaml")]
-    main([*recipe, "record", "--num_trajectories", "8", "--solver_steps", "4", "--num_steps", "[4]"])
+    main([*recipe, "record", "--num_trajectories", "4"])
     main([*recipe, "distill", "--training.max_steps", "2", "--training.batch_size", "2"])
     main([*recipe, "export"])
     assert (tmp_path / "runs" / "fashion" / "export" / "model_index.json").is_file()
