@@ -94,52 +94,6 @@ def test_a_run_folder_of_other_settings_is_refused_and_named(way, capsys):
     assert "training.seed is 0 there, 5 asked for" in message
 
 
-@pytest.mark.parametrize(
-    "arguments,expected",
-    [
-        (["distill", "--trajectories", "x", "--out", "y", "--histroy_layers", "2"], "history_layers"),
-        (["distill", "--trajectories", "x", "--out", "y", "--training.max_step", "2"], "training.max_steps"),
-        (["distill", "--trajectories", "x", "--out", "y", "--num", "2"], "num_steps"),  # an abbreviation
-        (["record", "--techer", "zoo/fashion"], "teacher"),
-        (["destill"], "distill"),
-    ],
-)
-def test_a_misspelt_or_abbreviated_option_is_answered_with_the_nearest(capsys, arguments, expected):
-    assert f"did you mean {expected!r}?" in fails(capsys, *arguments)
-
-
-@pytest.mark.parametrize(
-    "recipe,expected",
-    [
-        ("distill:\n  trajectories: x\n  out: y\n  histroy_layers: 2\n", "history_layers"),
-        ("distill:\n  trajectories: x\n  out: y\n  training:\n    max_step: 2\n", "training.max_steps"),
-        ("distil:\n  trajectories: x\n", "distill"),
-        ("record:\n  teach: zoo/fashion\ndistill:\n  trajectories: x\n  out: y\n", "teacher"),
-    ],
-)
-def test_a_misspelt_recipe_key_is_answered_with_the_nearest(tmp_path, capsys, recipe, expected):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(recipe)
-    assert f"did you mean {expected!r}?" in fails(capsys, "--config", path, "distill")
-
-
-@pytest.mark.parametrize(
-    "arguments,expected",
-    [
-        (["record", "--guidance_scale", "0.5"], "guidance scale of 1"),
-        (["record", "--solver_steps", "4", "--num_steps", "[8]"], "expected 1 to 4 steps"),
-        (["record", "--teacher", "/nowhere"], "expected a diffusers folder"),
-        (["record", "--num_trajectories", "0"], "1 trajectory or more"),
-        (["record", "--guidance_channels", "3"], "1 to 1 guided channels"),
-    ],
-)
-def test_bad_input_of_record_is_named_before_anything_is_written(tmp_path, capsys, arguments, expected):
-    options = {"--teacher": "zoo/fashion", "--out": tmp_path / "out", "--num_trajectories": 4, "--guidance_scale": 1.25}
-    options |= dict(zip(arguments[1::2], arguments[2::2], strict=True))
-    assert expected in fails(capsys, "record", *(x for pair in options.items() for x in pair))
-    assert not (tmp_path / "out").exists()
-
-
 def test_every_command_has_help_for_every_option(capsys):
     parser = build_parser()
     assert list(parser.commands) == list(COMMANDS)

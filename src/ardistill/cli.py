@@ -570,6 +570,11 @@ def _device(name: str) -> str:
     import torch
 
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch's: no such device here, or no such kind
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"expected a device that is here, as cpu or cuda:0, got {name!r}: {reason}") from error
         return name
     if not torch.cuda.is_available():
         return "cpu"
@@ -616,11 +621,22 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
         )
     run = Path(path).parent if Path(path).name == "student" else Path(path)
     settings = run / "config.json"
-    if settings.is_file() and json.loads(settings.read_text())["data"]["seed"] == manifest.seed:
+    if settings.is_file() and _recorded_seed(settings) == manifest.seed:
         raise ValueError(
             f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
             "record others with another --seed"
         )
+
+
+def _recorded_seed(settings: Path) -> int:
+    """Of the trajectories that a run was trained on."""
+    from ardistill.student import read_json
+
+    found = read_json(settings)
+    try:
+        return int(found["data"]["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{settings}: expected the settings of a run, which distill writes, with data.seed") from error
 
 
 def _judge(teacher: str, features: str | None, weights: str | None, reference: str | None, device: str) -> Any:
@@ -681,6 +697,8 @@ def _check_recipe(path: str, parser: _Parser) -> None:
     def check(section: dict[str, Any], command: str, prefix: str) -> None:
         for key, value in section.items():
             name = f"{prefix}{key}"
+            if not command and not isinstance(value, dict):
+                raise ValueError(f"{path}, section {name}: expected options with their values, got {value!r}")
             if name not in known[command]:
                 hint = _nearest(name, known[command]) or f"known: {', '.join(sorted(known[command]))}"
                 raise ValueError(f"{path}{', section ' + command if command else ''}: {hint}")
@@ -689,7 +707,7 @@ def _check_recipe(path: str, parser: _Parser) -> None:
 
     try:
         recipe = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: expected a YAML mapping with a section per command, got {type(recipe).__name__}")
@@ -717,7 +735,7 @@ class _Parser(jsonargparse.ArgumentParser):
             for found in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
                 if hint := _nearest("".join(found), self.known_keys()):
                     hints.append(hint)
-        _say(f"{self.prog}: error: {' '.join([*dict.fromkeys(hints), message.strip()])}")
+        _say(f"{self.prog}: error: {' '.join([*dict.fromkeys(hints), *message.split()])}")
         sys.exit(2)
 
 
@@ -781,7 +799,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        _say(f"ardistill {name}: error: {error}")
+        _say(f"ardistill {name}: error: {' '.join(str(error).split())}")
         sys.exit(2)
     text = result.pop("text")
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks

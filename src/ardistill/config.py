@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+
+def _check(config: Any, least: int, *names: str) -> None:
+    """Whole numbers from ``least`` up.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < least:
+            raise ValueError(f"expected {name} of {least} or more, got {value}")
+
+
+def _check_real(config: Any, positive: bool, *names: str) -> None:
+    """Finite numbers from 0 up, 0 itself not if ``positive``.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not 0 <= value < math.inf or (positive and not value):
+            raise ValueError(f"expected {name} {'above 0' if positive else 'of 0 or more'}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -55,10 +81,11 @@ class TrainingConfig:
     """A tracker of accelerate (tensorboard, wandb, ...); null: metrics.jsonl alone."""
 
     def __post_init__(self) -> None:
-        counts = ("max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every", "keep_checkpoints")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        _check(self, 1, "max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every")
+        _check(self, 1, "keep_checkpoints")
+        _check(self, 0, "lr_warmup_steps", "through_steps")
+        _check_real(self, True, "learning_rate", "max_grad_norm")
+        _check_real(self, False, "weight_decay", "ema_decay", "student_share")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
         if self.detach_history and not self.sequential:
@@ -104,12 +131,10 @@ class AdversarialConfig:
         low, high = self.noise_levels
         if not 0 <= low <= high <= 1:
             raise ValueError(f"expected noise_levels from 0 to 1, least first, got {self.noise_levels}")
-        for name in ("weight", "warmup_steps", "r1_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"expected {name} of 0 or more, got {getattr(self, name)}")
-        for name in ("hidden", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        _check(self, 0, "warmup_steps")
+        _check(self, 1, "hidden", "every")
+        _check_real(self, False, "weight", "r1_weight")
+        _check_real(self, True, "learning_rate", "r1_noise", "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -136,6 +161,14 @@ class QuickstartConfig:
     """Of the teacher: the best of the sweep in its card."""
     seed: int = 0
     """Of the noise and of the batches."""
+
+    def __post_init__(self) -> None:
+        _check(self, 1, "num_trajectories", "num_eval", "max_steps", "batch_size")
+        _check_real(self, True, "learning_rate")
+        if not 0 <= self.history_layers <= 7:
+            raise ValueError(f"expected 0 to 7 history layers (the depth), got {self.history_layers}")
+        if len(self.knots) != 5 or [*self.knots] != sorted({0, *self.knots, 24}):
+            raise ValueError(f"expected 5 knots, rising from 0 to 24 (the solver steps), got {[*self.knots]}")
 
 
 @dataclass(frozen=True)
@@ -179,3 +212,8 @@ class CostConfig:
     """Same."""
     device: str | None = None
     """Where to time one evaluation (cpu, cuda), for hours of recording and training; not timed if not given."""
+
+    def __post_init__(self) -> None:
+        _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
+        _check(self, 1, "text_tokens")
+        _check(self, 0, "history_layers", "lora_rank", "num_prompts")

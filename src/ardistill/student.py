@@ -73,6 +73,9 @@ class StudentConfig:
                 raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if self.target == "denoised" and self.output != "direct":
             raise ValueError("target 'denoised' needs output='direct': the solver cannot start from a denoised image")
+        for name in ("history_layers", "lora_rank"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"expected {name} as a whole number, got {getattr(self, name)!r}")
         if not 1 <= self.knots.num_steps <= 8:
             raise ValueError(f"expected 1 to 8 steps, got {self.knots.num_steps}")
         if self.lora_rank < 0:
@@ -190,6 +193,34 @@ def _save_json(data: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps(data, indent=2))
     temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run or an export holds.
+
+    Raises:
+        ValueError: It is missing, cut or no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
+
+
+def _read_config(path: Path, data: Any) -> StudentConfig:
+    """A student's configuration, as it was found in ``path``.
+
+    Raises:
+        ValueError: It is none, or a newer version wrote it.
+    """
+    if isinstance(data, dict) and data.get("version", 1) != 1:
+        raise ValueError(f"{path} was written by a newer ardistill; update the package")
+    try:
+        return StudentConfig.from_dict({key: value for key, value in data.items() if key != "version"})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not describe a student ({type(error).__name__}: {error}); write it again, from its run"
+        ) from error
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -430,10 +461,7 @@ class Student(nn.Module):
         folder = Path(folder)
         if not (folder / "student.json").is_file():
             raise ValueError(f"expected a student's adapters in {folder}, found none; distil with lora_rank")
-        data = json.loads((folder / "student.json").read_text())
-        if data.pop("version") != 1:
-            raise ValueError(f"{folder} was written by a newer ardistill; update the package")
-        config = StudentConfig.from_dict(data)
+        config = _read_config(folder / "student.json", read_json(folder / "student.json"))
         if config.fingerprint and config.fingerprint != teacher.fingerprint():
             raise ValueError(
                 f"{folder} holds adapters for {config.teacher} ({config.fingerprint[:12]}), not for "
@@ -469,19 +497,25 @@ class Student(nn.Module):
         folder = Path(folder)
         if (folder / "student" / "student.json").is_file():
             folder = folder / "student"
-        if (folder / "student.json").is_file():
-            data = json.loads((folder / "student.json").read_text())
+        path, data = folder / "student.json", None
+        if path.is_file():
+            data = read_json(path)
         elif (folder / "model_index.json").is_file():
-            data = json.loads((folder / "model_index.json").read_text()).get("student")
-        else:
-            data = None
+            path = folder / "model_index.json"
+            found = read_json(path)
+            data = found.get("student") if isinstance(found, dict) else None
         if data is None:
             raise ValueError(f"expected a student (a run, its subfolder student, or an export) in {folder}, found none")
-        if data.pop("version", 1) != 1:
-            raise ValueError(f"{folder} was written by a newer ardistill; update the package")
-        config = StudentConfig.from_dict(data)
-        found = transformer_class(json.loads((folder / "transformer" / "config.json").read_text())["_class_name"])
-        transformer = found.from_config(found.load_config(folder / "transformer"))
-        student = cls(transformer, config)
-        transformer.load_state_dict(_load_tensors(folder / "transformer" / WEIGHTS))
+        config = _read_config(path, data)
+        path = folder / "transformer" / "config.json"
+        described = read_json(path)
+        if not isinstance(described, dict) or "_class_name" not in described:
+            raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
+        made = transformer_class(described["_class_name"])
+        student = cls(made.from_config(made.load_config(folder / "transformer")), config)
+        try:
+            student.transformer.load_state_dict(_load_tensors(folder / "transformer" / WEIGHTS))
+        except RuntimeError as error:  # torch's, a line for each tensor
+            reason = "; ".join(str(error).split("\n\t")[1:3]) or str(error)
+            raise ValueError(f"{path} does not fit the weights beside it ({reason}); write both again") from error
         return student.eval()

@@ -54,20 +54,29 @@ class Study:
     def __init__(self, recipe: str | Path, out: str | Path | None = None, device: str = "cpu") -> None:
         try:
             found = yaml.safe_load(Path(recipe).read_text())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{recipe} cannot be read as a recipe: {error}") from error
         if not isinstance(found, dict) or not {"record", "distill", "arms"} <= set(found) <= set(SECTIONS):
             raise ValueError(
                 f"{recipe}: expected the sections record, held_out, distill, finetune and arms, "
-                f"got {', '.join(found) if isinstance(found, dict) else type(found).__name__}"
+                f"got {', '.join(map(str, found)) if isinstance(found, dict) else type(found).__name__}"
             )
+        for section in set(found) - {"out"}:
+            _check_mapping(f"{recipe}, section {section}", found[section])
+        if not found["arms"]:
+            raise ValueError(f"{recipe}, section arms: expected one arm or more, got none")
         self.facts: dict[str, Any] = {"held_out": {}, "finetune": {}, "out": "runs/study", **found}
-        self.out, self.device = Path(out or self.facts["out"]), device
+        self.out, self.device = Path(out or str(self.facts["out"])), device
         for section in ("record", "held_out"):
             _check_known(f"section {section}", self.facts[section], SECTIONS[section])
         missing = {"teacher", "guidance_scale", "num_trajectories"} - set(self.facts["record"])
         if missing:
             raise ValueError(f"{recipe}, section record: {', '.join(sorted(missing))} missing")
+        for section in ("record", "held_out"):
+            _check_counts(f"{recipe}, section {section}", self.facts[section])
+        scale = self.facts["record"]["guidance_scale"]
+        if type(scale) not in (int, float) or not scale >= 1:
+            raise ValueError(f"{recipe}, section record: expected a guidance_scale of 1 (none) or more, got {scale!r}")
         seeds = self.facts["record"].get("seed", 0), self.facts["held_out"].setdefault("seed", 1000)
         if seeds[0] == seeds[1]:
             raise ValueError(f"{recipe}: held_out needs another seed than record's, {seeds[0]}")
@@ -99,8 +108,12 @@ class Study:
         if name not in arms:
             raise ValueError(f"no arm {name!r}; the recipe has {', '.join(arms)}")
         arm = arms[name] or {}
+        _check_mapping(f"arm {name}", arm)
         section = "finetune" if "finetune" in arm else "distill"
         base = self.facts[section]
+        for given in (base, arm):
+            for key in _CONFIGS & given.keys():
+                _check_mapping(f"arm {name}, {key}", given[key])
         nested = {key: base.get(key, {}) | arm.get(key, {}) for key in _CONFIGS if key in base | arm}
         options = base | arm | nested
         _check_known(f"arm {name}", options, SECTIONS[section])
@@ -109,9 +122,18 @@ class Study:
             _check_known(f"arm {name}, {key}", given, {field.name for field in fields(config)})
             if words := [x for x, value in given.items() if isinstance(value, str) and value[:1].isdigit()]:
                 raise ValueError(f"arm {name}: {key}.{words[0]} is a word in YAML, {given[words[0]]!r}; write 5.0e-4")
-            config(**given)
+            try:
+                config(**given)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"arm {name}, {key}: {error}") from error
         if options.get("conditioning", "recorded") not in ("recorded", "uniform"):
             raise ValueError(f"arm {name}: conditioning is recorded or uniform, got {options['conditioning']!r}")
+        _check_counts(f"arm {name}", options)
+        if section == "finetune" and not isinstance(options["finetune"], str):
+            raise ValueError(f"arm {name}: finetune is the name of another arm, got {options['finetune']!r}")
+        knots = options.get("knots", [0, 0])
+        if not isinstance(knots, list) or [x for x in knots if type(x) is not int]:
+            raise ValueError(f"arm {name}: expected knots as a list of the solver's states, got {knots!r}")
         evaluations, num_steps = options.get("evaluations_per_step"), options.get("num_steps", 4)
         if "knots" in options and len(options["knots"]) != num_steps + 1:
             raise ValueError(
@@ -123,6 +145,13 @@ class Study:
             raise ValueError(f"arm {name}: evaluations_per_step says the batch_size; leave one of them out")
         if section == "finetune" and "real" not in options:
             raise ValueError(f"arm {name}: real is missing, the file of real images that `ardistill encode` writes")
+        if section == "distill":
+            levels = (1.0,) * (num_steps + 1)  # whatever: it is the other options that are looked at
+            try:
+                given = {key: options[key] for key in _STUDENT & options.keys()}
+                StudentConfig(Knots("epsilon", levels[1:], levels, levels), **given)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"arm {name}: {error}") from error
         return options
 
     @cached_property
@@ -182,5 +211,18 @@ class Study:
 
 
 def _check_known(where: str, options: dict[str, Any], known: set[str]) -> None:
-    if unknown := sorted(set(options) - known):
+    if unknown := sorted(map(str, options.keys() - known)):
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+
+def _check_mapping(where: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected options with their values, got {value!r}")
+
+
+def _check_counts(where: str, options: dict[str, Any]) -> None:
+    for name in ("num_steps", "num_trajectories", "solver_steps", "shard_size", "evaluations_per_step"):
+        values = options.get(name, 1)
+        several = values if name == "num_steps" and isinstance(values, list) and values else [values]
+        if wrong := [x for x in several if type(x) is not int or x < 1]:
+            raise ValueError(f"{where}: expected {name} of 1 or more, got {wrong[0]!r}")

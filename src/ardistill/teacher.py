@@ -146,7 +146,7 @@ class Teacher:
             raise ValueError("expected both height and width, or neither")
         factor = self.pixels_per_latent
         unit = factor * self.family.packing
-        if height % unit or width % unit:
+        if height < 1 or width < 1 or height % unit or width % unit:
             raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
         if self.family.square and height != width:
             raise ValueError(f"{type(self.transformer).__name__} draws squares alone, got {height}x{width}")

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, send_to_device
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from tqdm import tqdm
@@ -70,6 +71,14 @@ def distill(
     """
     folder = Path(folder)
     _check_data(student, data)
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    for what, value, known in (
+        ("lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType]),
+        ("tracker", config.tracker, [None, *trackers]),
+    ):
+        if value not in known:
+            names = ", ".join("null" if x is None else x for x in known)
+            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
     facts = {
         "student": asdict(student.config),
         "training": asdict(config),

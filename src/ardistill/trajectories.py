@@ -88,6 +88,8 @@ def record(
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
         if value < 1:
             raise ValueError(f"expected 1 {what} or more, got {value}")
+    if not num_steps:
+        raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
     if mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
     if dtype not in DTYPES:
@@ -566,7 +568,10 @@ def load_prompts(source: str) -> list[str]:
         if column is None:
             raise ValueError(f"{source}: expected a column prompt or text, found {', '.join(rows.column_names)}")
         return list(rows[column])
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text, one prompt a line ({error})") from error
     if path.suffix == ".jsonl":
         try:
             lines = [json.loads(line)["prompt"] for line in lines]
