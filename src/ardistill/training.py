@@ -71,14 +71,7 @@ def distill(
     """
     folder = Path(folder)
     _check_data(student, data)
-    trackers = [str(tracker) for tracker in get_available_trackers()]
-    for what, value, known in (
-        ("lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType]),
-        ("tracker", config.tracker, [None, *trackers]),
-    ):
-        if value not in known:
-            names = ", ".join("null" if x is None else x for x in known)
-            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
+    _check_names(config)
     facts = {
         "student": asdict(student.config),
         "training": asdict(config),
@@ -274,6 +267,17 @@ def _check_data(student: Student, data: TrajectoryDataset) -> None:
             f"the student says guidance {ours.guidance_range}, its trajectories have {theirs.guidance_range}; "
             "make the student from the data's manifest"
         )
+
+
+def _check_names(config: TrainingConfig) -> None:
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    for what, value, known in (
+        ("lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType]),
+        ("tracker", config.tracker, [None, *trackers]),
+    ):
+        if value not in known:
+            names = ", ".join("null" if x is None else x for x in known)
+            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
 
 
 def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:

@@ -56,7 +56,9 @@ def test_inception_takes_grey_images_and_is_fid_with_its_own_weights_only(torch_
 
 
 def test_unknown_names_are_told_with_the_known_ones():
-    with pytest.raises(ValueError, match="fashion-classifier, scenes-detector, inception, or the path of a TorchScript file"):
+    with pytest.raises(
+        ValueError, match="fashion-classifier, scenes-detector, inception, or the path of a TorchScript file"
+    ):
         feature_network("inceptoin")
     with pytest.raises(ValueError, match="weights are for 'inception' only"):
         feature_network(Mean(), weights="random")
