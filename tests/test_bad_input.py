@@ -22,6 +22,7 @@ import ardistill
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig
+from ardistill.evaluation import feature_network
 from ardistill.real_data import load_real, save_real
 from ardistill.study import Study
 from ardistill.trajectories import load_prompts
@@ -107,7 +108,7 @@ TYPED = [
     Case(f"{RECORD} --dtype float8", "float32.*float16"),
     Case(f"{RECORD} --mixed_precision fp8", "bf16"),
     Case(f"{RECORD} --guidance_scale 0.5", "guidance scale of 1"),
-    Case(f"{RECORD} --guidance_scale nan", "guidance scale.*nan"),
+    Case(f"{RECORD} --guidance_scale .nan", "guidance.*nan"),
     Case(f"{RECORD} --guidance_scale [3.0,1.0]", "lowest first"),
     Case(f"{RECORD} --guidance_scale [1.0,2.0,3.0]", "the lowest and the highest"),
     Case(f"{RECORD} --guidance_channels 3", "1 to 1 guided channels"),
@@ -165,7 +166,7 @@ TYPED = [
     Case(f"{DISTILL} --training.mixed_precision fp16", "unknown mixed_precision 'fp16'"),
     Case(f"{DISTILL} --training.shard true", "accelerate launch"),
     Case(f"{DISTILL} --out empty.txt", "empty.txt"),
-    Case(f"{DISTILL} --out run", r"training\.|student\."),
+    Case(f"{DISTILL} --out run --training.seed 5", r"training\.|student\."),
     Case(f"{FINETUNE} nowhere.safetensors", "ardistill encode"),
     Case(f"{FINETUNE} noise.bin", "ardistill encode"),
     Case(f"{FINETUNE} real.safetensors", r"the teacher's are \(1, 28, 28\)"),
@@ -174,12 +175,11 @@ TYPED = [
     Case("encode --teacher zoo/fashion --images nowhere --out out.safetensors --device cpu", "nowhere"),
     Case("encode --teacher zoo/fashion --images empty --out out.safetensors --device cpu", "empty"),
     Case(f"{SAMPLE} --student empty", "expected a student"),
-    Case(f"{SAMPLE} --count 0", "count.*0|0.*count"),
+    Case(f"{SAMPLE} --count 0", "1 image or more, got 0"),
     Case(f"{SAMPLE} --class_labels [99]", r"labels in 0\.\.9, got 99"),
     Case(f"{SAMPLE} --prompts [cat]", "prompts"),
     Case(f"{SAMPLE} --guidance_scale 3", "guidance"),
     Case(f"{SAMPLE} --height 28", "width"),
-    Case(f"{SAMPLE} --height 32 --width 32", "32"),
     Case(f"{SAMPLE} --out nowhere/a.png", "nowhere"),
     Case(f"{SAMPLE} --out a.xyz", "xyz"),
     Case(f"{SAMPLE} --teacher zoo/emoji", "another teacher"),
@@ -224,7 +224,7 @@ RECIPES = [
     section("- distill\n", "expected a YAML mapping"),
     section("", "expected a YAML mapping"),
     section("distill: 5\n", "distill"),
-    section("distill:\n  1: 2\n", "1"),
+    section("distill:\n  1: 2\n", "'1' is not known"),
     section("distill:\n  trajectories: x\n  out: y\n  num_steps: four\n", "num_steps"),
     section("distill:\n  x: !!python/object/apply:os.system [touch hacked]\n", "cannot be read as a recipe"),
     study("arm plain: unknown history_layer", arms={"plain": {"history_layer": 2}}),
@@ -316,7 +316,7 @@ CALLED = {
     "student-shape": (lambda: run_student()(torch.zeros(2, 3, 1, 28, 28), LABELS), "expected inputs"),
     "student-rank": (lambda: run_student()(torch.zeros(2, 28), LABELS), "expected inputs"),
     "sample-shape": (lambda: sample(run_student(), torch.zeros(2, 28), LABELS), "expected noise"),
-    "sample-rows": (lambda: sample(run_student(), torch.zeros(3, 1, 28, 28), LABELS), "3 .*2"),
+    "sample-rows": (lambda: sample(run_student(), torch.zeros(3, 1, 28, 28), LABELS), r"\(3, 1, 28, 28\) and \[2\] rows"),
     "teacher-labels": (lambda: fashion().check_condition({"class_labels": torch.tensor([11])}), r"labels in 0\.\.9"),
     "teacher-dtype": (lambda: fashion().encode(["a cat"]), "class labels"),
     "record-dtype": (lambda: record(fashion(), "out", 4, dtype="int8"), "unknown dtype 'int8'"),
@@ -326,6 +326,7 @@ CALLED = {
     "real": (lambda: load_real("noise.bin", fashion()), "no file of real latents"),
     "training": (lambda: TrainingConfig(through_steps=1), "needs inputs student"),
     "adversarial": (lambda: AdversarialConfig(hidden=0), "hidden of 1 or more"),
+    "features": (lambda: feature_network("noise.bin"), "noise.bin cannot be read as a TorchScript file"),
     "load": (lambda: ardistill.load("empty"), "empty"),
     "adapters": (lambda: Student.from_adapters(fashion(), "empty"), "distil with lora_rank"),
     "distill-data": (
