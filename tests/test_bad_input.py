@@ -25,6 +25,7 @@ from ardistill.config import AdversarialConfig
 from ardistill.evaluation import feature_network
 from ardistill.real_data import load_real, save_real
 from ardistill.study import Study
+from ardistill.teacher import Companions
 from ardistill.trajectories import load_prompts
 
 MANIFEST, SHARD, STUDENT = "data/manifest.json", "data/shard-00001.arrow", "run/student/student.json"
@@ -45,6 +46,10 @@ def made(tmp_path_factory):
     for name, text in {"full/notes.txt": "mine", "empty.txt": "\n", "rows.jsonl": '{"text": "a cat"}\n'}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "foreign/vae").mkdir(parents=True)
+    (folder / "foreign/model_index.json").write_text('{"vae": ["os", "system"]}')
+    (folder / "list").mkdir()
+    (folder / "list/model_index.json").write_text("[]")
     (folder / "noise.bin").write_bytes(bytes(range(128, 256)))
     shutil.copy(folder / "noise.bin", folder / "noise.pt")
     return folder
@@ -74,14 +79,12 @@ class Case:
 
     act: str | Callable[[], object]
     said: str
-    more: tuple[str, ...] = ()
-    """Words that have blanks in them."""
     harm: dict[str, Callable[[bytes], bytes] | str | None] = field(default_factory=dict)
     """File -> what becomes of it: changed, written, or deleted."""
 
     def __str__(self) -> str:
         acted = self.act if isinstance(self.act, str) else "call"
-        return " ".join([acted, *self.more, *self.harm])[:80].replace("/", ".")
+        return " ".join([acted, *self.harm])[:80].replace("/", ".")
 
 
 RECORD = "record --teacher zoo/fashion --out out --num_trajectories 4 --guidance_scale 1.25 --solver_steps 4"
@@ -255,10 +258,6 @@ RECIPES = [
 ]
 
 
-def found(act: str, said: str, **harm: object) -> list[Case]:
-    return [Case(act, said, harm={name: value}) for name, value in harm.items()]
-
-
 INFO, SHOW = "trajectories info --trajectories data", "trajectories show --trajectories data --device cpu"
 FILES = [
     Case(INFO, "manifest.json", harm={MANIFEST: cut}),
@@ -316,7 +315,7 @@ CALLED = {
     "student-shape": (lambda: run_student()(torch.zeros(2, 3, 1, 28, 28), LABELS), "expected inputs"),
     "student-rank": (lambda: run_student()(torch.zeros(2, 28), LABELS), "expected inputs"),
     "sample-shape": (lambda: sample(run_student(), torch.zeros(2, 28), LABELS), "expected noise"),
-    "sample-rows": (lambda: sample(run_student(), torch.zeros(3, 1, 28, 28), LABELS), r"\(3, 1, 28, 28\) and \[2\] rows"),
+    "sample-rows": (lambda: sample(run_student(), torch.zeros(3, 1, 28, 28), LABELS), r"\(3, 1, 28, 28\) and \[2\]"),
     "teacher-labels": (lambda: fashion().check_condition({"class_labels": torch.tensor([11])}), r"labels in 0\.\.9"),
     "teacher-dtype": (lambda: fashion().encode(["a cat"]), "class labels"),
     "record-dtype": (lambda: record(fashion(), "out", 4, dtype="int8"), "unknown dtype 'int8'"),
@@ -326,6 +325,8 @@ CALLED = {
     "real": (lambda: load_real("noise.bin", fashion()), "no file of real latents"),
     "training": (lambda: TrainingConfig(through_steps=1), "needs inputs student"),
     "adversarial": (lambda: AdversarialConfig(hidden=0), "hidden of 1 or more"),
+    "pipeline-part": (lambda: Companions("foreign")["vae"], "a part of diffusers or transformers.*'os'"),
+    "pipeline-index": (lambda: Companions("list"), "expected the index of a diffusers pipeline, got list"),
     "features": (lambda: feature_network("noise.bin"), "noise.bin cannot be read as a TorchScript file"),
     "load": (lambda: ardistill.load("empty"), "empty"),
     "adapters": (lambda: Student.from_adapters(fashion(), "empty"), "distil with lora_rank"),
@@ -366,7 +367,7 @@ def test_bad_input_is_named_in_one_line_and_leaves_nothing(world, capsys, name):
     else:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
-            main([*case.act.split(), *case.more])
+            main(case.act.split())
         message = capsys.readouterr().err
         assert exit.value.code == 2
         message = message.splitlines(keepends=True)[-1]  # others before it may say how far it came

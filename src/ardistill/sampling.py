@@ -27,7 +27,8 @@ def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
     rows = {len(value) for value in condition.values()}
     if noise.ndim < 4 or rows - {len(noise)}:
         raise ValueError(
-            f"expected noise (b, c, h, w) and a condition of as many rows, got {tuple(noise.shape)} and {sorted(rows)} rows"
+            f"expected noise (b, c, h, w) and a condition of as many rows, got {tuple(noise.shape)} and "
+            f"{sorted(rows)} rows"
         )
     cache: dict = {}
     inputs, estimates = noise, []
