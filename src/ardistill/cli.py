@@ -788,10 +788,9 @@ def main(arguments: list[str] | None = None) -> None:
             except ValueError as error:
                 parser.error(str(error))
     parsed = parser.parse_args(arguments)
-    name, action = parsed.command, None
-    if isinstance(COMMANDS[name], dict):
-        action = parsed[name].action
-    debug = (parsed[name] if action is None else parsed[name][action]).debug
+    name = parsed.command
+    action = parsed[name].action if isinstance(COMMANDS[name], dict) else ""
+    debug = (parsed[name][action] if action else parsed[name]).debug
     try:
         chosen, command = parser.instantiate(parsed)[name], COMMANDS[name]  # configurations look at their values
         if isinstance(command, dict):

@@ -77,8 +77,8 @@ def distill(
         ("tracker", config.tracker, [None, *trackers]),
     ):
         if value not in known:
-            names = ", ".join("null" if x is None else x for x in known)
-            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
+            listed = ", ".join("null" if x is None else x for x in known)
+            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {listed}")
     facts = {
         "student": asdict(student.config),
         "training": asdict(config),
