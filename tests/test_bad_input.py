@@ -22,8 +22,10 @@ import ardistill
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig
+from ardistill.evaluation import feature_network
 from ardistill.real_data import load_real, save_real
 from ardistill.study import Study
+from ardistill.teacher import Companions
 from ardistill.trajectories import load_prompts
 
 MANIFEST, SHARD, STUDENT = "data/manifest.json", "data/shard-00001.arrow", "run/student/student.json"
@@ -44,6 +46,10 @@ def made(tmp_path_factory):
     for name, text in {"full/notes.txt": "mine", "empty.txt": "\n", "rows.jsonl": '{"text": "a cat"}\n'}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "foreign/vae").mkdir(parents=True)
+    (folder / "foreign/model_index.json").write_text('{"vae": ["os", "system"]}')
+    (folder / "list").mkdir()
+    (folder / "list/model_index.json").write_text("[]")
     (folder / "noise.bin").write_bytes(bytes(range(128, 256)))
     shutil.copy(folder / "noise.bin", folder / "noise.pt")
     return folder
@@ -73,14 +79,12 @@ class Case:
 
     act: str | Callable[[], object]
     said: str
-    more: tuple[str, ...] = ()
-    """Words that have blanks in them."""
     harm: dict[str, Callable[[bytes], bytes] | str | None] = field(default_factory=dict)
     """File -> what becomes of it: changed, written, or deleted."""
 
     def __str__(self) -> str:
         acted = self.act if isinstance(self.act, str) else "call"
-        return " ".join([acted, *self.more, *self.harm])[:80].replace("/", ".")
+        return " ".join([acted, *self.harm])[:80].replace("/", ".")
 
 
 RECORD = "record --teacher zoo/fashion --out out --num_trajectories 4 --guidance_scale 1.25 --solver_steps 4"
@@ -107,7 +111,7 @@ TYPED = [
     Case(f"{RECORD} --dtype float8", "float32.*float16"),
     Case(f"{RECORD} --mixed_precision fp8", "bf16"),
     Case(f"{RECORD} --guidance_scale 0.5", "guidance scale of 1"),
-    Case(f"{RECORD} --guidance_scale nan", "guidance scale.*nan"),
+    Case(f"{RECORD} --guidance_scale .nan", "guidance.*nan"),
     Case(f"{RECORD} --guidance_scale [3.0,1.0]", "lowest first"),
     Case(f"{RECORD} --guidance_scale [1.0,2.0,3.0]", "the lowest and the highest"),
     Case(f"{RECORD} --guidance_channels 3", "1 to 1 guided channels"),
@@ -165,7 +169,7 @@ TYPED = [
     Case(f"{DISTILL} --training.mixed_precision fp16", "unknown mixed_precision 'fp16'"),
     Case(f"{DISTILL} --training.shard true", "accelerate launch"),
     Case(f"{DISTILL} --out empty.txt", "empty.txt"),
-    Case(f"{DISTILL} --out run", r"training\.|student\."),
+    Case(f"{DISTILL} --out run --training.seed 5", r"training\.|student\."),
     Case(f"{FINETUNE} nowhere.safetensors", "ardistill encode"),
     Case(f"{FINETUNE} noise.bin", "ardistill encode"),
     Case(f"{FINETUNE} real.safetensors", r"the teacher's are \(1, 28, 28\)"),
@@ -174,12 +178,11 @@ TYPED = [
     Case("encode --teacher zoo/fashion --images nowhere --out out.safetensors --device cpu", "nowhere"),
     Case("encode --teacher zoo/fashion --images empty --out out.safetensors --device cpu", "empty"),
     Case(f"{SAMPLE} --student empty", "expected a student"),
-    Case(f"{SAMPLE} --count 0", "count.*0|0.*count"),
+    Case(f"{SAMPLE} --count 0", "1 image or more, got 0"),
     Case(f"{SAMPLE} --class_labels [99]", r"labels in 0\.\.9, got 99"),
     Case(f"{SAMPLE} --prompts [cat]", "prompts"),
     Case(f"{SAMPLE} --guidance_scale 3", "guidance"),
     Case(f"{SAMPLE} --height 28", "width"),
-    Case(f"{SAMPLE} --height 32 --width 32", "32"),
     Case(f"{SAMPLE} --out nowhere/a.png", "nowhere"),
     Case(f"{SAMPLE} --out a.xyz", "xyz"),
     Case(f"{SAMPLE} --teacher zoo/emoji", "another teacher"),
@@ -224,7 +227,7 @@ RECIPES = [
     section("- distill\n", "expected a YAML mapping"),
     section("", "expected a YAML mapping"),
     section("distill: 5\n", "distill"),
-    section("distill:\n  1: 2\n", "1"),
+    section("distill:\n  1: 2\n", "'1' is not known"),
     section("distill:\n  trajectories: x\n  out: y\n  num_steps: four\n", "num_steps"),
     section("distill:\n  x: !!python/object/apply:os.system [touch hacked]\n", "cannot be read as a recipe"),
     study("arm plain: unknown history_layer", arms={"plain": {"history_layer": 2}}),
@@ -253,10 +256,6 @@ RECIPES = [
     study("mask", arms={"plain": {"mask": "M9"}}),
     study("finetune", arms={"tuned": {"finetune": ["history"]}}),
 ]
-
-
-def found(act: str, said: str, **harm: object) -> list[Case]:
-    return [Case(act, said, harm={name: value}) for name, value in harm.items()]
 
 
 INFO, SHOW = "trajectories info --trajectories data", "trajectories show --trajectories data --device cpu"
@@ -316,7 +315,7 @@ CALLED = {
     "student-shape": (lambda: run_student()(torch.zeros(2, 3, 1, 28, 28), LABELS), "expected inputs"),
     "student-rank": (lambda: run_student()(torch.zeros(2, 28), LABELS), "expected inputs"),
     "sample-shape": (lambda: sample(run_student(), torch.zeros(2, 28), LABELS), "expected noise"),
-    "sample-rows": (lambda: sample(run_student(), torch.zeros(3, 1, 28, 28), LABELS), "3 .*2"),
+    "sample-rows": (lambda: sample(run_student(), torch.zeros(3, 1, 28, 28), LABELS), r"\(3, 1, 28, 28\) and \[2\]"),
     "teacher-labels": (lambda: fashion().check_condition({"class_labels": torch.tensor([11])}), r"labels in 0\.\.9"),
     "teacher-dtype": (lambda: fashion().encode(["a cat"]), "class labels"),
     "record-dtype": (lambda: record(fashion(), "out", 4, dtype="int8"), "unknown dtype 'int8'"),
@@ -326,6 +325,9 @@ CALLED = {
     "real": (lambda: load_real("noise.bin", fashion()), "no file of real latents"),
     "training": (lambda: TrainingConfig(through_steps=1), "needs inputs student"),
     "adversarial": (lambda: AdversarialConfig(hidden=0), "hidden of 1 or more"),
+    "pipeline-part": (lambda: Companions("foreign")["vae"], "a part of diffusers or transformers.*'os'"),
+    "pipeline-index": (lambda: Companions("list"), "expected the index of a diffusers pipeline, got list"),
+    "features": (lambda: feature_network("noise.bin"), "noise.bin cannot be read as a TorchScript file"),
     "load": (lambda: ardistill.load("empty"), "empty"),
     "adapters": (lambda: Student.from_adapters(fashion(), "empty"), "distil with lora_rank"),
     "distill-data": (
@@ -365,7 +367,7 @@ def test_bad_input_is_named_in_one_line_and_leaves_nothing(world, capsys, name):
     else:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
-            main([*case.act.split(), *case.more])
+            main(case.act.split())
         message = capsys.readouterr().err
         assert exit.value.code == 2
         message = message.splitlines(keepends=True)[-1]  # others before it may say how far it came

@@ -700,7 +700,8 @@ def _check_recipe(path: str, parser: _Parser) -> None:
             if not command and not isinstance(value, dict):
                 raise ValueError(f"{path}, section {name}: expected options with their values, got {value!r}")
             if name not in known[command]:
-                hint = _nearest(name, known[command]) or f"known: {', '.join(sorted(known[command]))}"
+                hint = _nearest(name, known[command])
+                hint = hint or f"{name!r} is not known; known: {', '.join(sorted(known[command]))}"
                 raise ValueError(f"{path}{', section ' + command if command else ''}: {hint}")
             if isinstance(value, dict):
                 check(value, command or name, "" if not command else f"{name}.")
@@ -786,14 +787,17 @@ def main(arguments: list[str] | None = None) -> None:
                 _check_recipe(value, parser)
             except ValueError as error:
                 parser.error(str(error))
-    parsed = parser.instantiate(parser.parse_args(arguments))
-    name, chosen, command = parsed.command, parsed[parsed.command], COMMANDS[parsed.command]
-    if isinstance(command, dict):
-        name, command, chosen = f"{name} {chosen.action}", command[chosen.action], chosen[chosen.action]
-    options = dict(vars(chosen))
-    options.pop("config", None)
-    as_json, debug = options.pop("json"), options.pop("debug")
+    parsed = parser.parse_args(arguments)
+    name = parsed.command
+    action = parsed[name].action if isinstance(COMMANDS[name], dict) else ""
+    debug = (parsed[name][action] if action else parsed[name]).debug
     try:
+        chosen, command = parser.instantiate(parsed)[name], COMMANDS[name]  # configurations look at their values
+        if isinstance(command, dict):
+            name, command, chosen = f"{name} {action}", command[action], chosen[action]
+        options = dict(vars(chosen))
+        options.pop("config", None)
+        as_json, _ = options.pop("json"), options.pop("debug")
         with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
             result = command(**options)
     except (ValueError, OSError) as error:

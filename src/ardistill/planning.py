@@ -6,7 +6,6 @@ Modules are made of fake tensors (shapes without storage), so that a model of an
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from ardistill.families import Family, family_of, transformer_class
 from ardistill.lora import add_adapters
 from ardistill.sampling import sample
 from ardistill.schedule import Knots, nested_indices
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student, StudentConfig, read_json
 from ardistill.teacher import ZOO
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -78,7 +77,10 @@ def transformer_config(name: str) -> dict[str, Any]:
         return ARCHITECTURES[name]
     source = str(ZOO.get(name, name))
     if Path(source).suffix == ".json" and Path(source).is_file():
-        return json.loads(Path(source).read_text())
+        found = read_json(Path(source))
+        if not isinstance(found, dict) or "_class_name" not in found:
+            raise ValueError(f"{source}: expected the config.json of a diffusers transformer, with its _class_name")
+        return found
     try:
         return dict(diffusers.DiTTransformer2DModel.load_config(source, subfolder="transformer"))
     except OSError as error:

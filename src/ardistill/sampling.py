@@ -20,7 +20,16 @@ def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
 
     Returns:
         Each step's estimate, (b, s, c, h, w); the last is the image.
+
+    Raises:
+        ValueError: Noise and condition are not of as many rows, or the noise is no batch.
     """
+    rows = {len(value) for value in condition.values()}
+    if noise.ndim < 4 or rows - {len(noise)}:
+        raise ValueError(
+            f"expected noise (b, c, h, w) and a condition of as many rows, got {tuple(noise.shape)} and "
+            f"{sorted(rows)} rows"
+        )
     cache: dict = {}
     inputs, estimates = noise, []
     for step in range(student.num_steps):

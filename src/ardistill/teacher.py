@@ -473,7 +473,12 @@ class Companions(Mapping[str, Any]):
     def __init__(self, source: str | Path) -> None:
         self.source = Path(source)
         path = self.source / "model_index.json"
-        index = json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            index = json.loads(path.read_bytes()) if path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}); save or download the pipeline again") from error
+        if not isinstance(index, dict):
+            raise ValueError(f"{path}: expected the index of a diffusers pipeline, got {type(index).__name__}")
         self.index = index
         self.pipeline_class = index["_class_name"] if isinstance(index.get("_class_name"), str) else ""
         self._names = [
@@ -502,6 +507,11 @@ class Companions(Mapping[str, Any]):
             return self.index[name]
         if name not in self._loaded:
             library, class_name = self.index[name]
+            if library not in ("diffusers", "transformers"):  # a folder must not choose what is imported and run
+                raise ValueError(
+                    f"{self.source / name}: expected a part of diffusers or transformers, model_index.json says "
+                    f"{library!r}"
+                )
             if importlib.util.find_spec(library) is None:
                 raise ValueError(f"{self.source / name} needs {library}: pip install 'ardistill[text]'")
             part = getattr(importlib.import_module(library), class_name).from_pretrained(self.source, subfolder=name)

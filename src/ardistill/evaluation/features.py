@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
 from typing import Protocol
 
 import numpy as np
@@ -97,7 +98,10 @@ def _inception(weights: str | Path | None, device: str) -> ModuleFeatures:
     elif weights == "random":
         name = "inception-random"
     elif Path(weights).is_file():
-        network.load_state_dict(torch.load(weights, weights_only=True))
+        try:
+            network.load_state_dict(torch.load(weights, weights_only=True))
+        except (UnpicklingError, RuntimeError, AttributeError, TypeError) as error:
+            raise ValueError(f"{weights} is no state dict of inception: {str(error).splitlines()[0]}") from error
         is_fid = _sha256(Path(weights)).startswith(Path(URL_INCEPTION_V3).stem.split("-")[-1])
         name = "inception" if is_fid else f"inception-{Path(weights).stem}"
     else:
@@ -164,7 +168,13 @@ def feature_network(
         raise ValueError(
             f"unknown feature network {str(source)!r}: expected {names}, or the path of a TorchScript file"
         )
-    return ModuleFeatures(path.stem, torch.jit.load(path, map_location=device).eval(), device=device)
+    try:
+        network = torch.jit.load(path, map_location=device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} cannot be read as a TorchScript file, which torch.jit.save writes: {str(error).splitlines()[0]}"
+        ) from error
+    return ModuleFeatures(path.stem, network.eval(), device=device)
 
 
 @torch.no_grad()
