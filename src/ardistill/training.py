@@ -71,18 +71,7 @@ def distill(
     """
     folder = Path(folder)
     _check_data(student, data)
-<<<<<<< HEAD
     _check_names(config)
-=======
-    trackers = [str(tracker) for tracker in get_available_trackers()]
-    for what, value, known in (
-        ("lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType]),
-        ("tracker", config.tracker, [None, *trackers]),
-    ):
-        if value not in known:
-            listed = ", ".join("null" if x is None else x for x in known)
-            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {listed}")
->>>>>>> w6c/w6c
     facts = {
         "student": asdict(student.config),
         "training": asdict(config),
