@@ -46,6 +46,14 @@ def test_loaded_equals_saved_and_the_last_ones_are_kept(folder):
     assert checkpoints.newest(folder / "none") is None
 
 
+def test_the_newest_is_so_by_its_step_whatever_the_clock_said(folder):
+    os.utime(folder / "step-00000006", (0, 0))
+    os.utime(folder / "step-00000004", (4e9, 4e9))
+    assert checkpoints.newest(folder).name == "step-00000006"
+    checkpoints.save(folder, 8, TREE | {"step": 8}, keep=2)
+    assert sorted(x.name for x in folder.iterdir()) == ["step-00000006", "step-00000008"]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1])
 

@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -102,6 +104,41 @@ def test_a_shard_published_by_two_at_once_is_whole_whenever_it_is_read(tmp_path)
     assert seen <= set(versions)
     store.sweep()
     assert not store.leftovers()
+
+
+@pytest.mark.parametrize("child_dies", [True, False], ids=["child dies", "child writes on"])
+def test_a_fork_in_the_middle_of_a_write_leaves_the_file_whole(tmp_path, monkeypatch, child_dies):
+    fsync, data = os.fsync, seal(SEAL.encode() + bytes(100_000))
+
+    def fork_once(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        child = os.fork()
+        if child == 0 and child_dies:
+            os._exit(0)
+        fsync(descriptor)
+        if child:
+            os.waitpid(child, 0)
+            forked.append(child)
+
+    forked, parent = [], os.getpid()
+    monkeypatch.setattr(os, "fsync", fork_once)
+    try:
+        Store(tmp_path / "data").publish("file", data)
+    finally:
+        if os.getpid() != parent:  # the child is no test
+            os._exit(0)
+    assert forked and contents(tmp_path / "data") == {"file": data}
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(teacher, recorded, monkeypatch):
+    expected = contents(recorded)
+    for i in (1, 4):
+        (recorded / shard_name(i)).unlink()
+    for path in recorded.iterdir():
+        os.utime(path, (4e9, 4e9))  # written in a future that has not come
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    record(teacher, recorded, 22, **OPTIONS)
+    assert contents(recorded) == expected and verify(recorded, progress=False).whole
 
 
 def test_leftovers_of_killed_writers_are_swept_and_hinder_nobody(teacher, recorded, tmp_path):
