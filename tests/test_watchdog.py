@@ -17,11 +17,11 @@ def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_is_good(teach
 
     def poison(student, step):
         if step == 4:  # EMA weights are put back after it: what is poisoned is the data
-            data.__class__ = type("Poisoned", (TrajectoryDataset,), {"__getitem__": poisoned})
+            data.__class__ = type("Poisoned", (TrajectoryDataset,), {"batch": poisoned})
 
-    def poisoned(self, row):
-        item = TrajectoryDataset.__getitem__(self, row)
-        return item | {"states": item["states"] * float("nan")}
+    def poisoned(self, rows):
+        batch = TrajectoryDataset.batch(self, rows)
+        return batch | {"states": batch["states"] * float("nan")}
 
     student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
     with pytest.raises(TrainingDivergedError, match=r"step 5: expected finite gradients.* try a lower learning_rate"):
