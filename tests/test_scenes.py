@@ -31,7 +31,7 @@ from ardistill.zoo.scenes.data import (
     example,
     plural,
     prompts,
-    read,
+    read_caption,
     scene,
     vocabulary,
 )
@@ -195,11 +195,11 @@ def test_a_teachers_adherence_is_measured(run, tmp_path):
 def test_a_caption_is_read_as_it_was_said():
     for index in range(400):
         _, prompt = caption(3, index)
-        found = read(prompt.text)
+        found = read_caption(prompt.text)
         assert found is not None and replace(found, category="") == prompt
     for split in SPLITS:
         for prompt in prompts(split, 200):
-            assert read(prompt.text) == prompt
+            assert read_caption(prompt.text) == prompt
             assert bool(prompt.unseen) == (split == "unseen_combinations")
 
 
@@ -216,4 +216,4 @@ def test_a_caption_is_read_as_it_was_said():
     + ["three small cats", "a red cat on a mat", "cat", "a red cat, a duck", "five cats"],
 )
 def test_what_no_caption_says_is_not_read(text):
-    assert read(text) is None
+    assert read_caption(text) is None

@@ -6,6 +6,7 @@ import pytest
 import text_to_image
 import torch
 from diffusers import DiffusionPipeline
+from tiny_pipelines import save_clip
 
 from ardistill.cli import main
 from ardistill.evaluation.text_scores import as_pictures
@@ -55,7 +56,9 @@ def test_evaluate_tells_adherence_beside_fd(way, capsys):
     for i, picture in enumerate(as_pictures(as_images(example("seen", i)[0] for i in range(60)))):
         picture.save(way / "real" / f"{i:03}.png")
     evaluate = ["evaluate", "--student", f"{way}/run", "--trajectories", f"{way}/held_out"]
-    main([*evaluate, "--features", "scenes-detector", "--reference", f"{way}/real"])
+    clip = str(save_clip(way / "clip"))
+    judge = ["--features", "scenes-detector", "--reference", f"{way}/real", "--clip", clip, "--preference", clip]
+    main([*evaluate, *judge])
     text = capsys.readouterr().out
     assert "Prompt adherence, unseen combinations" in text and "real renders, by the same detector" in text
     found = json.loads((way / "run" / "evaluation" / "metrics.json").read_text())
@@ -64,6 +67,7 @@ def test_evaluate_tells_adherence_beside_fd(way, capsys):
         assert [x["num_images"] for x in shares] == [6, 4] and found["arms"][arm]["fd"] > 0
         expected = sum(x["share"] * x["num_images"] for x in shares) / 10
         assert found["arms"][arm]["adherence"] == pytest.approx(expected)
+        assert found["arms"][arm]["clip_score"] >= 0 and isinstance(found["arms"][arm]["preference"], float)
 
 
 def test_fine_tuning_takes_captioned_pictures(way):

@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
-from tiny_pipelines import clip_tokenizer
+from tiny_pipelines import save_clip
 
 from ardistill.evaluation.text_scores import TextScorer, as_pictures, export_compbench, export_geneval
 
@@ -17,17 +16,7 @@ PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon that is far to
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A CLIP as a Hub id downloads to."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    vision = {"image_size": 16, "patch_size": 4}
-    config = transformers.CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=8)
-    pictures = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
-    path = tmp_path_factory.mktemp("clip")
-    transformers.CLIPModel(config).save_pretrained(path)
-    transformers.CLIPProcessor(pictures, clip_tokenizer()).save_pretrained(path)
-    return path
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_scores_are_of_each_image_and_its_own_prompt(folder):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, Prompt, read
+from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, Prompt, read_caption
 from ardistill.zoo.scenes.detector import WEIGHTS, Detector, Found
 
 Z_95 = 1.959964
@@ -136,7 +136,7 @@ def adherence(
         Split, "seen" or "unseen_combinations", to sampler to `scores`; empty if a text is no caption of the scene
         world, or the images are none of its size.
     """
-    asked = [prompt for prompt in map(read, texts) if prompt is not None]
+    asked = [prompt for prompt in map(read_caption, texts) if prompt is not None]
     is_scene = all(x.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE) for x in images.values())
     if len(asked) < len(texts) or not is_scene:
         return {}

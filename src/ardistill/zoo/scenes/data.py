@@ -222,7 +222,7 @@ def describe(
     )
 
 
-def read(text: str) -> Prompt | None:
+def read_caption(text: str) -> Prompt | None:
     """What a caption says, the inverse of `describe`; None if it is no caption of the scene world.
 
     Its category is the first of position, attribute binding, two objects, counting, colours and single object that it
