@@ -1,9 +1,10 @@
-"""Make the shipped reference of an embedded teacher (zoo/fashion, zoo/emoji) from its data set and print its floors.
+"""Make the shipped reference of an embedded teacher from its data set and print its floors.
 
     python examples/make_reference.py --data-dir FashionMNIST/raw
     python examples/make_reference.py --data emoji
+    python examples/make_reference.py --data scenes
 
-Run it again whenever the classifier has been trained anew: the features are the classifier's.
+Run it again whenever the classifier or detector has been trained anew: the features are its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from torch import Tensor
 
 from ardistill.evaluation import (
     FeatureStatistics,
@@ -20,23 +22,33 @@ from ardistill.evaluation import (
     precision_recall,
     real_floor,
 )
-from ardistill.zoo.data import CLASS_NAMES, load_data
-from ardistill.zoo.reference import Reference, load_reference, reference_path
+from ardistill.zoo import FOLDERS
+from ardistill.zoo.data import load_data
+from ardistill.zoo.reference import NETWORKS, Reference, load_reference, reference_path
+from ardistill.zoo.scenes.data import as_images, scene
 
 NUM_STORED = 2000
 
 
+def load(name: str, split: str, data_dir: str | None) -> Tensor:
+    """Images of a split, 60,000 to train on and 10,000 others, in [-1, 1], (n, c, h, w)."""
+    if name == "scenes":
+        seed, count = {"train": (0, 60_000), "test": (1, 10_000)}[split]
+        return as_images(scene(seed, index) for index in range(count))
+    return load_data(name, split, data_dir)[0]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=tuple(CLASS_NAMES), default="fashion")
+    parser.add_argument("--data", choices=tuple(FOLDERS), default="fashion")
     parser.add_argument("--data-dir", help="folder of the Fashion-MNIST idx files")
     parser.add_argument("--out", help="safetensors file (default: the shipped one)")
     args = parser.parse_args(argv)
 
     out = args.out or reference_path(args.data)
-    network = feature_network(f"{args.data}-classifier")
-    train = extract_features(network, load_data(args.data, "train", args.data_dir)[0])
-    test = extract_features(network, load_data(args.data, "test", args.data_dir)[0])
+    network = feature_network(NETWORKS[args.data])
+    train = extract_features(network, load(args.data, "train", args.data_dir))
+    test = extract_features(network, load(args.data, "test", args.data_dir))
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: 2 * NUM_STORED]
     Reference(
         train=FeatureStatistics.from_features(train),
@@ -52,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"  {real_floor(held_out, reference.train)}")
     print(
         f"  {real_floor(train, reference.train, NUM_STORED).distance:.3f}, the same of images in the reference, "
-        "which the classifier was trained on"
+        "which the network was trained on"
     )
     print(f"  KID {kernel_distance(real, held_out).mean:.5f}, {precision_recall(real, held_out)}")
 

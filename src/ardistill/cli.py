@@ -76,7 +76,7 @@ def _record(
             between them for each trajectory, and an input of the student, so that its user can choose.
         guidance_channels: Guide only so many first channels (the original DiT: 3); all if not given.
         prompts: For a text-to-image teacher: a text file of one prompt a line, a JSONL file with the key prompt, or
-            the Hub id of a data set with the column prompt or text. Used in turn.
+            the Hub id of a data set with the column prompt or text; zoo/scenes: the embedded teacher's. Used in turn.
         negative_prompt: Of the unguided branch.
         height: Of the images, in pixels; the model's own if not given. Several, [512, 768]: a shard has one of them.
         width: Same, as many.
@@ -443,8 +443,8 @@ def _evaluate(
         trajectories: Held-out trajectories of its teacher (record with another seed): same noise for every arm.
         out: Folder for metrics.json, report.html and pictures; the subfolder evaluation of the run if not given.
         teacher: Where the teacher is now; the name it was recorded under if not given.
-        features: Feature network: fashion-classifier, emoji-classifier, inception, or a TorchScript file; the teacher's
-            own for an embedded teacher, else inception.
+        features: Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript
+            file; the teacher's own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
         clip: Of prompts: a CLIP whose mean score is told, as openai/clip-vit-large-patch14, an id or a folder.
@@ -494,8 +494,8 @@ def _compare(
         recipe: YAML file with the sections record, held_out, distill, finetune and arms, as recipes/study_fashion.yaml.
         arms: Of the recipe, the first one is the baseline; all if not given.
         teacher: Where the teacher is now; the name it was recorded under if not given.
-        features: Feature network: fashion-classifier, emoji-classifier, inception, or a TorchScript file; the teacher's
-            own for an embedded teacher, else inception.
+        features: Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript
+            file; the teacher's own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
         clip: Of prompts: a CLIP whose mean score is told, as openai/clip-vit-large-patch14, an id or a folder.
@@ -662,9 +662,10 @@ def _recorded_seed(settings: Path) -> int:
 def _judge(teacher: str, features: str | None, weights: str | None, reference: str | None, device: str) -> Any:
     from ardistill.evaluation import Judge, feature_network, load_images
     from ardistill.teacher import ZOO
+    from ardistill.zoo.reference import NETWORKS
 
     embedded = teacher.removeprefix("zoo/") if teacher in ZOO else None
-    if embedded and features in (None, f"{embedded}-classifier") and reference is None:
+    if embedded and features in (None, NETWORKS[embedded]) and reference is None:
         return Judge.zoo(embedded)
     network = feature_network(features or "inception", weights=weights, device=device)
     return Judge.of_images(network, load_images(reference)) if reference else Judge(network)

@@ -549,9 +549,17 @@ class OnlineTrajectories(TrajectoryDataset):
 def load_prompts(source: str) -> list[str]:
     """Prompts from a text file (one a line), a JSONL file (key ``prompt``) or a data set (column prompt or text).
 
+    The scene world makes its own: ``zoo/scenes`` are captions to train on, ``zoo/scenes/seen`` and the other splits
+    prompts to judge by, 4,096 each.
+
     Raises:
         ValueError: There are none, or a line has no prompt.
     """
+    if source == "zoo/scenes" or source.startswith("zoo/scenes/"):
+        from ardistill.zoo.scenes.data import caption, prompts
+
+        split = source.removeprefix("zoo/scenes").removeprefix("/")
+        return [x.text for x in (prompts(split, 4096) if split else (caption(0, i)[1] for i in range(4096)))]
     path = Path(source)
     if not path.is_file():
         if path.suffix or source.count("/") != 1:

@@ -78,13 +78,15 @@ class Judge:
 
     @classmethod
     def zoo(cls, name: str) -> Judge:
-        """An embedded teacher's: the classifier and the statistics of its data set, ``"emoji"`` or ``"fashion"``."""
+        """An embedded teacher's, ``"emoji"``, ``"fashion"`` or ``"scenes"``: its network and its data's statistics."""
+        from ardistill.zoo import CLASS_CONDITIONAL
         from ardistill.zoo.classifier import load_classifier
-        from ardistill.zoo.reference import load_reference, reference_path
+        from ardistill.zoo.reference import NETWORKS, load_reference, reference_path
 
         facts = load_reference(reference_path(name))
-        network = feature_network(f"{name}-classifier")
-        return cls(network, facts.train, facts.real_features, facts.held_out_features, load_classifier(name))
+        classifier = load_classifier(name) if name in CLASS_CONDITIONAL else None
+        network = feature_network(NETWORKS[name])
+        return cls(network, facts.train, facts.real_features, facts.held_out_features, classifier)
 
     @classmethod
     def of_images(cls, network: FeatureNetwork, images: Tensor) -> Judge:

@@ -1,4 +1,4 @@
-"""The embedded teachers' references, in the features of the shipped classifiers, so that evaluating needs no data set.
+"""The embedded teachers' references, in the features of the shipped networks, so that evaluating needs no data set.
 
 Made by ``examples/make_reference.py``.
 """
@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ardistill.evaluation.metrics import FeatureStatistics
-from ardistill.zoo import FOLDERS
+from ardistill.zoo import CLASS_CONDITIONAL, FOLDERS
+
+NETWORKS = {name: f"{name}-{'classifier' if name in CLASS_CONDITIONAL else 'detector'}" for name in FOLDERS}
+"""Name of a teacher's data set to its feature network's."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class Reference:
     test: FeatureStatistics
     """Of the 10,000 test images."""
     real_features: Tensor
-    """Of 2,000 test images, float32, shape (2000, 128): for precision, recall and KID."""
+    """Of 2,000 test images, float32, shape (2000, d): for precision, recall and KID."""
     held_out_features: Tensor
-    """Of 2,000 other test images, float32, shape (2000, 128): scored like a sampler's, they give the floors."""
+    """Of 2,000 other test images, float32, shape (2000, d): scored like a sampler's, they give the floors."""
 
     def save(self, path: str | Path, feature_network: str) -> None:
         """Write a safetensors file; the features are rounded to float16."""

@@ -53,8 +53,9 @@ CELL = 16
 """Edge of the four cells, pixels: one noun at most in each."""
 ACROSS = 4
 """Least distance of two different nouns from the edges that they do not lean to, pixels."""
-GRID = 2
-"""Left and top of a noun are multiples of this, pixels."""
+GRID = 4
+"""Left and top of a noun are multiples of this, pixels: the edge of the teacher's patches, so that a noun has one look
+and not four to learn."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,7 @@ def _draw(random: np.random.Generator, kind: str) -> Scene:
         first, second = (int(n) for n in random.choice(len(NOUNS), 2, replace=False))
         relation = int(random.integers(len(RELATIONS)))
         along = GRID * random.integers((CELL - small) // GRID + 1, size=2) + (0, CELL)
-        across = ACROSS + GRID * random.integers(5, size=2)
+        across = ACROSS + GRID * random.integers((IMAGE_SIZE - small - 2 * ACROSS) // GRID + 1, size=2)
         places = zip(along, across, strict=True) if relation == 0 else zip(across, along, strict=True)
         colours = random.integers(len(COLOURS), size=2)
         pair = zip((first, second), colours, places, strict=True)

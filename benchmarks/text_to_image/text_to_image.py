@@ -1,0 +1,277 @@
+"""Text to image: teacher, its solvers, step distillation and ARD on the same prompts and noise, by FD and adherence.
+
+    OMP_WAIT_POLICY=passive python benchmarks/text_to_image/text_to_image.py [--only REGEX] [--threads 1]
+
+Arms are trained as recipes/study_scenes.yaml says and resume if they were killed; an arm whose result is in results/ is
+left out. Held out are 4,600 prompts: 2,400 seen, 1,600 of unseen combinations, 600 in unseen wordings. --summary makes
+summary.json, docs/text-to-image.md and its pictures from the results alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ardistill import Teacher
+from ardistill.evaluation import (
+    FeatureStatistics,
+    Judge,
+    Sampler,
+    extract_features,
+    frechet_distance,
+    paired_distance,
+    sample_grid,
+)
+from ardistill.evaluation.adherence import judge, scores
+from ardistill.families import Condition
+from ardistill.study import Study
+from ardistill.training import environment
+from ardistill.zoo.scenes.data import CATEGORIES, Prompt, prompts
+from ardistill.zoo.scenes.detector import load_detector
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+RECIPE = HERE.parent.parent / "recipes" / "study_scenes.yaml"
+DOCS = HERE.parent.parent / "docs"
+SPLITS = {"seen": 2400, "unseen_combinations": 1600, "unseen_wordings": 600}
+"""Split to held-out prompts, the categories in equal shares."""
+SHARD = 100
+SOLVER_STEPS = 24
+SHOWN = 2
+"""Prompts of each category in the picture: the first ones."""
+Draw = Callable[[Tensor, Condition], Tensor]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One split, row by row."""
+
+    prompts: list[Prompt]
+    noise: Tensor
+    condition: Condition
+    images: Tensor
+    """The teacher's, in [-1, 1]."""
+
+    def batches(self) -> tuple[list[Tensor], list[Condition]]:
+        parts = [slice(start, start + SHARD) for start in range(0, len(self.noise), SHARD)]
+        return [self.noise[rows] for rows in parts], [{k: x[rows] for k, x in self.condition.items()} for rows in parts]
+
+
+class Bench:
+    """The held-out prompts, their noise and what the teacher makes of them."""
+
+    def __init__(self, recipe: Path) -> None:
+        self.study, self.judge, self.detector = Study(recipe), Judge.zoo("scenes"), load_detector()
+
+    @property
+    def teacher(self) -> Teacher:
+        return self.study.teacher
+
+    @cached_property
+    def sets(self) -> dict[str, HeldOut]:
+        """Split -> what every arm draws from, and the teacher's own images; drawn if they are not there."""
+        found = {}
+        for number, (split, count) in enumerate(SPLITS.items()):
+            asked = prompts(split, count)
+            condition = self.teacher.encode([x.text for x in asked])
+            shards = [slice(start, start + SHARD) for start in range(0, count, SHARD)]
+            noise = torch.cat([self.teacher.noise(2000 + number, i, SHARD) for i in range(len(shards))])
+            solve, images = Sampler.of_teacher(self.teacher, SOLVER_STEPS).draw, []
+            for i, rows in enumerate(tqdm(shards, desc=f"teacher, {split}")):
+                path = self.study.out / "held_out" / f"{self.teacher.fingerprint()[:16]}-{split}-{i}.safetensors"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    drawn = self.teacher.decode(solve(noise[rows], {k: x[rows] for k, x in condition.items()}))
+                    save_file({"images": drawn.contiguous()}, path.with_suffix(".tmp"))
+                    path.with_suffix(".tmp").replace(path)
+                images.append(load_file(path)["images"])
+            found[split] = HeldOut(asked, noise, condition, torch.cat(images))
+        return found
+
+    def evaluate(self, draw: Draw | None) -> tuple[dict[str, Any], Tensor]:
+        """Figures of one arm, split by split, and its first seen images; the teacher's without ``draw``."""
+        found: dict[str, Any] = {}
+        for split, held_out in self.sets.items():
+            exact = held_out.images
+            drawn = exact if draw is None else self.teacher.decode(torch.cat(list(map(draw, *held_out.batches()))))
+            theirs, ours = (extract_features(self.judge.network, x) for x in (exact, drawn))
+            verdicts = judge(self.detector, drawn, held_out.prompts)
+            found[split] = {
+                "fd_to_teacher": frechet_distance(*map(FeatureStatistics.from_features, (theirs, ours))),
+                "distance_to_teacher": paired_distance(ours, theirs).mean,
+                "adherence": [asdict(x) for x in scores(verdicts, held_out.prompts, split)],
+                "verdicts": "".join(str(int(x)) for x in verdicts),
+            }
+            if split == "seen":
+                shown = drawn[: SHOWN * len(CATEGORIES)]
+        return found, shown
+
+
+def dpm_solver(teacher: Teacher, num_steps: int) -> Draw:
+    """DPM-Solver++ of diffusers on the teacher's flow."""
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 1.0}
+    scheduler = DPMSolverMultistepScheduler.from_config(teacher.scheduler.config, **options)
+
+    @torch.no_grad()
+    def draw(noise: Tensor, condition: Condition) -> Tensor:
+        scheduler.set_timesteps(num_steps)
+        latents = noise
+        for timestep in scheduler.timesteps:
+            latents = scheduler.step(
+                teacher.predict(latents, float(timestep), condition), timestep, latents
+            ).prev_sample
+        return latents
+
+    return draw
+
+
+def solvers(teacher: Teacher) -> dict[str, tuple[Draw | None, int]]:
+    """Arm -> how it draws, and evaluations of the network, two a guided step."""
+    found: dict[str, tuple[Draw | None, int]] = {"teacher": (None, 2 * SOLVER_STEPS)}
+    for steps in (4, 8):
+        found[f"euler-{steps}"] = Sampler.of_teacher(teacher, steps).draw, 2 * steps
+        found[f"dpm-solver-{steps}"] = dpm_solver(teacher, steps), 2 * steps
+    return found
+
+
+def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
+    """Train an arm if it is one of the recipe's, and evaluate it."""
+    began, facts = time.time(), {"name": name}
+    if name in bench.study.facts["arms"]:
+        student = bench.study.student(name)
+        draw, facts["nfe"] = Sampler.of_student(student).draw, student.num_steps
+        facts["options"] = bench.study.options(name)
+    else:
+        draw, facts["nfe"] = solvers(bench.teacher)[name]
+    facts["seconds"] = round(time.time() - began)
+    found, shown = bench.evaluate(draw)
+    return facts | {"splits": found, "environment": environment()}, shown
+
+
+def results() -> dict[str, list[dict[str, Any]]]:
+    """Arm -> what was found, over its seeds, in the order of the arms."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    order = ["teacher", "dpm-solver-8", "dpm-solver-4", "euler-8", "euler-4", *Study(RECIPE).facts["arms"]]
+    for name in order:
+        if (RESULTS / f"{name}.json").exists():
+            text = (RESULTS / f"{name}.json").read_text()
+            found.setdefault(re.sub(r"-seed\d+$", "", name), []).append(json.loads(text))
+    return found
+
+
+def shares(result: dict[str, Any], split: str) -> dict[str, float]:
+    """Category, and "overall", to adherence."""
+    return {x["category"]: x["share"] for x in result["splits"][split]["adherence"]}
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and largest minus smallest."""
+    return sum(values) / len(values), max(values) - min(values)
+
+
+def cell(values: Sequence[float]) -> str:
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.3f} ({spread:.3f})" if len(values) > 1 else f"{mean:.3f}"
+
+
+def table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
+    """One row an arm, its seeds together."""
+    kinds = list(shares(found["teacher"][0], split))
+    lines = [
+        f"| arm | seeds | evaluations | FD to teacher | distance to teacher | {' | '.join(kinds)} |",
+        f"|---|---|---|---|---|{'---|' * len(kinds)}",
+    ]
+    for name, seeds in found.items():
+        parts = [x["splits"][split] for x in seeds]
+        figures = [cell([x[key] for x in parts]) for key in ("fd_to_teacher", "distance_to_teacher")]
+        figures += [cell([shares(x, split)[kind] for x in seeds]) for kind in kinds]
+        lines.append(f"| {name} | {len(seeds)} | {seeds[0]['nfe']} | {' | '.join(figures)} |")
+    judged = [f"{x['detector_accuracy']:.3f}" for x in found["teacher"][0]["splits"][split]["adherence"]]
+    return [*lines, f"| real renders, by the same detector | | | | | {' | '.join(judged)} |"]
+
+
+def summarise() -> None:
+    """Write summary.json, docs/text-to-image.md and its picture."""
+    found = results()
+    names = {"step_distillation": "n0", "ard": "n6-gated"} | {name: name for name in found}
+    names = {
+        name.replace("-", "_"): arm for name, arm in names.items() if arm in found and name not in ("n0", "n6-gated")
+    }
+    out: dict[str, Any] = {"prompts": SPLITS, "seeds": {name: len(found[arm]) for name, arm in names.items()}}
+    for split in SPLITS:
+        suffix = "" if split == "seen" else f"_{split}"
+        for key in ("adherence", "fd"):
+            values = {
+                name: [
+                    shares(x, split)["overall"] if key == "adherence" else x["splits"][split]["fd_to_teacher"]
+                    for x in found[arm]
+                ]
+                for name, arm in names.items()
+            }
+            out[key + suffix] = {name: round(mean_and_spread(x)[0], 5) for name, x in values.items()}
+            out[f"{key}{suffix}_spread"] = {name: round(mean_and_spread(x)[1], 5) for name, x in values.items()}
+    (HERE / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
+
+    asked = prompts("seen", SHOWN * len(CATEGORIES))
+    rows = {}
+    for name in found:
+        strip = torch.from_numpy(np.asarray(Image.open(RESULTS / f"{name}.png"))).permute(2, 0, 1)
+        rows[name] = torch.stack(strip.split(strip.shape[1], -1)).float() / 127.5 - 1
+    sample_grid(rows, DOCS / "text_to_image.png", [textwrap.fill(x.text, 16) for x in asked])
+    lines = [
+        "# Text to image",
+        "",
+        "Made by `python benchmarks/text_to_image/text_to_image.py --summary` from the results beside it; the arms",
+        "are those of `recipes/study_scenes.yaml`. The same prompts and noise for every arm; FD in the features of",
+        "the detector, to the teacher's own 24 guided steps; adherence is the share of pictures that show what their",
+        "prompt says, as the detector sees it. In brackets: largest minus smallest over seeds.",
+    ]
+    for split, count in SPLITS.items():
+        lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", *table(found, split)]
+    shown = "![The first prompts of each category, the same noise down each column](text_to_image.png)"
+    (DOCS / "text-to-image.md").write_text("\n".join([*lines, "", shown, ""]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=".*", help="arms whose names match")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--summary", action="store_true", help="write what the results say, and end")
+    args = parser.parse_args()
+    if args.summary:
+        summarise()
+        return
+    torch.set_num_threads(args.threads)
+    bench = Bench(RECIPE)
+    RESULTS.mkdir(exist_ok=True)
+    for name in [*solvers(bench.teacher), *bench.study.facts["arms"]]:
+        path = RESULTS / f"{name}.json"
+        if not re.fullmatch(args.only, name) or path.exists():
+            continue
+        found, shown = run(bench, name)
+        pixels = ((shown + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        Image.fromarray(torch.cat(list(pixels), -1).permute(1, 2, 0).numpy()).save(RESULTS / f"{name}.png")
+        path.with_suffix(".tmp").write_text(json.dumps(found) + "\n")
+        path.with_suffix(".tmp").replace(path)
+        seen = found["splits"]["seen"]
+        print(f"{name}: FD to teacher {seen['fd_to_teacher']:.4f}, adherence {seen['adherence'][-1]['share']:.4f}")
+
+
+if __name__ == "__main__":
+    main()
