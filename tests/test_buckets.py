@@ -178,7 +178,7 @@ def test_a_user_chooses_size_and_guidance_of_what_is_drawn(pixart, tmp_path, cap
         stranger(**given, guidance_scale=9.0)
     assert "Guidance of 1 to 3 is an input" in (tmp_path / "export" / "README.md").read_text()
     draw = ["sample", "--student", tmp_path / "run", "--out", tmp_path / "drawn.npz", "--count", 2, "--json"]
-    draw += ["--prompts", '["the moon"]', "--height", 16, "--width", 24]
+    draw += ["--prompt", "the moon", "--height", 16, "--width", 24]
     main([str(x) for x in [*draw, "--guidance_scale", 3.0]])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["count"] == 2
     with pytest.raises(SystemExit):

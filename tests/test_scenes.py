@@ -1,6 +1,7 @@
 """The scene world, and a teacher of it from training to Teacher."""
 
 import json
+from dataclasses import replace
 
 import measure_adherence
 import pytest
@@ -30,6 +31,7 @@ from ardistill.zoo.scenes.data import (
     example,
     plural,
     prompts,
+    read_caption,
     scene,
     vocabulary,
 )
@@ -188,3 +190,30 @@ def test_a_teachers_adherence_is_measured(run, tmp_path):
     assert set(rows) == {"guidance 1", "guidance 2"} and (tmp_path / "samples.png").stat().st_size > 1000
     assert [x["category"] for x in rows["guidance 1"]] == [*CATEGORIES, "overall"]
     assert rows["guidance 1"][-1]["share"] == 0  # random weights draw nothing that is asked for
+
+
+def test_a_caption_is_read_as_it_was_said():
+    for index in range(400):
+        _, prompt = caption(3, index)
+        found = read_caption(prompt.text)
+        assert found is not None and replace(found, category="") == prompt
+    for split in SPLITS:
+        for prompt in prompts(split, 200):
+            assert read_caption(prompt.text) == prompt
+            assert bool(prompt.unseen) == (split == "unseen_combinations")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a photo of the moon",
+        "a red cat and a duck",
+        "a cat and a cat",
+        "two cats and a duck",
+        "a large cat above a duck",
+    ]
+    + ["three small cats", "a red cat on a mat", "cat", "a red cat, a duck", "five cats"],
+)
+def test_what_no_caption_says_is_not_read(text):
+    assert read_caption(text) is None

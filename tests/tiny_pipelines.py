@@ -253,3 +253,16 @@ def save(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     PIPELINES[name]().save_pretrained(folder)
     return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """Save a CLIP with its tokenizer and image processor, what a scorer's Hub id downloads to."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": 60, "max_position_embeddings": 12, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = {"image_size": 16, "patch_size": 4}
+    config = transformers.CLIPConfig(text_config=sizes | text, vision_config=sizes | vision, projection_dim=8)
+    pictures = transformers.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPProcessor(pictures, clip_tokenizer()).save_pretrained(folder)
+    return folder

@@ -382,7 +382,8 @@ def _sample(
     out: str = "samples.png",
     count: int = 20,
     class_labels: list[int] | None = None,
-    prompts: list[str] | None = None,
+    prompt: str | None = None,
+    prompts: str | None = None,
     guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -397,7 +398,8 @@ def _sample(
         out: PNG file of a grid; or .npz file of all images, for the ADM evaluation suite.
         count: Number of images.
         class_labels: Classes to draw, in turn; all classes if not given.
-        prompts: What a text-to-image student is to draw, in turn.
+        prompt: What a text-to-image student is to draw.
+        prompts: Several, as in record: a text or JSONL file, or the id of a data set. Drawn in turn.
         guidance_scale: For a student that is told of it; the middle of its range if not given.
         height: Of the images, in pixels; the first that it was distilled on if not given.
         width: Same.
@@ -407,13 +409,17 @@ def _sample(
     """
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
+    from ardistill.trajectories import load_prompts
 
+    if prompt is not None and prompts:
+        raise ValueError("expected a prompt or a file of prompts, got both")
+    texts = [prompt] if prompt is not None else load_prompts(prompts) if prompts else None
     loaded = Student.from_pretrained(student)
     where = _device(device)
     found = _teacher_of(loaded.config, teacher)
     if height or width:
         found.sample_shape = found.latent_shape(height, width)
-    conditions: dict[str, Any] = {"class_labels": class_labels, "prompts": prompts, "guidance_scale": guidance_scale}
+    conditions: dict[str, Any] = {"class_labels": class_labels, "prompts": texts, "guidance_scale": guidance_scale}
     draw_samples(loaded, found, out, count=count, seed=seed, **conditions, device=where)
     return {"out": out, "count": count, "text": f"{count} samples in {out}"}
 
@@ -426,6 +432,8 @@ def _evaluate(
     features: str | None = None,
     feature_weights: str | None = None,
     reference: str | None = None,
+    clip: str | None = None,
+    preference: str | None = None,
     device: str = "auto",
 ) -> Result:
     """Measure a student beside its teacher and the teacher's own solver in as many steps.
@@ -439,6 +447,8 @@ def _evaluate(
             file; the teacher's own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
+        clip: Of prompts: a CLIP whose mean score is told, as openai/clip-vit-large-patch14, an id or a folder.
+        preference: Of prompts: a CLIP fitted to human preference, as yuvalkirstain/PickScore_v1.
         device: auto, cpu, cuda, ...
     """
     path = Path(student)
@@ -451,6 +461,8 @@ def _evaluate(
         features=features,
         feature_weights=feature_weights,
         reference=reference,
+        clip=clip,
+        preference=preference,
         device=device,
     )
 
@@ -465,6 +477,8 @@ def _compare(
     features: str | None = None,
     feature_weights: str | None = None,
     reference: str | None = None,
+    clip: str | None = None,
+    preference: str | None = None,
     device: str = "auto",
 ) -> Result:
     """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
@@ -484,8 +498,12 @@ def _compare(
             file; the teacher's own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
         reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
+        clip: Of prompts: a CLIP whose mean score is told, as openai/clip-vit-large-patch14, an id or a folder.
+        preference: Of prompts: a CLIP fitted to human preference, as yuvalkirstain/PickScore_v1.
         device: auto, cpu, cuda, ...
     """
+    from dataclasses import replace
+
     from accelerate.utils import send_to_device
 
     from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
@@ -525,10 +543,12 @@ def _compare(
     }
     samplers |= {name: Sampler.of_student(student) for name, student in loaded.items()}
     judge = _judge(manifest.teacher, features, feature_weights, reference, where)
-    states, _, condition = next(iter(sets.values())).stacked()
-    labels = next(iter(sets.values())).labels
+    judge = replace(judge, text_scores=_text_scores(clip, preference, where))
+    data = next(iter(sets.values()))
+    states, _, condition = data.stacked()
+    prompts = [data.prompts[i] for i in data.labels] if data.prompts else None
     images = teacher_model.decode(states[:, -1])
-    options: dict[str, Any] = {"labels": labels, "baseline": names[0], "device": where}
+    options: dict[str, Any] = {"labels": data.labels, "prompts": prompts, "baseline": names[0], "device": where}
     found = run(teacher_model, images, samplers, states[:, 0], condition, judge, **options)
     curves = {}
     for name, student in loaded.items():
@@ -649,6 +669,17 @@ def _judge(teacher: str, features: str | None, weights: str | None, reference: s
         return Judge.zoo(embedded)
     network = feature_network(features or "inception", weights=weights, device=device)
     return Judge.of_images(network, load_images(reference)) if reference else Judge(network)
+
+
+def _text_scores(clip: str | None, preference: str | None, device: str) -> dict[str, Any]:
+    from ardistill.evaluation.text_scores import TextScorer
+
+    found: dict[str, Any] = {}
+    if clip:
+        found["clip_score"] = TextScorer.from_pretrained(clip, device=device).clip_score
+    if preference:
+        found["preference"] = TextScorer.from_pretrained(preference, device=device).preference
+    return found
 
 
 TRAJECTORIES: dict[str, Callable[..., Result]] = {

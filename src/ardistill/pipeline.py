@@ -140,10 +140,12 @@ def few_step_pipeline(base: type) -> type:
         @torch.no_grad()
         def __call__(self, *args: Any, **options: Any) -> Any:
             student = self._student
+            bound = inspect.signature(base.__call__).bind_partial(self, *args, **options)  # as ``base`` refuses others
+            options |= dict(zip(list(bound.signature.parameters)[1:], args, strict=False))
             if options.pop("num_inference_steps", student.num_steps) != student.num_steps:
                 raise ValueError(f"the student draws in {student.num_steps} steps; leave num_inference_steps out")
-            for name in ("negative_prompt", "negative_prompt_embeds"):
-                if options.get(name) is not None:
+            for name, value in options.items():
+                if name.startswith("negative_") and value is not None:
                     raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
             if self.config.max_sequence_length is not None:
                 options.setdefault("max_sequence_length", self.config.max_sequence_length)
@@ -164,9 +166,19 @@ def few_step_pipeline(base: type) -> type:
             kept = {name: self.__dict__.get(name) for name in ("transformer", "scheduler", "vae")}
             self.__dict__.update(transformer=_Remembering(student, knots), scheduler=knots, vae=self.vae or _Pixels())
             try:
-                return super().__call__(*args, num_inference_steps=student.num_steps, **options)
+                return super().__call__(num_inference_steps=student.num_steps, **options)
             finally:
                 self.__dict__.update(kept)
+
+    if "max_sequence_length" in inspect.signature(getattr(base, "encode_prompt", object)).parameters:
+
+        def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:
+            if self.config.max_sequence_length is not None:
+                options.setdefault("max_sequence_length", self.config.max_sequence_length)
+            return base.encode_prompt(self, *args, **options)  # type: ignore[attr-defined]
+
+        encode_prompt.__doc__ = base.encode_prompt.__doc__  # type: ignore[attr-defined]
+        ARDPipeline.encode_prompt = encode_prompt  # type: ignore[attr-defined]
 
     parameters = [*signature.parameters.values()]
     added = ("student", "max_sequence_length")

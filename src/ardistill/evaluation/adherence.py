@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ardistill.zoo.scenes.data import CATEGORIES, Prompt
+from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, Prompt, read_caption
 from ardistill.zoo.scenes.detector import WEIGHTS, Detector, Found
 
 Z_95 = 1.959964
@@ -120,6 +120,34 @@ def scores(verdicts: Tensor, prompts: Sequence[Prompt], split: str = "seen") -> 
     passed_in_all = int(verdicts.sum())
     interval = wilson_interval(passed_in_all, total)
     return [*rows, Score("overall", passed_in_all / total, *interval, total, accuracy, false_accepts)]
+
+
+def adherence(
+    detector: Detector, images: Mapping[str, Tensor], texts: Sequence[str]
+) -> dict[str, dict[str, list[Score]]]:
+    """Scores of several samplers on captions as text; those of combinations unseen in training apart.
+
+    Args:
+        detector: From ``load_detector``.
+        images: Sampler to images in [-1, 1], shape (n, 3, 32, 32).
+        texts: The caption of each image, n of 1 or more.
+
+    Returns:
+        Split, "seen" or "unseen_combinations", to sampler to `scores`; empty if a text is no caption of the scene
+        world, or the images are none of its size.
+    """
+    asked = [prompt for prompt in map(read_caption, texts) if prompt is not None]
+    is_scene = all(x.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE) for x in images.values())
+    if len(asked) < len(texts) or not is_scene:
+        return {}
+    verdicts = {name: judge(detector, x, asked) for name, x in images.items()}
+    found = {}
+    for split, unseen in (("seen", False), ("unseen_combinations", True)):
+        rows = [i for i, prompt in enumerate(asked) if bool(prompt.unseen) == unseen]
+        if rows:
+            part = [asked[i] for i in rows]
+            found[split] = {name: scores(x[rows], part, split) for name, x in verdicts.items()}
+    return found
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ardistill.evaluation.adherence import Score, adherence, adherence_table
 from ardistill.evaluation.cost import count_macs, latency_ms
 from ardistill.evaluation.features import FeatureNetwork, extract_features, feature_network
 from ardistill.evaluation.metrics import (
@@ -32,6 +33,7 @@ from ardistill.families import Condition
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
+from ardistill.zoo.scenes.detector import load_detector
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Judge:
     """Of other real images, (m, d): for the real-versus-real floor."""
     classifier: Callable[[Tensor], Tensor] | None = None
     """Images to logits, (n, classes); independent of teacher and students."""
+    text_scores: Mapping[str, Callable[[Tensor, Sequence[str]], Tensor]] = field(default_factory=dict)
+    """``clip_score`` or ``preference`` to what gives it for each image and its prompt, (n,): `text_scores`."""
 
     @classmethod
     def zoo(cls, name: str) -> Judge:
@@ -111,6 +115,8 @@ class Comparison:
     """FD of as many held-out real images as each arm has samples."""
     notes: list[str]
     """What the figures mean and how the arms stand to each other, as sentences."""
+    adherence: dict[str, dict[str, list[Score]]] = field(default_factory=dict)
+    """Of prompts of the scene world: "seen" or "unseen_combinations" to arm to its score in each category."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -125,11 +131,20 @@ class Comparison:
         return "\n".join(
             [format_table(figures), "", "Paired with the teacher, from the same noise:", format_table(pairs), ""]
             + self.notes
+            + [f"\n{x}" for x in self._adherence_tables()]
         )
 
     def markdown(self) -> str:
         """For a model card."""
-        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes])
+        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes, *self._adherence_tables()])
+
+    def _adherence_tables(self) -> list[str]:
+        """Of each split, its head before it."""
+        return [
+            f"Prompt adherence, {split.replace('_', ' ')}, with 95 % intervals:\n\n"
+            + adherence_table({arm_label(arm): scores for arm, scores in arms.items()})
+            for split, arms in self.adherence.items()
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.json`` holds it."""
@@ -141,7 +156,7 @@ class Comparison:
             "baseline": self.baseline,
             "paired_with_baseline": {arm: interval._asdict() for arm, interval in self.intervals.items()},
             "notes": self.notes,
-        }
+        } | ({"adherence": _as_dicts(self.adherence)} if self.adherence else {})
 
     def write(
         self,
@@ -181,6 +196,7 @@ def compare(
     judge: Judge,
     *,
     labels: Tensor | None = None,
+    prompts: Sequence[str] | None = None,
     baseline: str | None = None,
     batch_size: int = 250,
     device: torch.device | str = "cpu",
@@ -195,16 +211,24 @@ def compare(
         condition: One row per sample.
         judge: Networks and reference.
         labels: (n,), to head the columns of the grid; class labels are taken from the condition.
+        prompts: Of each sample, for a teacher that takes text: what the judge's ``text_scores`` are of, and where all
+            are captions of the scene world, adherence.
         baseline: The arm that the others are held against, pair by pair; the notes say how those of as many NFE stand.
         batch_size: Samples drawn at once.
         device: Where the arms run.
 
     Raises:
-        ValueError: ``baseline`` is no arm, or there are not as many noises, labels and teacher's images.
+        ValueError: ``baseline`` is no arm, there are not as many noises, labels, prompts and teacher's images, or the
+            judge scores text and there are no prompts.
     """
     labels = condition["class_labels"] if labels is None else labels
     if not len(noise) == len(labels) == len(teacher_images):
         raise ValueError(f"expected as many noises, labels, images: {len(noise)}, {len(labels)}, {len(teacher_images)}")
+    if prompts is not None and len(prompts) != len(noise):
+        raise ValueError(f"expected a prompt for each of {len(noise)} noises, got {len(prompts)}")
+    if judge.text_scores and prompts is None:
+        name = teacher.name or "the teacher"
+        raise ValueError(f"{', '.join(judge.text_scores)} are of prompts, which {name} does not take")
 
     def rows(part: slice) -> tuple[Tensor, Condition]:
         return noise[part].to(device), {name: value[part].to(device) for name, value in condition.items()}
@@ -223,8 +247,10 @@ def compare(
     pairs = {
         arm: paired_distance(x, features["teacher"], seen.get(arm), seen.get("teacher")) for arm, x in features.items()
     }
+    adhering = adherence(load_detector(), images, prompts) if prompts else {}
     figures = {
         arm: _quality(judge, images[arm], features[arm], labels)
+        | _text_quality(judge, images[arm], prompts, [found[arm][-1] for found in adhering.values()])
         | {"fd_to_teacher": frechet_distance(statistics["teacher"], statistics[arm])}
         | _paired(pairs[arm])
         | (_cost(arms[arm], rows(slice(1)), rows(slice(10))) if arm in arms else {})
@@ -242,12 +268,24 @@ def compare(
         found = real_floor(judge.held_out_features, judge.reference, min(len(noise), len(judge.held_out_features)))
         floor = found.distance
         notes.append(f"Real-versus-real floor of FD: {found}.")
+    if adhering:
+        notes.append(
+            "Adherence: share of images that show what their prompts say and nothing else, by a detector whose own "
+            "shares on real renders bound what can be told."
+        )
     notes.append(
         f"{len(noise):,} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
         f"Euclidean, of paired features (unpaired samples of the teacher are {pairs['teacher'].unpaired:.2f} apart); "
         "milliseconds at batch 10."
     )
-    return Comparison(figures, intervals, baseline, images, labels, judge.network.name, floor, notes)
+    return Comparison(figures, intervals, baseline, images, labels, judge.network.name, floor, notes, adhering)
+
+
+def _as_dicts(adhering: Mapping[str, Mapping[str, Sequence[Score]]]) -> dict[str, Any]:
+    return {
+        split: {arm: [asdict(score) for score in scores] for arm, scores in arms.items()}
+        for split, arms in adhering.items()
+    }
 
 
 def standing(arm: str, baseline: str, interval: BootstrapInterval) -> str:
@@ -271,6 +309,17 @@ def _quality(judge: Judge, images: Tensor, features: Tensor, labels: Tensor) -> 
         figures |= {"precision": near.precision, "recall": near.recall}
     if judge.classifier is not None:
         figures["accuracy"] = class_accuracy(judge.classifier, images, labels)
+    return figures
+
+
+def _text_quality(
+    judge: Judge, images: Tensor, prompts: Sequence[str] | None, overall: Sequence[Score]
+) -> dict[str, float | int | None]:
+    figures: dict[str, float | int | None] = {}
+    if overall:  # of each split
+        figures["adherence"] = sum(x.share * x.num_images for x in overall) / sum(x.num_images for x in overall)
+    if prompts is not None:
+        figures |= {name: float(score(images, prompts).mean()) for name, score in judge.text_scores.items()}
     return figures
 
 

@@ -11,6 +11,7 @@ The pictures are those of the emoji world, ``../emoji/nouns`` (Noto emoji, Apach
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -101,15 +102,8 @@ class Scene:
         Each noun lacks one of the six colours, three of four nouns one of the three numbers; of the 480 relations of a
         noun to another, 70 are missing.
         """
-        found = set()
-        if any((x.noun + x.colour) % 6 == 0 for x in self.nouns):
-            found.add("colour")
-        first = self.nouns[0].noun
-        if self.relation is None and len(self.nouns) > 1 and (first + len(self.nouns)) % 4 == 0:
-            found.add("number")
-        if self.relation is not None and (first + 2 * self.nouns[1].noun + 3 * self.relation) % 6 == 0:
-            found.add("relation")
-        return frozenset(found)
+        nouns, colours = tuple(x.noun for x in self.nouns), tuple(x.colour for x in self.nouns)
+        return _unseen(nouns, colours, 1 if self.relation is not None else len(nouns), self.relation)
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,12 @@ class Prompt:
     size: str | None = None
     """Key of `SIZES`."""
     category: str = ""
-    """One of `CATEGORIES`, for a prompt made to judge by."""
+    """One of `CATEGORIES`, for a prompt to judge by."""
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """Which of "colour", "number" and "relation" it asks for in a combination that the split ``seen`` lacks."""
+        return _unseen(self.nouns, self.colours or (), self.count, self.relation)
 
 
 WORDINGS = {
@@ -224,6 +223,39 @@ def describe(
     )
 
 
+def read_caption(text: str) -> Prompt | None:
+    """What a caption says, the inverse of `describe`; None if it is no caption of the scene world.
+
+    Its category is the first of position, attribute binding, two objects, counting, colours and single object that it
+    asks for. The detector's own figures are of prompts that ask for one thing alone, as `prompts` makes them.
+
+    Args:
+        text: In any wording, seen or not.
+    """
+    told = re.fullmatch(r"(?:there (?:is|are) )?(?:a picture of )?(.+)", text.strip())
+    parts = re.split(f" ({'|'.join(['and', *RELATIONS])}) ", told[1]) if told else []
+    phrases = [_PHRASE.fullmatch(x) for x in parts[::2]]
+    if not 1 <= len(phrases) <= 2 or None in phrases:
+        return None
+    found = [x.groupdict() for x in phrases if x]
+    singular = {name: i for i, noun in enumerate(NOUNS) for name in (noun, plural(noun))}
+    nouns = tuple(singular[x["noun"]] for x in found)
+    counts = [next((n for n, name in NUMBERS.items() if name == x["number"]), 1) for x in found]
+    names = [x["colour"] or x["after"] for x in found]
+    size = found[0]["size"]
+    two = len(found) == 2
+    if len(set(nouns)) < len(nouns) or (None in names and any(names)):
+        return None
+    if (two and (max(counts) > 1 or any(x["size"] for x in found))) or (size and counts[0] > 1):
+        return None
+    colours = None if None in names else tuple(list(COLOURS).index(str(x)) for x in names)
+    relation = RELATIONS.index(parts[1]) if two and parts[1] in RELATIONS else None
+    category = "counting" if counts[0] > 1 else "colors" if colours else "single_object"
+    if two:
+        category = "position" if relation is not None else "color_attr" if colours else "two_objects"
+    return Prompt(text, nouns, counts[0], colours, relation, size, category)
+
+
 def prompts(split: str, count: int, seed: int = 1) -> list[Prompt]:
     """Prompts to judge by, the categories in turn; those of `COMBINED` alone where the combinations are unseen.
 
@@ -276,10 +308,30 @@ def plural(noun: str) -> str:
     return noun if noun == "fish" else noun + ("es" if noun.endswith(("s", "h", "x")) else "s")
 
 
+_PHRASE = re.compile(
+    rf"(?:an?|(?P<number>{'|'.join(NUMBERS.values())}))(?: (?P<size>{'|'.join(SIZES)}))?"
+    rf"(?: (?P<colour>{'|'.join(COLOURS)}))? (?P<noun>{'|'.join(x for noun in NOUNS for x in (plural(noun), noun))})"
+    rf"(?: that (?:is|are) (?P<after>{'|'.join(COLOURS)}))?"
+)
+"""A noun, or several alike, with what is said of it."""
+
+
 def vocabulary() -> list[str]:
     """Every word that a caption can have, sorted."""
     words = [*NOUNS, *map(plural, NOUNS), *COLOURS, *SIZES, *NUMBERS.values(), *RELATIONS]
     return sorted({x for text in [*words, "there is are a an picture of and that"] for x in text.split()})
+
+
+def _unseen(nouns: tuple[int, ...], colours: tuple[int, ...], count: int, relation: int | None) -> frozenset[str]:
+    """Which of "colour", "number" and "relation" make a combination that the split ``seen`` does not have."""
+    found = set()
+    if any((noun + colour) % 6 == 0 for noun, colour in zip(nouns, colours, strict=False)):
+        found.add("colour")
+    if relation is None and count > 1 and (nouns[0] + count) % 4 == 0:
+        found.add("number")
+    if relation is not None and (nouns[0] + 2 * nouns[1] + 3 * relation) % 6 == 0:
+        found.add("relation")
+    return frozenset(found)
 
 
 def _draw(random: np.random.Generator, kind: str) -> Scene:

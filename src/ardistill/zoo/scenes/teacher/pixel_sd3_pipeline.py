@@ -34,6 +34,10 @@ class PixelSD3Pipeline(StableDiffusion3Pipeline):
         self.vae_scale_factor = 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
+    def encode_prompt(self, *args: Any, **options: Any) -> Any:
+        """As in ``StableDiffusion3Pipeline``, ``max_sequence_length`` what the folder says."""
+        return super().encode_prompt(*args, **{"max_sequence_length": self.config.max_sequence_length, **options})
+
     @torch.no_grad()
     def __call__(
         self,

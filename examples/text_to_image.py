@@ -1,0 +1,76 @@
+"""Text to image in Python, from the embedded teacher to an exported pipeline, offline.
+
+    python examples/text_to_image.py --out runs/text_to_image
+
+The sizes are those of a first try; a student to be judged takes thousands of trajectories and hundreds of steps. With
+--teacher a Hub id and --prompts a file, everything but the adherence is the same for any text-to-image model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
+from ardistill.evaluation import draw_samples
+from ardistill.evaluation.adherence import adherence, adherence_table
+from ardistill.sampling import sample
+from ardistill.trajectories import load_prompts
+from ardistill.zoo.scenes.data import caption, prompts
+from ardistill.zoo.scenes.detector import load_detector
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/text_to_image", help="folder of everything (default: %(default)s)")
+    parser.add_argument("--teacher", default="zoo/scenes", help="zoo/scenes, a diffusers folder or a Hub id")
+    parser.add_argument("--prompts", help="file of prompts, one a line; captions of the scene world if not given")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="that the student absorbs")
+    parser.add_argument("--trajectories", type=int, default=128)
+    parser.add_argument("--solver-steps", type=int, default=24, help="of the teacher")
+    parser.add_argument("--num-steps", type=int, default=4, help="of the student")
+    parser.add_argument("--history-layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=20, help="of training")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--count", type=int, default=48, help="prompts to judge by")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+
+    # The teacher: a frozen transformer with its scheduler and text encoders.
+    teacher = Teacher.from_pretrained(args.teacher, guidance_scale=args.guidance_scale)
+    texts = load_prompts(args.prompts) if args.prompts else [caption(0, i)[1].text for i in range(args.trajectories)]
+
+    # Its trajectories, from noise to image, one for each prompt; each prompt is encoded and stored once.
+    options = {"prompts": texts, "solver_steps": args.solver_steps, "num_steps": (args.num_steps,)}
+    record(teacher, out / "trajectories", args.trajectories, **options)
+
+    # The student: the teacher's weights, whose lower layers see the earlier steps; no such layers: step distillation.
+    data = TrajectoryDataset(out / "trajectories", args.num_steps)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=args.history_layers))
+    training = TrainingConfig(max_steps=args.steps, batch_size=args.batch_size)
+    student = distill(student, data, out / "run", training).eval()
+
+    # What it draws of a prompt: four pictures of different noise.
+    draw_samples(student, teacher, out / "samples.png", count=4, prompts=["a red cat left of a blue house"])
+
+    # A diffusers pipeline that needs torch, diffusers and transformers alone.
+    export(student, teacher, out / "student")
+    pipeline = DiffusionPipeline.from_pretrained(out / "student", trust_remote_code=True)
+    generator = torch.Generator().manual_seed(0)
+    pipeline("three yellow ducks", num_images_per_prompt=2, generator=generator).images[0].save(out / "ducks.png")
+
+    # How often student and teacher draw what new prompts say, from the same noise; a detector looks.
+    asked = [prompt.text for prompt in prompts("seen", args.count)]
+    condition, noise = teacher.encode(asked), teacher.noise(1, 0, args.count)
+    solved = teacher.solve_ode(noise, condition, teacher.knots(args.solver_steps)).states[:, -1]
+    images = {"teacher": solved, "student": sample(student, noise, condition)[:, -1]}
+    found = adherence(load_detector(), {name: teacher.decode(x) for name, x in images.items()}, asked)
+    print(adherence_table(found["seen"]) if found else "adherence is of teachers of the scene world")
+    print(f'DiffusionPipeline.from_pretrained("{out / "student"}", trust_remote_code=True)')
+
+
+if __name__ == "__main__":
+    main()
