@@ -46,8 +46,8 @@ class TextScorer:
             from transformers import CLIPModel, CLIPProcessor
         except ImportError as error:
             raise ValueError("CLIP needs transformers: pip install 'ardistill[text]'") from error
-        model = CLIPModel.from_pretrained(name).to(device).eval().requires_grad_(False)
-        return cls(model, CLIPProcessor.from_pretrained(processor or name))
+        model: Any = CLIPModel.from_pretrained(name)
+        return cls(model.to(device).eval().requires_grad_(False), CLIPProcessor.from_pretrained(processor or name))
 
     @torch.no_grad()
     def cosines(self, images: Tensor, prompts: Sequence[str], batch_size: int = 32) -> Tensor:
