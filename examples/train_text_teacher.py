@@ -134,13 +134,13 @@ def save(pipeline: PixelSD3Pipeline, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/scenes_teacher", help="run folder (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=12000, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8500, help="optimiser steps (default: %(default)s)")
     parser.add_argument(
-        "--cooldown", type=int, default=3000, help="last steps with falling rate (default: %(default)s)"
+        "--cooldown", type=int, default=2500, help="last steps with falling rate (default: %(default)s)"
     )
     parser.add_argument("--width", type=int, default=160, help="of the transformer (default: %(default)s)")
     parser.add_argument("--num-layers", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--caption-dropout", type=float, default=0.1)

@@ -231,9 +231,9 @@ def summarise() -> None:
     asked = prompts("seen", SHOWN * len(CATEGORIES))
     rows = {}
     for name in found:
-        strip = torch.from_numpy(np.asarray(Image.open(RESULTS / f"{name}.png"))).permute(2, 0, 1)
+        strip = torch.from_numpy(np.array(Image.open(RESULTS / f"{name}.png"))).permute(2, 0, 1)
         rows[name] = torch.stack(strip.split(strip.shape[1], -1)).float() / 127.5 - 1
-    sample_grid(rows, DOCS / "text_to_image.png", [textwrap.fill(x.text, 16) for x in asked])
+    sample_grid(rows, DOCS / "text_to_image.png", [textwrap.fill(x.text, 12) for x in asked])
     lines = [
         "# Text to image",
         "",

@@ -69,7 +69,7 @@ def _record(
     or many, or `accelerate launch -m ardistill record ...`.
 
     Args:
-        teacher: zoo/fashion, zoo/emoji, a diffusers folder, a Hub id or an original DiT's .pt file.
+        teacher: zoo/fashion, zoo/emoji, zoo/scenes, a diffusers folder, a Hub id or an original DiT's .pt file.
         out: Folder of the trajectories, or a URL (s3://bucket/folder); the same command again makes what is missing.
         num_trajectories: How many; the labels are balanced.
         guidance_scale: Classifier-free guidance that the student will absorb; 1 is none. Two numbers, [1.0, 4.0]: drawn

@@ -12,7 +12,9 @@ from ardistill.zoo.classifier import classifier_path, load_classifier
 from ardistill.zoo.data import CLASS_NAMES as DATA_NAMES
 from ardistill.zoo.data import load_data
 from ardistill.zoo.emoji.data import BACKGROUNDS, CLASS_NAMES, GRID, NOUN_SIZES, load_emoji, scene
-from ardistill.zoo.reference import Reference, load_reference, reference_path
+from ardistill.zoo.reference import NETWORKS, Reference, load_reference, reference_path
+from ardistill.zoo.scenes.data import as_images
+from ardistill.zoo.scenes.data import scene as prompted_scene
 
 NAMES = CLASS_CONDITIONAL
 ACCURACY = {"emoji": 0.99, "fashion": 0.93}
@@ -33,12 +35,12 @@ def test_shipped_classifier_is_small_and_frozen(name):
         classifier(torch.zeros(3, 5, 28, 28))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_shipped_reference_belongs_to_the_shipped_classifier(name):
+@pytest.mark.parametrize(("name", "num_features"), [("emoji", 128), ("fashion", 128), ("scenes", 96)])
+def test_shipped_reference_belongs_to_the_shipped_network(name, num_features):
     reference = load_reference(reference_path(name))
     assert reference_path(name).stat().st_size < 1.5e6
     assert (reference.train.count, reference.test.count) == (60_000, 10_000)
-    assert reference.real_features.shape == reference.held_out_features.shape == (2000, 128)
+    assert reference.real_features.shape == reference.held_out_features.shape == (2000, num_features)
     # The stored features come from the images that the test statistics were fitted to, in the same network.
     of_features = FeatureStatistics.from_features(torch.cat([reference.real_features, reference.held_out_features]))
     scale = reference.test.cov.trace().item()
@@ -55,11 +57,11 @@ def test_reference_survives_saving(tmp_path):
     assert torch.equal(loaded.real_features, reference.real_features)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_an_embedded_teacher_has_its_judge(name):
     for judge in (Judge.zoo(name), _judge(f"zoo/{name}", None, None, None, "cpu")):
-        assert judge.network.name == f"{name}-classifier"
-        assert judge.reference is not None and judge.classifier is not None
+        assert judge.network.name == NETWORKS[name]
+        assert judge.reference is not None and (judge.classifier is not None) == (name in CLASS_CONDITIONAL)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,6 +100,13 @@ def test_the_emoji_judge_knows_fresh_renders():
     assert (noun.argmax(1) == labels[:, 0]).float().mean() > 0.98
     assert (background.argmax(1) == labels[:, 1]).float().mean() > 0.98
     features = judge.network(images)
+    mean, spread = judge.reference.mean.float(), judge.reference.cov.diagonal().sum().sqrt().float()
+    assert (features.mean(0) - mean).norm() < 0.2 * spread
+
+
+def test_the_judge_of_scenes_knows_fresh_renders():
+    judge = Judge.zoo("scenes")
+    features = judge.network(as_images(prompted_scene(7, index) for index in range(300)))
     mean, spread = judge.reference.mean.float(), judge.reference.cov.diagonal().sum().sqrt().float()
     assert (features.mean(0) - mean).norm() < 0.2 * spread
 

@@ -29,7 +29,7 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
     Args:
         rows: Label of a row to its images in [-1, 1], shape (k, c, h, w) with c = 1 or 3, k and h, w the same in all.
         path: PNG to write.
-        columns: Heads of the k columns, say class names.
+        columns: Heads of the k columns, say class names; of several lines if need be.
 
     Raises:
         ValueError: There is no row, or the shapes differ.
@@ -42,7 +42,8 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
     if columns is not None and len(columns) != count:
         raise ValueError(f"expected {count} column heads, got {len(columns)}")
 
-    cell, label_width, head = 0.8, 0.12 + 0.095 * max(map(len, rows)), 0.3 if columns else 0.05  # inches
+    lines = max((name.count("\n") + 1 for name in columns), default=0) if columns else 0
+    cell, label_width, head = 0.8, 0.12 + 0.095 * max(map(len, rows)), 0.17 + 0.13 * lines if lines else 0.05  # inches
     cell_height = cell * height / width
     figure_width, figure_height = label_width + cell * count, head + cell_height * len(rows) + 0.05
     figure = Figure(figsize=(figure_width, figure_height), dpi=160, facecolor="white")
