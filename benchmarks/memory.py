@@ -1,9 +1,10 @@
 """Peak memory of real training steps: folded, checkpointed, sequential, adapters; against the plan of `ardistill cost`.
 
-    python benchmarks/memory.py [--json FILE] [--teacher DiT-S/2]
+    python benchmarks/memory.py [--json benchmarks/results/memory.json] [--teacher DiT-S/2]
 
 Each run is a process of its own: what the process gained, at its peak, over what it held before the model was made.
-S = 4, N = 6, fp32, AdamW and EMA, two optimiser steps. Freed memory goes back to the system at once, as it goes back to
+S = 4, N = 6 (gated), fp32, AdamW and EMA, two optimiser steps. Rows are written as they come; those in the file of runs
+not asked for stay. Freed memory goes back to the system at once, as it goes back to
 torch's own pool on a GPU; with glibc's default allocator a process on the CPU takes 15 to 40 % more.
 """
 
@@ -15,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -75,7 +77,9 @@ def main() -> None:
     if args.one:
         print(measure(args.one[0], int(args.one[1]), args.one[2]))
         return
-    rows = []
+    path = Path(args.json) if args.json else None
+    found = json.loads(path.read_text()) if path and path.is_file() else []
+    rows = {(row["teacher"], row["batch_size"], row["mode"]): row for row in found}
     for name, batch_size, mode in [run for run in RUNS if args.teacher in (None, run[0])]:
         command = [sys.executable, __file__, "--one", name, str(batch_size), mode]
         environment = os.environ | ALLOCATOR
@@ -87,13 +91,11 @@ def main() -> None:
             options = CostConfig(name, batch_size=batch_size, **more)
             row["planned"] = plan(options).memory["total"]
             row["planned_over_measured"] = row["planned"] / measured
-        folded = next((r for r in rows if r["teacher"] == name and r["mode"] == "folded"), row)
-        row["over_folded"] = measured / folded["measured"]
-        rows.append(row)
+        rows[name, batch_size, mode] = row
+        row["over_folded"] = measured / rows.get((name, batch_size, "folded"), row)["measured"]
         print(json.dumps(row), flush=True)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(rows, file, indent=1)
+        if path:
+            path.write_text(json.dumps([rows[run] for run in RUNS if run in rows], indent=1))
 
 
 if __name__ == "__main__":

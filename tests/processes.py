@@ -132,6 +132,39 @@ def train_all(folder: str, jobs: list[tuple]) -> None:
         torch.distributed.barrier()
 
 
+def finetune_all(folder: str, jobs: list[tuple]) -> None:
+    """Several runs of the tiny DiT against a discriminator, (name, training), in the same processes."""
+    import torch
+    from accelerate.state import AcceleratorState
+    from diffusers import DDIMScheduler
+    from safetensors.torch import save_file
+    from tiny_families import TINY, open_gates
+
+    from ardistill.config import AdversarialConfig, TrainingConfig
+    from ardistill.discriminator import Adversary
+    from ardistill.student import Student, StudentConfig
+    from ardistill.teacher import Teacher
+    from ardistill.training import distill
+    from ardistill.trajectories import TrajectoryDataset
+
+    teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
+    data, adversarial = TrajectoryDataset(f"{folder}/data", 4), AdversarialConfig(hidden=8, warmup_steps=2)
+    for name, training in jobs:
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+        open_gates(student)
+        adversary = Adversary.of_real(teacher, f"{folder}/real.safetensors", adversarial)
+        options = TrainingConfig(batch_size=4, tracker=None, learning_rate=1e-3, ema_decay=0.5, **training)
+        distill(student, data, f"{folder}/{name}", options, adversary=adversary, progress=False)
+        AcceleratorState._reset_state()
+        if torch.distributed.get_rank() == 0:
+            save_file(adversary.discriminator.state_dict(), f"{folder}/{name}-heads.safetensors")
+            if name == "ddp":  # what a run killed after step 5 leaves
+                shutil.copytree(
+                    f"{folder}/ddp", f"{folder}/ddp-then-shard", ignore=shutil.ignore_patterns("student", "*10")
+                )
+        torch.distributed.barrier()
+
+
 def compare_families(folder: str) -> None:
     """Loss and gradients, whole and divided, of each family."""
     import torch

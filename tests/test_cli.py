@@ -146,14 +146,16 @@ def test_trajectories_are_described_checked_mended_shown_and_exported(way, tmp_p
 
 def test_two_processes_train_one_run(way):
     """Under accelerate launch, over gloo: one run folder, one result on stdout."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "ardistill"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "ardistill"]
     command += ["distill", "--trajectories", f"{way}/train", "--out", f"{way}/two", "--history_layers", "2", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}  # --cpu would start one
     done = subprocess.run([*command, *TINY], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["student"] == f"{way}/two/student"
     logged = (way / "two" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == [2]
+    assert len([*(way / "two").glob("checkpoints/step-00000002/shard-*.safetensors")]) == 2  # each wrote its part
 
 
 def test_debug_raises_what_is_else_one_line(tmp_path, capsys):

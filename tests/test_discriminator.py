@@ -87,9 +87,9 @@ def folder(teacher, tmp_path):
     return tmp_path
 
 
-def finetune(teacher, folder, name, validate=None, config=CONFIG, **options):
+def finetune(teacher, folder, name, validate=None, config=CONFIG, kind=None, **options):
     data = TrajectoryDataset(folder / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2, **(kind or {})))
     adversarial = replace(ADVERSARIAL, **options)
     heads = Discriminator(teacher, adversarial)
     adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
@@ -118,6 +118,16 @@ def test_until_the_warm_up_is_over_the_discriminator_learns_alone(teacher, folde
     adversarial = finetune(teacher, folder, "adversarial", warmup_steps=0)
     name = "transformer.proj_out_2.weight"
     assert not torch.equal(plain.state_dict()[name], adversarial[name])
+
+
+def test_the_adaptive_weight_of_heads_per_step_and_of_adapters(teacher, folder):
+    config = replace(CONFIG, max_steps=3, inputs="teacher")
+    finetune(teacher, folder, "direct", config=config, kind={"target": "anchored", "output": "direct"})
+    log = json.loads((folder / "direct" / "metrics.jsonl").read_text())
+    assert 0 < log["g_weight"] < 1e4  # of the first step's head, which draws nothing real, it would be without bound
+    with pytest.raises(ValueError, match=r"set --adversarial\.adaptive false"):
+        finetune(teacher, folder, "lora", config=config, kind={"lora_rank": 2})
+    finetune(teacher, folder, "fixed", config=config, kind={"lora_rank": 2}, adaptive=False)
 
 
 def test_the_adaptive_weight_makes_both_gradients_as_large(teacher, folder):

@@ -271,7 +271,7 @@ def _distill(
         training: How the student is trained.
     """
     from accelerate import PartialState
-    from accelerate.utils import send_to_device
+    from accelerate.utils import parse_flag_from_env, send_to_device
 
     from ardistill.evaluation import distance_to_solver, validation_grid
     from ardistill.manifest import Manifest
@@ -283,7 +283,7 @@ def _distill(
     if knots and len(knots) != num_steps + 1:
         raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {knots}")
     loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher)
-    where = PartialState().device
+    where = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if online:
         data: TrajectoryDataset = OnlineTrajectories(trajectories, knots or num_steps, loaded, where, draws=draws)
     else:

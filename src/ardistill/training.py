@@ -28,7 +28,7 @@ from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.sampling import sample
 from ardistill.sharding import shard
-from ardistill.student import Student, StudentConfig
+from ardistill.student import StepLinear, Student, StudentConfig
 from ardistill.trajectories import TrajectoryDataset
 from ardistill.watchdog import TrainingDivergedError, Watchdog
 
@@ -72,6 +72,11 @@ def distill(
     folder = Path(folder)
     _check_data(student, data)
     _check_names(config)
+    if adversary is not None and adversary.config.adaptive and student.config.lora_rank:
+        raise ValueError(
+            "the adaptive weight compares gradients of the last layer, which adapters leave as it is: set "
+            "--adversarial.adaptive false"
+        )
     facts = {
         "student": asdict(student.config),
         "training": asdict(config),
@@ -86,7 +91,7 @@ def distill(
         project_dir=str(folder),
     )
     first_process, device = accelerator.is_main_process, accelerator.device
-    _check_launch(accelerator, config, adversary)
+    _check_launch(accelerator, config)
     with accelerator.main_process_first():  # the others find what the first one wrote
         _claim_folder(folder, facts)
     if config.tracker is not None:
@@ -107,9 +112,11 @@ def distill(
     )
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     weights = step_weights(student.config.knots, student.config.target)
+    used: dict[str, torch.Tensor] = {}
     if adversary is not None:
         adversary.to(device)
-        last = student.transformer.get_submodule(student.family.head[-1]).weight
+        last = student.transformer.get_submodule(student.family.head[-1])
+        watched = last.register_forward_hook(lambda module, *_: used.update(last=_weight(module)))
 
     def state(step: int) -> dict[str, Any]:
         """All that the next step depends on. Frozen weights are the teacher's, and an optimiser starts empty."""
@@ -155,6 +162,11 @@ def distill(
             batch = send_to_device(data.batch(data.draw(config.batch_size, generator)), device)
             share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
             on_policy = float(torch.rand((), generator=generator)) < share[config.inputs]
+            if config.shard and config.inputs == "mixed":
+                # Weights are gathered anew for each step: one process that takes another way would wait for ever.
+                kind = [on_policy]
+                broadcast_object_list(kind)
+                on_policy = kind[0]
             inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], data.knots, student.config.target)
             more: dict[str, float] = {}
             with accelerator.accumulate(model):
@@ -167,7 +179,7 @@ def distill(
                     total = loss
                     if adversary is not None:
                         drawn_as_real = adversary.generator_loss(estimates[:, -1], batch["condition"], generator)
-                        weight = adversary.weight(loss, drawn_as_real, last)
+                        weight = adversary.weight(loss, drawn_as_real, used["last"])
                         total = loss + weight * drawn_as_real
                         more = {"g_loss": float(drawn_as_real.detach()), "g_weight": float(weight)}
                     accelerator.backward(total)
@@ -201,6 +213,8 @@ def distill(
                 ema.restore(parameters)
                 student.train()
     bar.close()
+    if adversary is not None:
+        watched.remove()
     for tracker in accelerator.trackers:  # not accelerator.end_training: it ends the group of processes, too
         tracker.finish()
     ema.copy_to(parameters)
@@ -233,7 +247,15 @@ def _validate(
             tracker.log_images({"samples": picture[None]}, step=step, **layout)
 
 
-def _check_launch(accelerator: Accelerator, config: TrainingConfig, adversary: Adversary | None) -> None:
+def _weight(last: Any) -> torch.Tensor:
+    """Of the layer that emits, as the pass has it: where it is divided, whole for that time, and another tensor.
+
+    Of a layer with a weight per step those behind the first: what is taken for real is the last step's.
+    """
+    return last.later_weight if isinstance(last, StepLinear) and last.num_steps > 1 else last.weight
+
+
+def _check_launch(accelerator: Accelerator, config: TrainingConfig) -> None:
     plugins = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
     for variable, name in plugins.items():
         if os.environ.get(variable, "false").lower() == "true":
@@ -244,13 +266,11 @@ def _check_launch(accelerator: Accelerator, config: TrainingConfig, adversary: A
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:  # so torchrun does where there is no GPU: each would train by itself
         raise ValueError(
-            f"{launched} processes were launched, accelerate sees {accelerator.num_processes}: on a CPU use accelerate "
-            "launch --cpu, or set ACCELERATE_USE_CPU=true"
+            f"{launched} processes were launched, accelerate sees {accelerator.num_processes}: on a CPU set "
+            "ACCELERATE_USE_CPU=true for torchrun and accelerate launch --multi_gpu"
         )
     if config.shard and accelerator.num_processes < 2:
         raise ValueError("shard divides over processes, this is one: use accelerate launch, or leave shard out")
-    if config.shard and adversary is not None:
-        raise ValueError("the discriminator reads a gradient of whole weights: finetune without shard")
 
 
 def _check_data(student: Student, data: TrajectoryDataset) -> None:
