@@ -140,13 +140,15 @@ def few_step_pipeline(base: type) -> type:
         @torch.no_grad()
         def __call__(self, *args: Any, **options: Any) -> Any:
             student = self._student
-            bound = inspect.signature(base.__call__).bind_partial(self, *args, **options)  # as ``base`` refuses others
-            options |= dict(zip(list(bound.signature.parameters)[1:], args, strict=False))
-            if options.pop("num_inference_steps", student.num_steps) != student.num_steps:
-                raise ValueError(f"the student draws in {student.num_steps} steps; leave num_inference_steps out")
-            for name, value in options.items():
+            signature = inspect.signature(base.__call__)
+            given = options | dict(zip(list(signature.parameters)[1:], args, strict=False))
+            for name, value in given.items():  # before ``base`` says that it knows none
                 if name.startswith("negative_") and value is not None:
                     raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+            signature.bind_partial(self, *args, **options)  # as ``base`` refuses others
+            options = given
+            if options.pop("num_inference_steps", student.num_steps) != student.num_steps:
+                raise ValueError(f"the student draws in {student.num_steps} steps; leave num_inference_steps out")
             if self.config.max_sequence_length is not None:
                 options.setdefault("max_sequence_length", self.config.max_sequence_length)
             knots = _FixedKnots(student, self.scheduler.config)
