@@ -9,36 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from study import HERE, RECIPES, fd_held_out, judge_of
-from torch import Tensor
 
-from ardistill import Teacher
 from ardistill.evaluation import Sampler, compare, extract_features
-from ardistill.families import Condition
 from ardistill.study import Study
 
 SCHEDULERS = {"DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
-
-
-def solver(teacher: Teacher, kind: type, num_steps: int) -> Callable[[Tensor, Condition], Tensor]:
-    """(noise, condition) -> images, by a scheduler of diffusers on the teacher's noise schedule."""
-    scheduler = kind.from_config(teacher.scheduler.config, timestep_spacing="trailing")
-
-    @torch.no_grad()
-    def draw(noise: Tensor, condition: Condition) -> Tensor:
-        scheduler.set_timesteps(num_steps)
-        latents = noise
-        for timestep in scheduler.timesteps:
-            prediction = teacher.predict(latents, float(timestep), condition)
-            latents = scheduler.step(prediction, timestep, latents).prev_sample
-        return latents
-
-    return draw
 
 
 def main() -> None:
@@ -52,7 +32,9 @@ def main() -> None:
     states, _, condition = held_out.stacked()
     arms = {"teacher": Sampler.of_teacher(teacher, held_out.manifest.solver_steps)}
     arms |= {
-        f"{name}, {steps} steps": Sampler(solver(teacher, kind, steps), Sampler.of_teacher(teacher, steps).nfe)
+        f"{name}, {steps} steps": Sampler.of_scheduler(
+            teacher, kind.from_config(teacher.scheduler.config, timestep_spacing="trailing"), steps
+        )
         for name, kind in SCHEDULERS.items()
         for steps in (4, 8)
     }

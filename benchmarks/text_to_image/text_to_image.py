@@ -67,6 +67,8 @@ class HeldOut:
     condition: Condition
     images: Tensor
     """The teacher's, in [-1, 1]."""
+    features: Tensor
+    """Of these images: every arm is held against them."""
 
     def batches(self) -> tuple[list[Tensor], list[Condition]]:
         parts = [slice(start, start + SHARD) for start in range(0, len(self.noise), SHARD)]
@@ -101,16 +103,18 @@ class Bench:
                     save_file({"images": drawn.contiguous()}, path.with_suffix(".tmp"))
                     path.with_suffix(".tmp").replace(path)
                 images.append(load_file(path)["images"])
-            found[split] = HeldOut(asked, noise, condition, torch.cat(images))
+            exact = torch.cat(images)
+            found[split] = HeldOut(asked, noise, condition, exact, extract_features(self.judge.network, exact))
         return found
 
     def evaluate(self, draw: Draw | None) -> tuple[dict[str, Any], Tensor]:
         """Figures of one arm, split by split, and its first seen images; the teacher's without ``draw``."""
         found: dict[str, Any] = {}
         for split, held_out in self.sets.items():
-            exact = held_out.images
-            drawn = exact if draw is None else self.teacher.decode(torch.cat(list(map(draw, *held_out.batches()))))
-            theirs, ours = (extract_features(self.judge.network, x) for x in (exact, drawn))
+            drawn, theirs = held_out.images, held_out.features
+            if draw is not None:
+                drawn = self.teacher.decode(torch.cat(list(map(draw, *held_out.batches()))))
+            ours = theirs if draw is None else extract_features(self.judge.network, drawn)
             verdicts = judge(self.detector, drawn, held_out.prompts)
             found[split] = {
                 "fd_to_teacher": frechet_distance(*map(FeatureStatistics.from_features, (theirs, ours))),
@@ -123,30 +127,14 @@ class Bench:
         return found, shown
 
 
-def dpm_solver(teacher: Teacher, num_steps: int) -> Draw:
-    """DPM-Solver++ of diffusers on the teacher's flow."""
-    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 1.0}
-    scheduler = DPMSolverMultistepScheduler.from_config(teacher.scheduler.config, **options)
-
-    @torch.no_grad()
-    def draw(noise: Tensor, condition: Condition) -> Tensor:
-        scheduler.set_timesteps(num_steps)
-        latents = noise
-        for timestep in scheduler.timesteps:
-            latents = scheduler.step(
-                teacher.predict(latents, float(timestep), condition), timestep, latents
-            ).prev_sample
-        return latents
-
-    return draw
-
-
 def solvers(teacher: Teacher) -> dict[str, tuple[Draw | None, int]]:
     """Arm -> how it draws, and evaluations of the network, two a guided step."""
     found: dict[str, tuple[Draw | None, int]] = {"teacher": (None, 2 * SOLVER_STEPS)}
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 1.0}
     for steps in (4, 8):
+        dpm_solver = DPMSolverMultistepScheduler.from_config(teacher.scheduler.config, **options)
         found[f"euler-{steps}"] = Sampler.of_teacher(teacher, steps).draw, 2 * steps
-        found[f"dpm-solver-{steps}"] = dpm_solver(teacher, steps), 2 * steps
+        found[f"dpm-solver-{steps}"] = Sampler.of_scheduler(teacher, dpm_solver, steps).draw, 2 * steps
     return found
 
 

@@ -59,6 +59,21 @@ class Sampler:
 
         return cls(draw, num_steps * (1 if teacher.guidance_scale == 1 or teacher.embeds_guidance else 2))
 
+    @classmethod
+    def of_scheduler(cls, teacher: Teacher, scheduler: Any, num_steps: int) -> Sampler:
+        """The teacher by a scheduler of diffusers, made for its noise schedule, in ``num_steps`` steps."""
+
+        @torch.no_grad()
+        def draw(noise: Tensor, condition: Condition) -> Tensor:
+            scheduler.set_timesteps(num_steps)
+            latents = noise
+            for timestep in scheduler.timesteps:
+                prediction = teacher.predict(latents, float(timestep), condition)
+                latents = scheduler.step(prediction, timestep, latents).prev_sample
+            return latents
+
+        return cls(draw, cls.of_teacher(teacher, num_steps).nfe)
+
 
 @dataclass(frozen=True)
 class Judge:

@@ -42,7 +42,7 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
     if columns is not None and len(columns) != count:
         raise ValueError(f"expected {count} column heads, got {len(columns)}")
 
-    lines = max((name.count("\n") + 1 for name in columns), default=0) if columns else 0
+    lines = max((name.count("\n") + 1 for name in columns or ()), default=0)
     cell, label_width, head = 0.8, 0.12 + 0.095 * max(map(len, rows)), 0.17 + 0.13 * lines if lines else 0.05  # inches
     cell_height = cell * height / width
     figure_width, figure_height = label_width + cell * count, head + cell_height * len(rows) + 0.05
