@@ -3,9 +3,10 @@
     OMP_WAIT_POLICY=passive python benchmarks/study/study.py [--recipe FILE] [--only REGEX] [--threads 1]
 
 Two at once, single-threaded, take less time than one after the other on two threads. Arms with a discriminator need the
-data set's images, encoded once:
+data set's images, written once (the emoji world is rendered, Fashion-MNIST is read from its IDX files):
 
-    python benchmarks/study/study.py --encode_fashion FOLDER_OF_IDX_FILES
+    python benchmarks/study/study.py --recipe recipes/study_emoji.yaml --write_real
+    python benchmarks/study/study.py --write_real FOLDER_OF_IDX_FILES
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from ardistill.evaluation import (
 from ardistill.real_data import save_real
 from ardistill.study import Study
 from ardistill.training import environment
+from ardistill.zoo.emoji.data import load_emoji
+from ardistill.zoo.fashion.data import load_fashion_mnist
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent.parent / "recipes"
@@ -98,21 +101,28 @@ def run(study: Study, name: str) -> dict[str, Any]:
     return facts | {"curve": [points[step] for step in sorted(points)]} | evaluate(student, study.teacher, held_out)
 
 
+def write_real(study: Study, folder: str) -> None:
+    """The images of the data set that the study's teacher was trained on, as pixels."""
+    if study.teacher.name == "zoo/emoji":
+        images, facts = load_emoji(0, 20_000)
+        labels = facts[:, 0]
+    else:
+        images, labels = load_fashion_mnist(folder, "train")
+    study.out.mkdir(parents=True, exist_ok=True)
+    save_real(study.out / "real.safetensors", images, {"class_labels": labels})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default=str(RECIPES / "study_fashion.yaml"))
     parser.add_argument("--only", default=".*")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--encode_fashion", metavar="FOLDER", help="write runs/study_fashion/real.safetensors and end")
+    parser.add_argument("--write_real", metavar="FOLDER", nargs="?", const="", help="write real.safetensors and end")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     study = Study(args.recipe)
-    if args.encode_fashion:
-        from ardistill.zoo.fashion.data import load_fashion_mnist
-
-        images, labels = load_fashion_mnist(args.encode_fashion, "train")
-        study.out.mkdir(parents=True, exist_ok=True)
-        save_real(study.out / "real.safetensors", images, {"class_labels": labels})
+    if args.write_real is not None:
+        write_real(study, args.write_real)
         return
     out = HERE / "results" / Path(args.recipe).stem.removeprefix("study_")
     out.mkdir(parents=True, exist_ok=True)

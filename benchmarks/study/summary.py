@@ -88,13 +88,14 @@ def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
 
 
 def pairs(found: Results) -> list[str]:
-    """Every arm with history beside the same one without."""
-    lines = ["| with history | minus without: distance to teacher | 95 % interval |", "|---|---|---|"]
+    """Every arm with history beside the same one without: where there is one, at equal training FLOPs."""
+    lines = ["| with history | without | difference in distance to teacher | 95 % interval |", "|---|---|---|---|"]
     for name in found:
-        without = re.sub(r"-n\d+(-gated)?", "-n0", name)
-        if without != name and without in found:
-            interval = paired_bootstrap(*(torch.tensor(found[x]["distances"]) for x in (name, without)))
-            lines.append(f"| {name} | {interval.difference:+.4f} | {interval.low:+.4f} to {interval.high:+.4f} |")
+        alike = [re.sub(r"-n\d+(-gated)?", kind, name) for kind in ("-n0-flops", "-n0")]
+        without = next((x for x in alike if x in found and x != name), None)
+        if without:
+            x = paired_bootstrap(*(torch.tensor(found[arm]["distances"]) for arm in (name, without)))
+            lines.append(f"| {name} | {without} | {x.difference:+.4f} | {x.low:+.4f} to {x.high:+.4f} |")
     return lines
 
 
@@ -139,7 +140,7 @@ def summary(found: Results) -> dict[str, Any]:
         if goal and x.get("curve"):
             reached = [p["step"] for p in x["curve"] if p["fd_to_teacher"] <= sum(goal) / len(goal)]
             share = x["figures"]["macs_per_image"] / found[plain]["figures"]["macs_per_image"]
-            fractions += [share * reached[0] / x["curve"][-1]["step"]] if reached else []
+            fractions += [share * reached[0] / found[plain]["curve"][-1]["step"]] if reached else []
     put("steps_fraction_to_baseline", fractions)
     return out
 
