@@ -165,6 +165,20 @@ def curves_plot(found: Results, path: Path) -> None:
     figure.savefig(path)
 
 
+def adversarial(figures: dict[str, Any]) -> list[str]:
+    """R+D beside the teacher, against real images that neither has seen."""
+    if figures["fd_ard_adversarial"] is None:
+        return []
+    texts = [
+        f"{figures[key]:.3f}" + ("" if figures[f"{key}_spread"] is None else f" ({figures[f'{key}_spread']:.3f})")
+        for key in ("fd_ard_adversarial", "fd_teacher", "recall_ard_adversarial", "recall_teacher")
+    ]
+    return [
+        f"R+D against held-out real images: FD {texts[0]}, the teacher {texts[1]}; recall {texts[2]} and {texts[3]}.",
+        "",
+    ]
+
+
 def report(study: str, title: str) -> list[str]:
     """The section of one data set, and its figures."""
     found, path = results(study), HERE / "results" / study / "solvers.json"
@@ -192,6 +206,7 @@ def report(study: str, title: str) -> list[str]:
         "",
         *pairs(found),
         "",
+        *adversarial(summary(found)),
     ]
 
 
