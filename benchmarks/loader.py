@@ -8,8 +8,8 @@ once before. Cold: the pages of every file dropped (posix_fadvise) and the store
 included. Best of 2 rounds, the layouts in turn. Figures are best taken on an idle machine.
 
 Memory: what a process gains in pages of its own (RssAnon) by opening a store and reading 20,000 random rows, for 1e3 to
-1e6 synthetic trajectories of (4, 2, 2), and how fast it then reads as many again, every shard having been checked; pages
-of the mapped files belong to the system and are given back at need.
+1e6 synthetic trajectories of (4, 2, 2), and how fast it then reads as many again, each shard having been checked;
+pages of the mapped files belong to the system and are given back at need.
 """
 
 from __future__ import annotations
