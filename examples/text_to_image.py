@@ -20,7 +20,6 @@ from ardistill.evaluation.adherence import adherence, adherence_table
 from ardistill.sampling import sample
 from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import caption, prompts
-from ardistill.zoo.scenes.detector import load_detector
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     condition, noise = teacher.encode(asked), teacher.noise(1, 0, args.count)
     solved = teacher.solve_ode(noise, condition, teacher.knots(args.solver_steps)).states[:, -1]
     images = {"teacher": solved, "student": sample(student, noise, condition)[:, -1]}
-    found = adherence(load_detector(), {name: teacher.decode(x) for name, x in images.items()}, asked)
+    found = adherence({name: teacher.decode(x) for name, x in images.items()}, asked)
     print(adherence_table(found["seen"]) if found else "adherence is of teachers of the scene world")
     print(f'DiffusionPipeline.from_pretrained("{out / "student"}", trust_remote_code=True)')
 

@@ -41,7 +41,8 @@ def made(tmp_path_factory):
     data = TrajectoryDataset(folder / "data", 4)
     student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
     distill(student, data, folder / "run", TrainingConfig(max_steps=1, batch_size=2, tracker=None))
-    save_real(folder / "real.safetensors", torch.zeros(2, 1, 8, 8), {"class_labels": torch.arange(2)})
+    for name, size in (("real", 8), ("fits", 28)):
+        save_real(folder / f"{name}.safetensors", torch.zeros(2, 1, size, size), {"class_labels": torch.arange(2)})
     (folder / "empty").mkdir()
     for name, text in {"full/notes.txt": "mine", "empty.txt": "\n", "rows.jsonl": '{"text": "a cat"}\n'}.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -61,6 +62,10 @@ def cut(data: bytes) -> bytes:
 
 def flip(data: bytes) -> bytes:
     return data[:-900] + bytes([data[-900] ^ 1]) + data[-899:]
+
+
+def flip_last(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 def entry(name: str, value: object = None) -> Callable[[bytes], bytes]:
@@ -285,6 +290,13 @@ FILES = [
     Case(SAMPLE, "transformer", harm={MODEL: entry("num_attention_heads", 5)}),
     Case(SAMPLE, "safetensors is missing, cut or damaged", harm={WEIGHTS: cut}),
     Case(SAMPLE, "safetensors is missing, cut or damaged", harm={WEIGHTS: None}),
+    Case(SAMPLE, "safetensors is not what student.json says", harm={WEIGHTS: flip}),
+    Case(f"{FINETUNE} fits.safetensors", "fits.safetensors is damaged", harm={"fits.safetensors": flip_last}),
+    Case(f"{FINETUNE} fits.safetensors", "fits.safetensors is no file of real latents", harm={"fits.safetensors": cut}),
+    Case(DISTILL.replace("--out out", "--out run"), "config.json is missing, cut", harm={"run/config.json": cut}),
+    Case(
+        DISTILL.replace("--out out", "--out run"), "config.json: expected the settings", harm={"run/config.json": "[]"}
+    ),
     Case("evaluate --student run --trajectories data", "config.json", harm={"run/config.json": cut}),
     Case(f"{RECORD} --teacher full", "full: expected subfolders", harm={"full/model_index.json": "{"}),
     Case(f"{RECORD} --teacher full", "full", harm={"full/model_index.json": "{}"}),

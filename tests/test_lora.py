@@ -136,6 +136,13 @@ def test_bad_input_is_named(tmp_path, teacher):
     student.save_adapters(tmp_path)
     with pytest.raises(ValueError, match="holds adapters for other"):
         Student.from_adapters(teacher, tmp_path)
+    plain = Student.from_teacher(teacher, StudentConfig(KNOTS, 1, lora_rank=1))
+    plain.save_adapters(tmp_path / "more")
+    adapters = tmp_path / "more" / "pytorch_lora_weights.safetensors"
+    whole = adapters.read_bytes()
+    adapters.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is not what student"):
+        Student.from_adapters(teacher, tmp_path / "more")
     student.save_pretrained(tmp_path / "merged")
     weights = tmp_path / "merged" / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])

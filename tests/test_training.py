@@ -10,7 +10,7 @@ from tiny_families import open_gates
 from ardistill.config import TrainingConfig
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
-from ardistill.training import distill
+from ardistill.training import _forget_after, distill
 from ardistill.trajectories import TrajectoryDataset, record
 
 CONFIG = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=3, tracker=None, learning_rate=1e-3, ema_decay=0.5)
@@ -120,6 +120,13 @@ def test_resumed_equals_uninterrupted(teacher, folder, dies_at_its_first_checkpo
     assert (folder / "killed" / "metrics.jsonl").read_text() == (folder / "whole" / "metrics.jsonl").read_text()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_log_that_was_damaged_loses_its_damaged_lines_alone(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 10}\n{"step": 2\xff}\n[1]\n{"step": 30}\n{"step": 40}\n{"st')
+    _forget_after(log, 30)
+    assert log.read_bytes() == b'{"step": 10}\n{"step": 30}\n'
 
 
 def test_recorded_states_are_the_teachers(teacher, folder):

@@ -464,6 +464,53 @@ def test_a_url_is_recorded_and_read_as_a_folder_is(teacher, recorded, tmp_path):
     assert torch.equal(cached[21]["states"], local[21]["states"])
 
 
+def test_few_shards_stay_open_and_each_is_checked_once(teacher, recorded, monkeypatch):
+    """Counted in the system's own list of what this process has mapped."""
+
+    def maps():
+        with open("/proc/self/maps") as file:
+            return sum(str(recorded) in line for line in file)
+
+    checked = []
+    monkeypatch.setattr(
+        "ardistill.shards.check_seal", lambda data, where: (checked.append(where), check_seal(data, where))
+    )
+    data, whole = TrajectoryDataset(recorded, 4, keep=2), TrajectoryDataset(recorded, 4).stacked()
+    held = data.shard(0).states
+    first = held.copy()
+    handles = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert torch.equal(data.batch(torch.arange(22))["states"], whole[0])
+        assert len(data._shards) == 2
+    assert len(checked) == 12 and len(os.listdir("/proc/self/fd")) == handles
+    del whole
+    assert maps() == 3  # two shards, and what is held
+    assert np.array_equal(held, first)
+    (recorded / shard_name(0)).write_bytes((recorded / shard_name(1)).read_bytes())
+    with pytest.raises(ValueError, match="shard is 1, expected 0"):  # open anew, it is not checked to the last byte
+        data[0]
+
+
+def test_threads_read_through_the_same_few_shards(recorded):
+    data, whole = TrajectoryDataset(recorded, 4, keep=1), TrajectoryDataset(recorded, 4).stacked()[0]
+    failed = []
+
+    def read(seed):
+        try:
+            for _ in range(20):
+                rows = torch.randint(22, (8,), generator=torch.Generator().manual_seed(seed))
+                assert torch.equal(data.batch(rows)["states"], whole[rows])
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and len(data._shards) <= 1
+
+
 def test_batches_drawn_of_shards_hold_few_shards_and_no_row_twice(recorded):
     data = TrajectoryDataset(recorded, 2, draws="shards")
     for seed in range(30):

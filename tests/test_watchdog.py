@@ -33,6 +33,24 @@ def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_is_good(teach
     assert (tmp_path / "run" / "student" / "student.json").is_file()
 
 
+def test_the_last_checkpoint_before_a_collapse_is_kept(teacher, tmp_path, monkeypatch, dies_at_its_first_checkpoint):
+    record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 4)
+    config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=2, keep_checkpoints=1, tracker=None)
+    monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
+
+    def train(validate=None):
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+        distill(student, data, tmp_path / "run", config, validate=validate, progress=False)
+
+    for _ in range(3):  # a resumed run knows which one it is
+        dies_at_its_first_checkpoint(train)
+    kept = tmp_path / "run" / "checkpoints"
+    assert sorted(x.name for x in kept.iterdir()) == ["step-00000004", "step-00000006"]
+    train()
+    assert sorted(x.name for x in kept.iterdir()) == ["step-00000004", "step-00000008"]
+
+
 def test_a_rising_gradient_is_told_of_once(caplog):
     watchdog = Watchdog()
     for step in range(60):

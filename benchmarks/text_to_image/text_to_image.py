@@ -58,6 +58,11 @@ SHOWN = 2
 Draw = Callable[[Tensor, Condition], Tensor]
 
 
+def shards(count: int) -> list[slice]:
+    """Rows drawn at a time."""
+    return [slice(start, start + SHARD) for start in range(0, count, SHARD)]
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """One split, row by row."""
@@ -71,7 +76,7 @@ class HeldOut:
     """Of these images: every arm is held against them."""
 
     def batches(self) -> tuple[list[Tensor], list[Condition]]:
-        parts = [slice(start, start + SHARD) for start in range(0, len(self.noise), SHARD)]
+        parts = shards(len(self.noise))
         return [self.noise[rows] for rows in parts], [{k: x[rows] for k, x in self.condition.items()} for rows in parts]
 
 
@@ -92,10 +97,10 @@ class Bench:
         for number, (split, count) in enumerate(SPLITS.items()):
             asked = prompts(split, count)
             condition = self.teacher.encode([x.text for x in asked])
-            shards = [slice(start, start + SHARD) for start in range(0, count, SHARD)]
-            noise = torch.cat([self.teacher.noise(2000 + number, i, SHARD) for i in range(len(shards))])
+            parts = shards(count)
+            noise = torch.cat([self.teacher.noise(2000 + number, i, SHARD) for i in range(len(parts))])
             solve, images = Sampler.of_teacher(self.teacher, SOLVER_STEPS).draw, []
-            for i, rows in enumerate(tqdm(shards, desc=f"teacher, {split}")):
+            for i, rows in enumerate(tqdm(parts, desc=f"teacher, {split}")):
                 path = self.study.out / "held_out" / f"{self.teacher.fingerprint()[:16]}-{split}-{i}.safetensors"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,14 +63,15 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int) -> Path:
-    """Publish a checkpoint, then drop all but the newest ``keep``. Called by every process at once.
+def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: int = 0) -> Path:
+    """Publish a checkpoint, then drop all but the newest ``keep`` and a good one. Called by every process at once.
 
     Args:
         folder: Of all checkpoints of a run; seen by every process.
         step: Optimiser steps done.
         tree: Nested dicts of tensors (whole on every process, or DTensors) and of what JSON can hold; keys are strings.
         keep: 1 or more.
+        good: Step of one to keep however old it is, if it is there.
 
     Returns:
         The checkpoint's folder.
@@ -105,7 +106,8 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int) -> Path
         temporary.rename(path)
         _sync(folder)
         for old in _all(folder)[keep:]:
-            _remove(old)
+            if step_of(old) != good:
+                _remove(old)
     if many:
         dist.barrier()
     return path

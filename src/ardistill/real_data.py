@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ardistill.families import Condition
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, weight_fingerprint
 
 CAPTIONS = ("prompt", "text", "caption")
 """Columns that a caption may stand in."""
@@ -88,8 +88,9 @@ def save_real(path: str | Path, latents: Tensor, condition: Condition) -> None:
     """Write latents (n, c, h, w) and their condition, one row each."""
     tensors = {f"condition.{name}": value.contiguous() for name, value in condition.items()}
     temporary = Path(path).with_suffix(".tmp")
-    facts = {"shape": json.dumps(list(latents.shape[1:]))}
-    safetensors.torch.save_file({"latents": latents.contiguous()} | tensors, temporary, metadata=facts)
+    tensors |= {"latents": latents.contiguous()}
+    facts = {"shape": json.dumps(list(latents.shape[1:])), "sha256": weight_fingerprint(tensors)}
+    safetensors.torch.save_file(tensors, temporary, metadata=facts)
     temporary.replace(path)
 
 
@@ -102,6 +103,9 @@ def load_real(path: str | Path, teacher: Teacher) -> tuple[Tensor, Condition]:
     try:
         with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get("sha256")
+        if expected is not None and expected != weight_fingerprint(tensors):
+            raise ValueError(f"{path} is damaged (its checksum differs); make it again with `ardistill encode`")
         latents = tensors.pop("latents")
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is no file of real latents ({error}); make one with `ardistill encode`") from error

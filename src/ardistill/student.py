@@ -22,7 +22,7 @@ from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.lora import add_adapters, share_weights
 from ardistill.schedule import Knots
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, weight_fingerprint
 from ardistill.trajectories import TrajectoryDataset
 
 _LORA = ".lora_"
@@ -216,7 +216,7 @@ def _read_config(path: Path, data: Any) -> StudentConfig:
     if isinstance(data, dict) and data.get("version", 1) != 1:
         raise ValueError(f"{path} was written by a newer ardistill; update the package")
     try:
-        return StudentConfig.from_dict({key: value for key, value in data.items() if key != "version"})
+        return StudentConfig.from_dict({key: x for key, x in data.items() if key not in ("version", "weights")})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not describe a student ({type(error).__name__}: {error}); write it again, from its run"
@@ -240,6 +240,18 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
+
+
+def _check_tensors(tensors: dict[str, Tensor], described: dict[str, Any], path: Path) -> None:
+    """See that they are those that ``student.json`` was written for. That of an export, whose weights others may
+    convert, and of older versions says nothing of them.
+
+    Raises:
+        ValueError: They are not, to the last bit.
+    """
+    expected = described.get("weights")
+    if expected is not None and expected != weight_fingerprint(tensors):
+        raise ValueError(f"{path} is not what student.json says (its checksum differs); write both again, from the run")
 
 
 class Student(nn.Module):
@@ -411,12 +423,12 @@ class Student(nn.Module):
         shape = (-1,) + (1,) * (inputs.ndim - 2)
         return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
 
-    def save_transformer(self, folder: Path) -> bool:
+    def save_transformer(self, folder: Path) -> dict[str, Tensor] | None:
         """Write the transformer alone, whole, in one file: adapters merged into the weights they stand beside, weights
         divided over processes gathered one by one.
 
         Returns:
-            Whether this process wrote; of several, the first one does.
+            What this process wrote; None if another did: of several, the first one does.
         """
         writes, weights, state = _is_first_process(), self.transformer.state_dict(), {}
         for name in [name for name in weights if _LORA not in name]:
@@ -431,7 +443,7 @@ class Student(nn.Module):
             config = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
             _save_json(config, folder / "config.json")
             _save_tensors(state, folder / WEIGHTS)
-        return writes
+        return state if writes else None
 
     def save_adapters(self, folder: str | Path) -> None:
         """Write what was trained beside the teacher's weights: ``pytorch_lora_weights.safetensors``, which diffusers'
@@ -447,9 +459,11 @@ class Student(nn.Module):
             adapters = {
                 f"transformer.{name.replace('.default', '')}": x for name, x in weights.items() if _LORA in name
             }
+            more = {name: x for name, x in weights.items() if _LORA not in name}
             _save_tensors(adapters, folder / "pytorch_lora_weights.safetensors")
-            _save_tensors({name: x for name, x in weights.items() if _LORA not in name}, folder / "more.safetensors")
-            _save_json({"version": 1} | asdict(self.config), folder / "student.json")
+            _save_tensors(more, folder / "more.safetensors")
+            facts = {"version": 1, "weights": weight_fingerprint(adapters | more)}
+            _save_json(facts | asdict(self.config), folder / "student.json")
 
     @classmethod
     def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:
@@ -461,16 +475,18 @@ class Student(nn.Module):
         folder = Path(folder)
         if not (folder / "student.json").is_file():
             raise ValueError(f"expected a student's adapters in {folder}, found none; distil with lora_rank")
-        config = _read_config(folder / "student.json", read_json(folder / "student.json"))
+        data = read_json(folder / "student.json")
+        config = _read_config(folder / "student.json", data)
         if config.fingerprint and config.fingerprint != teacher.fingerprint():
             raise ValueError(
                 f"{folder} holds adapters for {config.teacher} ({config.fingerprint[:12]}), not for "
                 f"{teacher.name or 'this teacher'} ({teacher.fingerprint()[:12]})"
             )
         student = cls.from_teacher(teacher, config)
-        saved = _load_tensors(folder / "pytorch_lora_weights.safetensors")
+        saved, more = (_load_tensors(folder / f"{x}.safetensors") for x in ("pytorch_lora_weights", "more"))
+        _check_tensors(saved | more, data, folder)
         weights = {x.removeprefix("transformer.").replace(".weight", ".default.weight"): y for x, y in saved.items()}
-        weights |= _load_tensors(folder / "more.safetensors")
+        weights |= more
         own = {name: p for name, p in student.transformer.named_parameters() if p.requires_grad}
         if own.keys() != weights.keys():
             raise ValueError(f"{folder} does not fit: {', '.join(sorted(own.keys() ^ weights.keys())[:3])} ...")
@@ -483,9 +499,10 @@ class Student(nn.Module):
         Where the weights are divided over processes, each has to call it; the first one writes.
         """
         folder = Path(folder)
-        if not self.save_transformer(folder / "transformer"):
-            return
-        _save_json({"version": 1} | asdict(replace(self.config, lora_rank=0)), folder / "student.json")
+        written = self.save_transformer(folder / "transformer")
+        if written is not None:
+            facts = {"version": 1, "weights": weight_fingerprint(written)}
+            _save_json(facts | asdict(replace(self.config, lora_rank=0)), folder / "student.json")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Student:
@@ -513,8 +530,10 @@ class Student(nn.Module):
             raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
         made = transformer_class(described["_class_name"])
         student = cls(made.from_config(made.load_config(folder / "transformer")), config)
+        weights = _load_tensors(folder / "transformer" / WEIGHTS)
+        _check_tensors(weights, data, folder / "transformer" / WEIGHTS)
         try:
-            student.transformer.load_state_dict(_load_tensors(folder / "transformer" / WEIGHTS))
+            student.transformer.load_state_dict(weights)
         except RuntimeError as error:  # torch's, a line for each tensor
             reason = "; ".join(str(error).split("\n\t")[1:3]) or str(error)
             raise ValueError(f"{path} does not fit the weights beside it ({reason}); write both again") from error

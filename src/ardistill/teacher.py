@@ -242,7 +242,7 @@ class Teacher:
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights, names and shapes included."""
-        return weight_fingerprint(self.transformer)
+        return weight_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
         """The solver's trailing grid of ``num_steps`` steps."""
@@ -530,10 +530,10 @@ class Companions(Mapping[str, Any]):
         return 2 ** len(halvings) * (2 if hasattr(vae, "bn") else 1)
 
 
-def weight_fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all weights."""
+def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over their names, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

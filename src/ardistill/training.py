@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -28,9 +30,9 @@ from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.sampling import sample
 from ardistill.sharding import shard
-from ardistill.student import StepLinear, Student, StudentConfig
+from ardistill.student import StepLinear, Student, StudentConfig, read_json
 from ardistill.trajectories import TrajectoryDataset
-from ardistill.watchdog import TrainingDivergedError, Watchdog
+from ardistill.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
 
 __all__ = ["TrainingDivergedError", "distill", "environment"]
 
@@ -123,6 +125,7 @@ def distill(
         frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
         tree = {
             "step": step,
+            "good": good,
             "student": {name: x for name, x in student.state_dict().items() if name not in frozen},
             "optimizer": get_optimizer_state_dict(student, optimizer) if step > alone else {},
             "scheduler": scheduler.state_dict(),
@@ -130,7 +133,19 @@ def distill(
         }
         return tree if adversary is None else tree | {"adversary": adversary.state_dict()}
 
-    first = 0
+    @contextmanager
+    def averaged() -> Iterator[None]:
+        """The student has the EMA's weights meanwhile."""
+        ema.store(parameters)
+        ema.copy_to(parameters)
+        student.eval()
+        try:
+            yield
+        finally:
+            ema.restore(parameters)
+            student.train()
+
+    first = good = 0  # good: the last checkpoint whose samples had not collapsed
     saved_at = [str(checkpoints.newest(folder / "checkpoints") or "") if first_process else ""]
     broadcast_object_list(saved_at)  # of several processes one looks, and all read the same
     if saved_at[0]:
@@ -143,6 +158,7 @@ def distill(
         if adversary is not None:
             adversary.load_state_dict(saved["adversary"])
         first = saved["step"]
+        good = saved.get("good", first)  # older ones do not say
     if first_process:
         _forget_after(folder / "metrics.jsonl", first)
     # Not as accelerate would distribute it (DDP) if it is distributed already.
@@ -205,13 +221,14 @@ def distill(
                 with open(folder / "metrics.jsonl", "a") as file:
                     file.write(json.dumps(line) + "\n")
         if done % config.checkpoint_every == 0 or done == config.max_steps:
-            checkpoints.save(folder / "checkpoints", done, state(done), config.keep_checkpoints)
-            if first_process or config.shard:  # divided, the student draws only on all processes at once
-                ema.store(parameters)
-                ema.copy_to(parameters)
-                _validate(student.eval(), data, done, watchdog, validate, accelerator)
-                ema.restore(parameters)
-                student.train()
+            shows = first_process or config.shard  # divided, the student draws only on all processes at once
+            if shows:
+                with averaged():
+                    good = done if _diversity(student, data, done, watchdog, accelerator) >= COLLAPSED else good
+            checkpoints.save(folder / "checkpoints", done, state(done), config.keep_checkpoints, good)
+            if shows and validate is not None:
+                with averaged():
+                    _show(validate(student, done), done, accelerator)
     bar.close()
     if adversary is not None:
         watched.remove()
@@ -226,21 +243,22 @@ def distill(
     return student
 
 
-def _validate(
-    student: Student,
-    data: TrajectoryDataset,
-    step: int,
-    watchdog: Watchdog,
-    validate: Callable[[Student, int], np.ndarray | None] | None,
-    accelerator: Accelerator,
-) -> None:
-    """Draw from the EMA student: how diverse it is, and the picture."""
+def _diversity(
+    student: Student, data: TrajectoryDataset, step: int, watchdog: Watchdog, accelerator: Accelerator
+) -> float:
+    """How diverse samples are, 1 as the teacher's; 1, too, where there is one trajectory alone."""
     rows = data.buckets[0][:16]
-    if len(rows) > 1:
-        states, _denoised, condition = send_to_device(data.stacked(rows), accelerator.device)
-        drawn = sample(student, states[:, 0], condition)[:, -1]
-        accelerator.log({"diversity": watchdog.diversity(step, drawn, states[:, -1])}, step=step)
-    picture = validate(student, step) if validate is not None else None
+    if len(rows) < 2:
+        return 1.0
+    states, _denoised, condition = send_to_device(data.stacked(rows), accelerator.device)
+    drawn = sample(student, states[:, 0], condition)[:, -1]
+    found = watchdog.diversity(step, drawn, states[:, -1])
+    accelerator.log({"diversity": found}, step=step)
+    return found
+
+
+def _show(picture: np.ndarray | None, step: int, accelerator: Accelerator) -> None:
+    """To whatever tracks the run."""
     for tracker in accelerator.trackers:
         if picture is not None:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -305,11 +323,13 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
     facts = json.loads(json.dumps(facts))
     path = folder / "config.json"
     if path.exists():
-        before = json.loads(path.read_text())
-        # Where it is older than an option, that had its default.
-        before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
-        before["training"] = asdict(TrainingConfig()) | before.get("training", {})
-        before["data"] = {"draws": "rows"} | before.get("data", {})
+        before = read_json(path)
+        try:  # where it is older than an option, that had its default
+            before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
+            before["training"] = asdict(TrainingConfig()) | before.get("training", {})
+            before["data"] = {"draws": "rows"} | before.get("data", {})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected the settings of a run; restore it, or choose a new folder") from error
         differing = [
             f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
             for part, values in facts.items()
@@ -335,10 +355,18 @@ def _write_environment(folder: Path) -> None:
 
 
 def _forget_after(log: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint, and a line that a kill cut: these steps are run again."""
+    """Drop what was logged after the checkpoint, which is run again, and lines that cannot be read: a kill cut them."""
     if log.exists():
-        lines = [line for line in log.read_text().splitlines(True) if line.endswith("\n")]
-        checkpoints.write_whole(log, "".join(line for line in lines if json.loads(line)["step"] <= step).encode())
+        lines = [line for line in log.read_bytes().splitlines(True) if _logged_at(line) <= step]
+        checkpoints.write_whole(log, b"".join(lines))
+
+
+def _logged_at(line: bytes) -> float:
+    """Step of a line of the log; infinite of what is none."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (KeyError, TypeError, ValueError):
+        return math.inf
 
 
 def environment() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -296,7 +297,7 @@ class TrajectoryDataset(Dataset):
         fingerprint: Of the student's teacher; None: not checked.
         draws: How ``draw`` takes a batch: of any ``rows``, or of as few ``shards`` as hold it, for what is read or made
             a shard at a time. Rows for a local folder, else shards, if not given.
-        keep: Shards of a URL that are held in memory.
+        keep: Shards that are held open, the last ones used. 1,024 of a folder, mapped; 8 of a URL, whole in memory.
 
     Raises:
         ValueError: The knots of ``num_steps`` were not recorded, the teacher is another, or a shard is missing or cut.
@@ -309,7 +310,7 @@ class TrajectoryDataset(Dataset):
         fingerprint: str | None = None,
         *,
         draws: Literal["rows", "shards"] | None = None,
-        keep: int = 8,
+        keep: int | None = None,
     ) -> None:
         self.store = store = Store(folder)
         self.manifest = manifest = Manifest.read(store)
@@ -326,8 +327,9 @@ class TrajectoryDataset(Dataset):
         self.knots = manifest.knots.select(indices)
         self.draws = draws or self._default_draws()
         self._at = np.array([manifest.kept.index(i) for i in indices])
-        self._keep = keep
+        self._keep = keep if keep is not None else 8 if store.folder is None else 1024
         self._shards: OrderedDict[int, Shard] = OrderedDict()
+        self._checked = np.zeros(manifest.num_shards, bool)
         self._open()
 
     def _default_draws(self) -> Literal["rows", "shards"]:
@@ -346,38 +348,37 @@ class TrajectoryDataset(Dataset):
             )
 
     def _load(self, shard: int) -> Shard:
-        name = shard_name(shard)
-        found = decode_shard(self.manifest.layout(shard), self.store.read(name), self.store.where(name))
+        name, checked = shard_name(shard), bool(self._checked[shard])
+        found = decode_shard(self.manifest.layout(shard), self.store.read(name), self.store.where(name), checked)
+        if checked:
+            return found
         labels, guidance = self.manifest.labels(shard).numpy(), self.manifest.guidance(shard).numpy()
         if not (np.array_equal(found.labels, labels) and np.allclose(found.guidance, guidance, rtol=1e-6)):
             raise ValueError(
                 f"{self.store.where(name)}: labels or guidance are not what the manifest says; "
                 "`ardistill trajectories repair` makes it again"
             )
+        self._checked[shard] = self.store.folder is not None  # what is fetched again is other bytes
         return found
 
     def shard(self, shard: int) -> Shard:
-        """A shard as it is stored: mapped for good where the store is local, else one of the last few.
+        """A shard as it is stored. The last few stay open; what was read of others stays valid as long as it is held.
 
         Raises:
             ValueError: It is broken, or of another recording.
         """
-        found = self._shards.get(shard)
+        found = self._shards.pop(shard, None)  # each call here is atomic: threads may load twice, and lose nothing
         if found is None:
-            found = self._shards[shard] = self._load(shard)
-            while not self._mapped and len(self._shards) > self._keep:
+            found = self._load(shard)
+        self._shards[shard] = found
+        while len(self._shards) > self._keep:
+            with suppress(KeyError):
                 self._shards.popitem(last=False)
-        elif not self._mapped:
-            self._shards.move_to_end(shard)
         return found
 
-    @property
-    def _mapped(self) -> bool:
-        return self.store.folder is not None
-
     def __getstate__(self) -> dict[str, Any]:
-        """For workers that are started anew: each opens its own shards."""
-        return self.__dict__ | {"_shards": OrderedDict()}
+        """For workers that are started anew: each opens and checks its own shards."""
+        return self.__dict__ | {"_shards": OrderedDict(), "_checked": np.zeros_like(self._checked)}
 
     @property
     def labels(self) -> Tensor:
@@ -540,10 +541,6 @@ class OnlineTrajectories(TrajectoryDataset):
 
     def _load(self, shard: int) -> Shard:
         return self._make(shard)
-
-    @property
-    def _mapped(self) -> bool:
-        return False
 
 
 def load_prompts(source: str) -> list[str]:

@@ -9,6 +9,8 @@ from statistics import median
 
 from torch import Tensor
 
+COLLAPSED = 0.5
+"""Samples that lie less than so many times as far apart as the teacher's have collapsed."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -57,10 +59,11 @@ class Watchdog:
             The ratio of their standard deviations over n, means over all else; 1 is as diverse.
         """
         ratio = float(drawn.float().std(0).mean() / expected.float().std(0).mean())
-        if not ratio >= 0.5:  # not a number, too
+        if not ratio >= COLLAPSED:  # not a number, too
             _LOG.warning(
                 "step %d: the student's samples lie %.2f times as far apart as the teacher's: they collapse; go on "
-                "from an earlier checkpoint with a lower learning_rate or a lower adversarial.weight",
+                "from the last checkpoint before it, which is kept, with a lower learning_rate or "
+                "adversarial.weight",
                 step, ratio,
             )  # fmt: skip
         return ratio

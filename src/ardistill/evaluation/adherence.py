@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, Prompt, read_caption
-from ardistill.zoo.scenes.detector import WEIGHTS, Detector, Found
+from ardistill.zoo.scenes.detector import WEIGHTS, Detector, Found, load_detector
 
 Z_95 = 1.959964
 """Of a normal distribution, 95 % lie within so many standard deviations."""
@@ -122,13 +122,10 @@ def scores(verdicts: Tensor, prompts: Sequence[Prompt], split: str = "seen") -> 
     return [*rows, Score("overall", passed_in_all / total, *interval, total, accuracy, false_accepts)]
 
 
-def adherence(
-    detector: Detector, images: Mapping[str, Tensor], texts: Sequence[str]
-) -> dict[str, dict[str, list[Score]]]:
+def adherence(images: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str, dict[str, list[Score]]]:
     """Scores of several samplers on captions as text; those of combinations unseen in training apart.
 
     Args:
-        detector: From ``load_detector``.
         images: Sampler to images in [-1, 1], shape (n, 3, 32, 32).
         texts: The caption of each image, n of 1 or more.
 
@@ -140,6 +137,7 @@ def adherence(
     is_scene = all(x.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE) for x in images.values())
     if len(asked) < len(texts) or not is_scene:
         return {}
+    detector = load_detector()
     verdicts = {name: judge(detector, x, asked) for name, x in images.items()}
     found = {}
     for split, unseen in (("seen", False), ("unseen_combinations", True)):

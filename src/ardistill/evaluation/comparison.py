@@ -33,7 +33,6 @@ from ardistill.families import Condition
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.zoo.scenes.detector import load_detector
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def compare(
     pairs = {
         arm: paired_distance(x, features["teacher"], seen.get(arm), seen.get("teacher")) for arm, x in features.items()
     }
-    adhering = adherence(load_detector(), images, prompts) if prompts else {}
+    adhering = adherence(images, prompts) if prompts else {}
     figures = {
         arm: _quality(judge, images[arm], features[arm], labels)
         | _text_quality(judge, images[arm], prompts, [found[arm][-1] for found in adhering.values()])
