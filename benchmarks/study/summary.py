@@ -179,6 +179,19 @@ def adversarial(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+def samples(study: str) -> list[str]:
+    """The picture that ``ardistill compare`` wrote, where it is there: the first held-out noises."""
+    if not (DOCS / f"study_{study}_samples.png").exists():
+        return []
+    return [
+        f"![Teacher, its 4-step solver, ARD and R+D from the first held-out noises](study_{study}_samples.png)",
+        "",
+        f"`samples.png` of `ardistill compare --recipe recipes/study_{study}.yaml",
+        '--arms "[state-teacher-n7-gated, adversarial-n7-gated]"`, seed 0.',
+        "",
+    ]
+
+
 def report(study: str, title: str) -> list[str]:
     """The section of one data set, and its figures."""
     found, path = results(study), HERE / "results" / study / "solvers.json"
@@ -207,6 +220,7 @@ def report(study: str, title: str) -> list[str]:
         *pairs(found),
         "",
         *adversarial(summary(found)),
+        *samples(study),
     ]
 
 
