@@ -50,6 +50,11 @@ def seeds(found: Results, name: str) -> list[dict[str, Any]]:
     return [x for arm, x in found.items() if re.fullmatch(re.escape(name) + r"(-seed\d+)?", arm)]
 
 
+def unseeded(found: Results) -> list[str]:
+    """The arms, those that differ in their seed alone once."""
+    return list(dict.fromkeys(re.sub(r"-seed\d+$", "", arm) for arm in found))
+
+
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and largest minus smallest; None where there is one value."""
     return sum(values) / len(values), max(values) - min(values) if len(values) > 1 else None
@@ -81,7 +86,7 @@ def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
         for name, x in solvers.items()
         if name != "teacher"
     ]
-    for name in dict.fromkeys(re.sub(r"-seed\d+$", "", arm) for arm in found):
+    for name in unseeded(found):
         figures = [x["figures"] for x in seeds(found, name)]
         lines.append(f"| {name} | {len(figures)} | {figures[0]['macs_per_image'] / 1e6:.0f} | {cells(figures)} |")
     return lines
@@ -146,17 +151,19 @@ def summary(found: Results) -> dict[str, Any]:
 
 
 def curves_plot(found: Results, path: Path) -> None:
-    """FD to the teacher against training MACs, of the arms that were followed."""
+    """FD to the teacher against training MACs, of the arms that were followed: means, and the range of the seeds."""
     figure = Figure(figsize=(8, 4.6), dpi=150, facecolor="white")
     axes = figure.subplots()
-    for name, result in found.items():
-        if result.get("curve") and "finetune" not in result["options"]:
-            cost = (
-                3 * result["figures"]["macs_per_image"] * IMAGES_PER_STEP[result["options"].get("num_steps", 4)] / 1e12
-            )
-            x = [cost * point["step"] for point in result["curve"]]
-            style = "-" if is_ard(result) else "--"
-            axes.plot(x, [point["fd_to_teacher"] for point in result["curve"]], style, label=name, linewidth=1.4)
+    for name in unseeded(found):
+        followed = [x for x in seeds(found, name) if x.get("curve")]
+        if followed and "finetune" not in (options := followed[0]["options"]):
+            images = IMAGES_PER_STEP[options.get("num_steps", 4)]
+            cost = 3 * followed[0]["figures"]["macs_per_image"] * images / 1e12
+            x = [cost * point["step"] for point in followed[0]["curve"]]
+            y = list(zip(*([point["fd_to_teacher"] for point in one["curve"]] for one in followed), strict=True))
+            style = "-" if is_ard(followed[0]) else "--"
+            (line,) = axes.plot(x, [sum(each) / len(each) for each in y], style, label=name, linewidth=1.4)
+            axes.fill_between(x, list(map(min, y)), list(map(max, y)), color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="training, 10¹² multiply-accumulates", ylabel="FD to the teacher (1,000 noises)", yscale="log")
     axes.grid(which="both", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
