@@ -64,13 +64,16 @@ def is_ard(result: dict[str, Any]) -> bool:
     return result["options"].get("history_layers", 0) > 0
 
 
+def with_spread(mean: float, spread: float | None, digits: int) -> str:
+    """As text; the spread in brackets where there are several seeds."""
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ({spread:.{digits}f})")
+
+
 def cells(all_figures: Sequence[dict[str, float]]) -> str:
     """Means, and where there are several seeds in brackets largest minus smallest."""
-    texts = []
-    for key, (_, digits) in COLUMNS.items():
-        mean, spread = mean_and_spread([x[key] for x in all_figures])
-        texts.append(f"{mean:.{digits}f}" + ("" if spread is None else f" ({spread:.{digits}f})"))
-    return " | ".join(texts)
+    return " | ".join(
+        with_spread(*mean_and_spread([x[key] for x in all_figures]), digits) for key, (_, digits) in COLUMNS.items()
+    )
 
 
 def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
@@ -106,12 +109,13 @@ def pairs(found: Results) -> list[str]:
 
 def best(found: Results, kind: Callable[[dict[str, Any]], bool], num_steps: int = 4) -> str | None:
     """The 4-step arm distilled by regression alone that ends nearest to its teacher's distribution."""
-    fd = {
-        name: mean_and_spread([x["figures"]["fd_to_teacher"] for x in seeds(found, name)])[0]
-        for name, result in found.items()
-        if kind(result) and result["options"].get("num_steps", 4) == num_steps and "finetune" not in result["options"]
-    }
-    return re.sub(r"-seed\d+$", "", min(fd, key=lambda name: fd[name])) if fd else None
+    fd = {}
+    for name in unseeded(found):
+        runs = seeds(found, name)
+        options = runs[0]["options"]
+        if kind(runs[0]) and options.get("num_steps", 4) == num_steps and "finetune" not in options:
+            fd[name] = mean_and_spread([x["figures"]["fd_to_teacher"] for x in runs])[0]
+    return min(fd, key=lambda name: fd[name]) if fd else None
 
 
 def summary(found: Results) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def adversarial(figures: dict[str, Any]) -> list[str]:
     if figures["fd_ard_adversarial"] is None:
         return []
     texts = [
-        f"{figures[key]:.3f}" + ("" if figures[f"{key}_spread"] is None else f" ({figures[f'{key}_spread']:.3f})")
+        with_spread(figures[key], figures[f"{key}_spread"], 3)
         for key in ("fd_ard_adversarial", "fd_teacher", "recall_ard_adversarial", "recall_teacher")
     ]
     return [
