@@ -487,7 +487,7 @@ def test_few_shards_stay_open_and_each_is_checked_once(teacher, recorded, monkey
     assert maps() == 3  # two shards, and what is held
     assert np.array_equal(held, first)
     (recorded / shard_name(0)).write_bytes((recorded / shard_name(1)).read_bytes())
-    with pytest.raises(ValueError, match="shard is 1, expected 0"):  # open anew, it is not checked to the last byte
+    with pytest.raises(ValueError, match="shard is 1, expected 0"):  # another file of that name is checked anew
         data[0]
 
 

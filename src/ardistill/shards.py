@@ -6,6 +6,7 @@ say which recording the shard is of and which of its shards it is, so that one p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,25 +94,32 @@ def encode_shard(layout: Layout, shard: Shard) -> bytes:
     return seal(sink.getvalue().to_pybytes())
 
 
-def decode_shard(layout: Layout, data: memoryview, where: str, checked: bool = False) -> Shard:
+def decode_shard(layout: Layout, data: memoryview, where: str) -> Shard:
     """Views of the rows in ``data``, once every byte has been checked.
 
     Args:
         layout: What the shard must be.
         data: The file.
         where: Named in errors.
-        checked: Every byte has been, in this process: see only that it is this shard.
 
     Raises:
         ValueError: The file is cut, is not what its checksum says, is of another recording, or in another's place.
+    """
+    return view_shard(layout, data, find_columns(layout, data, where))
+
+
+def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
+    """Where ``states``, ``denoised``, ``labels`` and ``guidance`` begin in a file, once every byte has been checked.
+
+    Raises:
+        ValueError: As ``decode_shard``.
     """
     check_size(layout, len(data), where)
     if bytes(data[-6:]) != b"ARROW1":
         raise ValueError(
             f"{where} is cut: expected the end of an Arrow file; `ardistill trajectories repair` remakes it"
         )
-    if not checked:
-        check_seal(data, where)
+    check_seal(data, where)
     try:
         file = pa.py_buffer(data)
         reader = pa.ipc.open_file(pa.BufferReader(file))
@@ -124,36 +132,46 @@ def decode_shard(layout: Layout, data: memoryview, where: str, checked: bool = F
                     "makes the right one"
                 )
         batch = reader.get_batch(0)
-        if not checked:
-            batch.validate(full=True)
+        batch.validate(full=True)
         if reader.num_record_batches != 1 or batch.num_rows != layout.rows:
             raise ValueError(f"{where}: expected {layout.rows} rows in one batch, found {batch.num_rows}")
-
-        # Of the file itself, not of Arrow's buffers: these would keep 3 KB of readers and schemas alive in each shard.
-        def view(column: str, type_: pa.DataType, dtype: np.dtype, *shape: int) -> np.ndarray:
-            array = batch.column(column)
-            if array.type != type_ or array.null_count:
-                raise ValueError(f"{where}: expected {type_} in {column}, found {array.type}")
-            start, count = array.buffers()[1].address - file.address, int(np.prod(shape))
-            if not 0 <= start <= len(data) - count * dtype.itemsize:
+        starts = []
+        for column, dtype, shape in _columns(layout):
+            array, width = batch.column(column), int(np.prod(shape[1:])) * dtype.itemsize
+            expected_type = pa.binary(width) if len(shape) > 1 else pa.from_numpy_dtype(dtype)
+            if array.type != expected_type or array.null_count:
+                raise ValueError(f"{where}: expected {expected_type} in {column}, found {array.type}")
+            starts.append(array.buffers()[1].address - file.address)
+            if not 0 <= starts[-1] <= len(data) - layout.rows * width:
                 raise ValueError(f"{where}: expected {column} uncompressed; `ardistill trajectories repair` remakes it")
-            return np.frombuffer(data, dtype, count, start).reshape(shape)
-
-        def latents(column: str, count: int) -> np.ndarray:
-            shape, dtype = (layout.rows, count, *layout.sample_shape), DTYPES[layout.dtype]
-            return view(column, pa.binary(int(np.prod(shape[1:])) * dtype.itemsize), dtype, *shape)
-
-        return Shard(
-            latents("states", layout.kept),
-            latents("denoised", layout.kept - 1),
-            view("labels", pa.int64(), np.dtype("<i8"), layout.rows),
-            view("guidance", pa.float32(), np.dtype("<f4"), layout.rows),
-        )
+        return starts
     except (pa.ArrowException, KeyError, IndexError, OverflowError, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{where} cannot be read as a shard ({reason}); `ardistill trajectories repair` remakes it"
         ) from (error)
+
+
+def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard:
+    """Views of the rows of a file whose columns begin there: of the file, not of Arrow's buffers, which would keep 2 KB
+    of readers and schemas alive with each shard.
+    """
+    return Shard(
+        *(
+            np.ndarray(shape, dtype, data, start)
+            for (_, dtype, shape), start in zip(_columns(layout), starts, strict=True)
+        )
+    )
+
+
+def _columns(layout: Layout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
+    latents, rows = DTYPES[layout.dtype], layout.rows
+    return [
+        ("states", latents, (rows, layout.kept, *layout.sample_shape)),
+        ("denoised", latents, (rows, layout.kept - 1, *layout.sample_shape)),
+        ("labels", np.dtype("<i8"), (rows,)),
+        ("guidance", np.dtype("<f4"), (rows,)),
+    ]
 
 
 def check_size(layout: Layout, size: int, where: str) -> None:

@@ -102,13 +102,25 @@ class Store:
             size = os.path.getsize(where)
             if not size:
                 return memoryview(b"")
-            return torch.from_file(where, shared=False, size=size, dtype=torch.uint8).numpy().data
+            return torch.from_file(where, shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()
         except FileNotFoundError as error:
             raise ValueError(f"{where} is missing; run the same record command again, it makes what is missing") from (
                 error
             )
         except (OSError, RuntimeError) as error:  # torch's, where a file cannot be opened
             raise ValueError(f"{where} cannot be read: {_reason(error)}") from error
+
+    def stamp(self, name: str) -> tuple[int, ...] | None:
+        """What tells that a local file is the one that it was: another one of its name is another file, of another
+        time. None of a remote one, or one that is missing.
+        """
+        if self.folder is None:
+            return None
+        try:
+            found = os.stat(self.where(name))
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns, found.st_ino
 
     def publish(self, name: str, data: bytes) -> None:
         """Put a file under its name only once all of it is there.

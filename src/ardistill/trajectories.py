@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ardistill.families import Condition
 from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.schedule import Knots, nested_indices
-from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, make_shard
+from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
 from ardistill.store import SEAL, Store, check_seal, seal
 from ardistill.teacher import Teacher
 
@@ -329,7 +329,8 @@ class TrajectoryDataset(Dataset):
         self._at = np.array([manifest.kept.index(i) for i in indices])
         self._keep = keep if keep is not None else 8 if store.folder is None else 1024
         self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self._checked = np.zeros(manifest.num_shards, bool)
+        self._known = np.zeros((manifest.num_shards, 7), np.int64)
+        """Of a checked file: where its columns begin, and its stamp."""
         self._open()
 
     def _default_draws(self) -> Literal["rows", "shards"]:
@@ -348,17 +349,20 @@ class TrajectoryDataset(Dataset):
             )
 
     def _load(self, shard: int) -> Shard:
-        name, checked = shard_name(shard), bool(self._checked[shard])
-        found = decode_shard(self.manifest.layout(shard), self.store.read(name), self.store.where(name), checked)
-        if checked:
-            return found
+        name, layout, known = shard_name(shard), self.manifest.layout(shard), self._known[shard]
+        stamp, data, where = self.store.stamp(name), self.store.read(name), self.store.where(name)
+        if stamp is not None and tuple(known[4:]) == stamp:
+            return view_shard(layout, data, known[:4])
+        starts = find_columns(layout, data, where)
+        found = view_shard(layout, data, starts)
         labels, guidance = self.manifest.labels(shard).numpy(), self.manifest.guidance(shard).numpy()
         if not (np.array_equal(found.labels, labels) and np.allclose(found.guidance, guidance, rtol=1e-6)):
             raise ValueError(
-                f"{self.store.where(name)}: labels or guidance are not what the manifest says; "
-                "`ardistill trajectories repair` makes it again"
+                f"{where}: labels or guidance are not what the manifest says; `ardistill trajectories repair` makes it "
+                "again"
             )
-        self._checked[shard] = self.store.folder is not None  # what is fetched again is other bytes
+        if stamp is not None:
+            known[:] = (*starts, *stamp)
         return found
 
     def shard(self, shard: int) -> Shard:
@@ -378,7 +382,7 @@ class TrajectoryDataset(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are started anew: each opens and checks its own shards."""
-        return self.__dict__ | {"_shards": OrderedDict(), "_checked": np.zeros_like(self._checked)}
+        return self.__dict__ | {"_shards": OrderedDict(), "_known": np.zeros_like(self._known)}
 
     @property
     def labels(self) -> Tensor:
