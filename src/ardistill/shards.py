@@ -158,7 +158,7 @@ def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard
     """
     return Shard(
         *(
-            np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
+            np.ndarray(shape, dtype, data, start)
             for (_, dtype, shape), start in zip(_columns(layout), starts, strict=True)
         )
     )

@@ -102,7 +102,7 @@ class Store:
             size = os.path.getsize(where)
             if not size:
                 return memoryview(b"")
-            return torch.from_file(where, shared=False, size=size, dtype=torch.uint8).numpy().data
+            return torch.from_file(where, shared=False, size=size, dtype=torch.uint8).numpy().data.toreadonly()
         except FileNotFoundError as error:
             raise ValueError(f"{where} is missing; run the same record command again, it makes what is missing") from (
                 error
