@@ -68,11 +68,15 @@ def flip_last(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
+def another_digit(data: bytes) -> bytes:
+    return data.replace(b"1", b"2", 1)
+
+
 def entry(name: str, value: object = None) -> Callable[[bytes], bytes]:
-    """Sets an entry of a JSON object, or takes it out."""
+    """Sets an entry of a JSON object, or takes it out; its seal, too, which would tell that first."""
 
     def change(data: bytes) -> bytes:
-        found = {key: x for key, x in json.loads(data).items() if key != name}
+        found = {key: x for key, x in json.loads(data).items() if key not in (name, "seal")}
         return json.dumps(found if value is None else found | {name: value}).encode()
 
     return change
@@ -283,11 +287,13 @@ FILES = [
     Case(SAMPLE, "history layers", harm={STUDENT: entry("history_layers", 99)}),
     Case(SAMPLE, "student.json", harm={STUDENT: entry("history_layers", "many")}),
     Case(SAMPLE, "newer ardistill", harm={STUDENT: entry("version", 99)}),
+    Case(SAMPLE, "student.json is not what its checksum says", harm={STUDENT: another_digit}),
     Case(SAMPLE, "expected a student", harm={STUDENT: None}),
     Case(SAMPLE, "transformer.config.json", harm={MODEL: cut}),
     Case(SAMPLE, "transformer.config.json", harm={MODEL: None}),
-    Case(SAMPLE, "Evil", harm={MODEL: entry("_class_name", "Evil")}),
-    Case(SAMPLE, "transformer", harm={MODEL: entry("num_attention_heads", 5)}),
+    Case(SAMPLE, "transformer.config.json is not what student.json says", harm={MODEL: another_digit}),
+    Case(SAMPLE, "Evil", harm={MODEL: entry("_class_name", "Evil"), STUDENT: entry("transformer")}),
+    Case(SAMPLE, "transformer", harm={MODEL: entry("num_attention_heads", 5), STUDENT: entry("transformer")}),
     Case(SAMPLE, "safetensors is missing, cut or damaged", harm={WEIGHTS: cut}),
     Case(SAMPLE, "safetensors is missing, cut or damaged", harm={WEIGHTS: None}),
     Case(SAMPLE, "safetensors is not what student.json says", harm={WEIGHTS: flip}),
@@ -296,6 +302,11 @@ FILES = [
     Case(DISTILL.replace("--out out", "--out run"), "config.json is missing, cut", harm={"run/config.json": cut}),
     Case(
         DISTILL.replace("--out out", "--out run"), "config.json: expected the settings", harm={"run/config.json": "[]"}
+    ),
+    Case(
+        DISTILL.replace("--out out", "--out run"),
+        "config.json is not what its checksum says",
+        harm={"run/config.json": another_digit},
     ),
     Case("evaluate --student run --trajectories data", "config.json", harm={"run/config.json": cut}),
     Case(f"{RECORD} --teacher full", "full: expected subfolders", harm={"full/model_index.json": "{"}),

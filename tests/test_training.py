@@ -40,6 +40,21 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
     assert losses[-1] < losses[0]
 
 
+def test_a_second_training_into_a_folder_is_refused_while_the_first_goes_on(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    refused = []
+
+    def second(_student, step):
+        with pytest.raises(ValueError, match=r"run is being trained in by another process; wait for it") as error:
+            distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)
+        refused.append((step, error))
+
+    first = distill(make(teacher, data), data, folder / "run", CONFIG, validate=second, progress=False)
+    assert [step for step, _ in refused] == [3, 6]
+    again = distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)  # it has ended
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+
+
 def test_gates_open_in_training(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))

@@ -23,6 +23,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from ardistill.store import write_whole
+
 VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _LOG = logging.getLogger(__name__)
@@ -47,20 +49,6 @@ def _join(tree: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
     """The tree with its tensors, which were filled in place, and else what was saved."""
     saved = {key: _join(tree.get(key, {}), value) if isinstance(value, dict) else value for key, value in rest.items()}
     return saved | {key: value for key, value in tree.items() if isinstance(value, Tensor)}
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Publish a file under its name once all of it is on disk.
-
-    Raises:
-        OSError: It cannot be written; what was there before is as it was.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.replace(path)
 
 
 def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: int = 0) -> Path:

@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 SEAL = "sha256:" + "0" * 64
 """What a file to be sealed holds, once or more; its checksum takes the place of the zeros."""
+REPAIR = "`ardistill trajectories repair` makes it again, or delete it and run the same record command"
 
 
 class Store:
@@ -190,6 +191,20 @@ class Store:
             path.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Publish a file under its name once all of it is on disk.
+
+    Raises:
+        OSError: It cannot be written; what was there before is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
+    temporary.replace(path)
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
 
@@ -212,15 +227,12 @@ def seal(data: bytes) -> bytes:
     return data.replace(blank, f"sha256:{_digest(data, blank)}".encode())
 
 
-def check_seal(data: bytes | memoryview, where: str) -> None:
-    """See that a file is what was sealed, to the last byte.
+def check_seal(data: bytes | memoryview, where: str, remedy: str = REPAIR) -> None:
+    """See that a file is what was sealed, to the last byte; else the error ends with ``remedy``.
 
     Raises:
         ValueError: It is not.
     """
     found = re.search(rb"sha256:[0-9a-f]{64}", data)
     if found is None or found[0].decode() != f"sha256:{_digest(data, found[0])}":
-        raise ValueError(
-            f"{where} is not what its checksum says; `ardistill trajectories repair` makes it again, or delete it and "
-            "run the same record command"
-        )
+        raise ValueError(f"{where} is not what its checksum says; {remedy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.lora import add_adapters, share_weights
 from ardistill.schedule import Knots
+from ardistill.store import SEAL, check_seal, seal, write_whole
 from ardistill.teacher import Teacher, weight_fingerprint
 from ardistill.trajectories import TrajectoryDataset
 
@@ -30,6 +32,8 @@ TARGETS = ("state", "denoised", "anchored")
 OUTPUTS = ("solver", "direct")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """All of them in one file: diffusers would not read those of ours that lie in a shard of their own."""
+_FACTS = ("version", "weights", "transformer")
+"""What student.json says besides the configuration: checksums of the weights and of the transformer's config.json."""
 
 
 @dataclass(frozen=True)
@@ -188,23 +192,25 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _save_json(data: dict[str, Any], path: Path) -> None:
-    """Publish a file under its name once all of it is written."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2))
-    temporary.replace(path)
+def sealed_json(data: dict[str, Any]) -> bytes:
+    """A JSON object with the checksum of its own text."""
+    return seal(json.dumps(data | {"seal": SEAL}, indent=2).encode())
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of a run or an export holds.
+    """What a JSON file of a run or an export holds, but for its seal, which is checked if it has one.
 
     Raises:
-        ValueError: It is missing, cut or no JSON.
+        ValueError: It is missing, cut, no JSON or not what was sealed.
     """
     try:
-        return json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        found = json.loads(raw)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
+    if isinstance(found, dict) and found.pop("seal", None) is not None:
+        check_seal(raw, str(path), "write it again, from its run; if you changed it yourself, take out its seal")
+    return found
 
 
 def _read_config(path: Path, data: Any) -> StudentConfig:
@@ -216,7 +222,7 @@ def _read_config(path: Path, data: Any) -> StudentConfig:
     if isinstance(data, dict) and data.get("version", 1) != 1:
         raise ValueError(f"{path} was written by a newer ardistill; update the package")
     try:
-        return StudentConfig.from_dict({key: x for key, x in data.items() if key not in ("version", "weights")})
+        return StudentConfig.from_dict({key: x for key, x in data.items() if key not in _FACTS})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not describe a student ({type(error).__name__}: {error}); write it again, from its run"
@@ -251,7 +257,11 @@ def _check_tensors(tensors: dict[str, Tensor], described: dict[str, Any], path: 
     """
     expected = described.get("weights")
     if expected is not None and expected != weight_fingerprint(tensors):
-        raise ValueError(f"{path} is not what student.json says (its checksum differs); write both again, from the run")
+        raise _differs(path)
+
+
+def _differs(path: Path) -> ValueError:
+    return ValueError(f"{path} is not what student.json says (its checksum differs); write both again, from the run")
 
 
 class Student(nn.Module):
@@ -441,7 +451,7 @@ class Student(nn.Module):
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             config = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
-            _save_json(config, folder / "config.json")
+            write_whole(folder / "config.json", json.dumps(config, indent=2).encode())
             _save_tensors(state, folder / WEIGHTS)
         return state if writes else None
 
@@ -463,7 +473,7 @@ class Student(nn.Module):
             _save_tensors(adapters, folder / "pytorch_lora_weights.safetensors")
             _save_tensors(more, folder / "more.safetensors")
             facts = {"version": 1, "weights": weight_fingerprint(adapters | more)}
-            _save_json(facts | asdict(self.config), folder / "student.json")
+            write_whole(folder / "student.json", sealed_json(facts | asdict(self.config)))
 
     @classmethod
     def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:
@@ -501,8 +511,9 @@ class Student(nn.Module):
         folder = Path(folder)
         written = self.save_transformer(folder / "transformer")
         if written is not None:
-            facts = {"version": 1, "weights": weight_fingerprint(written)}
-            _save_json(facts | asdict(replace(self.config, lora_rank=0)), folder / "student.json")
+            digest = hashlib.sha256((folder / "transformer" / "config.json").read_bytes()).hexdigest()
+            facts = {"version": 1, "weights": weight_fingerprint(written), "transformer": digest}
+            write_whole(folder / "student.json", sealed_json(facts | asdict(replace(self.config, lora_rank=0))))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Student:
@@ -526,6 +537,8 @@ class Student(nn.Module):
         config = _read_config(path, data)
         path = folder / "transformer" / "config.json"
         described = read_json(path)
+        if data.get("transformer") not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
+            raise _differs(path)
         if not isinstance(described, dict) or "_class_name" not in described:
             raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
         made = transformer_class(described["_class_name"])

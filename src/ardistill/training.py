@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, send_to_device
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
+from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from tqdm import tqdm
 
@@ -30,7 +31,8 @@ from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.sampling import sample
 from ardistill.sharding import shard
-from ardistill.student import StepLinear, Student, StudentConfig, read_json
+from ardistill.store import write_whole
+from ardistill.student import StepLinear, Student, StudentConfig, read_json, sealed_json
 from ardistill.trajectories import TrajectoryDataset
 from ardistill.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
 
@@ -68,7 +70,7 @@ def distill(
 
     Raises:
         ValueError: The data's times or teacher are not the student's, the folder holds another run or no whole
-            checkpoint, or the launch does not go with the configuration.
+            checkpoint or is being trained in, or the launch does not go with the configuration.
         TrainingDivergedError: Loss or gradients are no numbers any more; a ``ValueError``, too.
     """
     folder = Path(folder)
@@ -92,10 +94,24 @@ def distill(
         log_with=config.tracker,
         project_dir=str(folder),
     )
-    first_process, device = accelerator.is_main_process, accelerator.device
     _check_launch(accelerator, config)
-    with accelerator.main_process_first():  # the others find what the first one wrote
-        _claim_folder(folder, facts)
+    with _one_at_a_time(folder) if accelerator.is_main_process else nullcontext():
+        with accelerator.main_process_first():  # the others find what the first one wrote
+            _claim_folder(folder, facts)
+        return _train(student, data, folder, config, accelerator, adversary, validate, progress)
+
+
+def _train(
+    student: Student,
+    data: TrajectoryDataset,
+    folder: Path,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    adversary: Adversary | None,
+    validate: Callable[[Student, int], np.ndarray | None] | None,
+    progress: bool,
+) -> Student:
+    first_process, device = accelerator.is_main_process, accelerator.device
     if config.tracker is not None:
         accelerator.init_trackers("metrics")
     if config.gradient_checkpointing:
@@ -318,6 +334,20 @@ def _check_names(config: TrainingConfig) -> None:
             raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """A second training of the same run would tear the first one's log and checkpoints. Released by a kill, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock", timeout=3).acquire()  # a process just killed takes a moment to be gone
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is being trained in by another process; wait for it, or choose a new folder"
+        ) from error
+    with lock:
+        yield
+
+
 def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
     """Write ``config.json`` and ``environment.json``, or see that the folder is this very run's."""
     facts = json.loads(json.dumps(facts))
@@ -342,23 +372,22 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
             )
         _write_environment(folder)
         return
-    if folder.exists() and any(not x.name.endswith(".tmp") for x in folder.iterdir()):
+    if any(not x.name.endswith((".tmp", ".lock")) for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_whole(path, json.dumps(facts, indent=1).encode())
+    write_whole(path, sealed_json(facts))
     _write_environment(folder)
 
 
 def _write_environment(folder: Path) -> None:
     if not (folder / "environment.json").exists():
-        checkpoints.write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
+        write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
 
 
 def _forget_after(log: Path, step: int) -> None:
     """Drop what was logged after the checkpoint, which is run again, and lines that cannot be read: a kill cut them."""
     if log.exists():
         lines = [line for line in log.read_bytes().splitlines(True) if _logged_at(line) <= step]
-        checkpoints.write_whole(log, b"".join(lines))
+        write_whole(log, b"".join(lines))
 
 
 def _logged_at(line: bytes) -> float:
