@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ardistill.cli import COMMANDS, TRAJECTORIES, build_parser, main
+from ardistill.student import Student
 
 TINY = ["--training.max_steps", "2", "--training.batch_size", "2", "--training.checkpoint_every", "1"]
 
@@ -92,6 +93,19 @@ def test_a_run_folder_of_other_settings_is_refused_and_named(way, capsys):
     distill = ["distill", "--trajectories", way / "train", "--out", way / "ard", "--history_layers", 2]
     message = fails(capsys, *distill, *TINY, "--training.seed", 5)
     assert "training.seed is 0 there, 5 asked for" in message
+
+
+def test_going_on_from_a_checkpoint(way, tmp_path, capsys):
+    start = f"{way}/ard/checkpoints/step-00000001"
+    distill = ["distill", "--trajectories", f"{way}/train", "--start", start, *TINY]
+    more = ["--history_layers", "2", "--training.learning_rate", "1e-6", "--training.max_steps", "1"]
+    main([*distill, "--out", f"{tmp_path}/on", *more])
+    before, after = (Student.from_pretrained(x).state_dict() for x in (start, tmp_path / "on"))
+    assert 0 < max(float((after[name] - x).abs().max()) for name, x in before.items()) < 1e-5
+    error = fails(capsys, *distill, "--out", tmp_path / "other", "--history_layers", "3")
+    assert "is another student (history_layers is 2 there, 3 asked for); give its own options" in error
+    error = fails(capsys, "evaluate", "--student", start, "--trajectories", way / "train", "--out", tmp_path)
+    assert "expected held-out trajectories" in error
 
 
 def test_every_command_has_help_for_every_option(capsys):

@@ -137,6 +137,26 @@ def test_resumed_equals_uninterrupted(teacher, folder, dies_at_its_first_checkpo
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("output,target", [("solver", "state"), ("direct", "anchored")])
+def test_a_checkpoint_is_a_student_too(teacher, folder, output, target):
+    data = TrajectoryDataset(folder / "data", 4)
+    seen = {}
+
+    def validate(student, step):
+        seen[step] = {name: value.clone() for name, value in student.state_dict().items()}
+
+    student = make(teacher, data, target, output)
+    distill(student, data, folder / "run", CONFIG, validate=validate, progress=False)
+    for step, weights in seen.items():
+        path = folder / "run" / "checkpoints" / f"step-{step:08d}"
+        found = Student.from_pretrained(path)
+        assert found.config == student.config and not found.training
+        assert all(torch.equal(value, weights[name]) for name, value in found.state_dict().items())
+    next(path.glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"step-00000006 is broken .* is cut"):
+        Student.from_pretrained(path)
+
+
 def test_a_log_that_was_damaged_loses_its_damaged_lines_alone(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step": 10}\n{"step": 2\xff}\n[1]\n{"step": 30}\n{"step": 40}\n{"st')

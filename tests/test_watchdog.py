@@ -33,11 +33,16 @@ def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_is_good(teach
     assert (tmp_path / "run" / "student" / "student.json").is_file()
 
 
-def test_the_last_checkpoint_before_a_collapse_is_kept(teacher, tmp_path, monkeypatch, dies_at_its_first_checkpoint):
+@pytest.mark.parametrize("looks_wrong", ["collapse", "rising gradient"])
+def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_at_its_first_checkpoint, looks_wrong):
     record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
     data = TrajectoryDataset(tmp_path / "data", 4)
     config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=2, keep_checkpoints=1, tracker=None)
-    monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
+    steps = iter([2, 4, 6, 8])
+    if looks_wrong == "collapse":
+        monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
+    else:
+        monkeypatch.setattr(Watchdog, "rising", property(lambda self: next(steps) > 4))
 
     def train(validate=None):
         student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
@@ -56,13 +61,17 @@ def test_a_rising_gradient_is_told_of_once(caplog):
     for step in range(60):
         watchdog.gradient(step, 1.0 + 0.1 * (step % 5))
     watchdog.gradient(60, 1000.0)  # one alone is clipped, and common
-    assert not caplog.messages
-    for step in range(61, 90):
+    assert not caplog.messages and not watchdog.rising
+    for step in range(61, 290):
         watchdog.gradient(step, 30.0)
+    assert watchdog.rising
     [line] = caplog.messages
     assert "10 times or more" in line and "lower learning_rate" in line
+    for step in range(290, 300):
+        watchdog.gradient(step, 2.0)
+    assert not watchdog.rising
     with pytest.raises(TrainingDivergedError, match="their norm is nan"):
-        watchdog.gradient(90, float("nan"))
+        watchdog.gradient(300, float("nan"))
 
 
 def test_collapsed_samples_are_told_of(caplog):

@@ -121,6 +121,17 @@ def newest(folder: str | Path) -> Path | None:
     return None
 
 
+def check(path: Path) -> None:
+    """See that one checkpoint is whole.
+
+    Raises:
+        ValueError: It is not, or a newer version wrote it.
+    """
+    fault = _fault(path)
+    if fault is not None:
+        raise ValueError(f"{path} is broken ({fault}); take another checkpoint")
+
+
 def load(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     """Fill the tensors of a tree, in place. Called by every process at once.
 

@@ -239,6 +239,7 @@ def _distill(
     lora_rank: int = 0,
     conditioning: Literal["recorded", "uniform"] = "recorded",
     teacher: str | None = None,
+    start: str | None = None,
     online: bool = False,
     draws: Literal["rows", "shards"] | None = None,
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
@@ -264,6 +265,8 @@ def _distill(
             weights are trained. The adapters end in the run's subfolder adapters, merged in student.
         conditioning: Times that the network is told: recorded, or uniform as in the authors' code.
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
+        start: A student to go on from in place of the teacher's weights: a run, or one of its checkpoints, as
+            runs/x/checkpoints/step-00004000. The options above have to be its own.
         online: Make the trajectories of a manifest (record --manifest_only true) as they are needed, instead of reading
             them: no disk, more time. Each shard is solved whole: let its size be the batch size.
         draws: Batches of any rows, or of as few shards as hold a batch; shards for online and a URL if not given, else
@@ -293,17 +296,31 @@ def _distill(
     config = StudentConfig.for_data(data, **options)
     if conditioning == "uniform":
         config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
-    student = Student.from_teacher(loaded, config)
+    student = Student.from_teacher(loaded, config) if start is None else _start(start, config)
     if output == "solver":
         states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
-        start = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
+        distance = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
         loaded.transformer.to("cpu")
-        _say(f"untrained, the student draws {start:.1%} from the teacher's {num_steps}-step solver")
+        _say(f"at its start the student draws {distance:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, validate=validate)
     last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
     text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
     return {"out": out, "student": str(Path(out) / "student"), "loss": last["loss"], "text": text}
+
+
+def _start(path: str, config: Any) -> Any:
+    """The student there, if it is one as ``config`` says."""
+    from dataclasses import asdict
+
+    from ardistill.student import Student
+
+    found = Student.from_pretrained(path)
+    there, asked = asdict(found.config), asdict(config)
+    differing = [f"{name} is {x!r} there, {asked[name]!r} asked for" for name, x in there.items() if x != asked[name]]
+    if differing:
+        raise ValueError(f"{path} is another student ({'; '.join(differing)}); give its own options and trajectories")
+    return found.requires_grad_(True)
 
 
 def _encode(
@@ -639,7 +656,8 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
             f"{path} was distilled at guidance {low:g} to {high:g}, the trajectories have {lowest:g} to {highest:g}; "
             "record held-out ones with the student's"
         )
-    run = Path(path).parent if Path(path).name == "student" else Path(path)
+    place = Path(path)
+    run = place.parent if place.name == "student" else place.parents[1] if (place / "state.json").is_file() else place
     settings = run / "config.json"
     if settings.is_file() and _recorded_seed(settings) == manifest.seed:
         raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from ardistill import checkpoints
 from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.lora import add_adapters, share_weights
@@ -319,6 +320,11 @@ class Student(nn.Module):
     def num_steps(self) -> int:
         return self.config.knots.num_steps
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The transformer's configuration, as diffusers' ``config.json`` has it."""
+        return json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute blocks in backward, under the same history."""
         self.transformer.enable_gradient_checkpointing(self.history.checkpoint)
@@ -450,8 +456,7 @@ class Student(nn.Module):
                 state[name.replace(".base_layer", "")] = value.cpu().contiguous()
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            config = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
-            write_whole(folder / "config.json", json.dumps(config, indent=2).encode())
+            write_whole(folder / "config.json", json.dumps(self.described, indent=2).encode())
             _save_tensors(state, folder / WEIGHTS)
         return state if writes else None
 
@@ -517,12 +522,15 @@ class Student(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Student:
-        """Read a run's folder, what ``save_pretrained`` wrote or what ``export`` wrote, history and heads included.
+        """Read a run's folder, one of its checkpoints (EMA), what ``save_pretrained`` or what ``export`` wrote, history
+        and heads included.
 
         Raises:
             ValueError: There is no student there, or it was written by a newer version.
         """
         folder = Path(folder)
+        if (folder / "state.json").is_file():
+            return cls._from_checkpoint(folder)
         if (folder / "student" / "student.json").is_file():
             folder = folder / "student"
         path, data = folder / "student.json", None
@@ -539,10 +547,7 @@ class Student(nn.Module):
         described = read_json(path)
         if data.get("transformer") not in (None, hashlib.sha256(path.read_bytes()).hexdigest()):
             raise _differs(path)
-        if not isinstance(described, dict) or "_class_name" not in described:
-            raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
-        made = transformer_class(described["_class_name"])
-        student = cls(made.from_config(made.load_config(folder / "transformer")), config)
+        student = cls(_make_transformer(described, path), config)
         weights = _load_tensors(folder / "transformer" / WEIGHTS)
         _check_tensors(weights, data, folder / "transformer" / WEIGHTS)
         try:
@@ -551,3 +556,29 @@ class Student(nn.Module):
             reason = "; ".join(str(error).split("\n\t")[1:3]) or str(error)
             raise ValueError(f"{path} does not fit the weights beside it ({reason}); write both again") from error
         return student.eval()
+
+    @classmethod
+    def _from_checkpoint(cls, folder: Path) -> Student:
+        checkpoints.check(folder)
+        path = folder / "state.json"
+        saved = read_json(path)
+        if "made_of" not in saved:
+            raise ValueError(f"{folder} is of an older ardistill, which resumes it; only its run can read it")
+        config = _read_config(path, saved["made_of"]["student"])
+        if config.lora_rank:
+            raise ValueError(
+                f"{folder} holds adapters without the weights they stand beside; repeat its run's command to its end, "
+                "which writes both"
+            )
+        student = cls(_make_transformer(saved["made_of"]["transformer"], path), config)
+        averaged = {name: p.detach().clone() for name, p in student.named_parameters()}
+        checkpoints.load(folder, {"student": student.state_dict(), "ema": {"shadow_params": averaged}})
+        student.load_state_dict(averaged, strict=False)  # else there are buffers
+        return student.eval()
+
+
+def _make_transformer(described: Any, path: Path) -> nn.Module:
+    """Of a configuration that was found in ``path``; its weights are random."""
+    if not isinstance(described, dict) or "_class_name" not in described:
+        raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
+    return transformer_class(described["_class_name"]).from_config(described)

@@ -142,6 +142,7 @@ def _train(
         tree = {
             "step": step,
             "good": good,
+            "made_of": {"student": asdict(student.config), "transformer": student.described},
             "student": {name: x for name, x in student.state_dict().items() if name not in frozen},
             "optimizer": get_optimizer_state_dict(student, optimizer) if step > alone else {},
             "scheduler": scheduler.state_dict(),
@@ -161,7 +162,7 @@ def _train(
             ema.restore(parameters)
             student.train()
 
-    first = good = 0  # good: the last checkpoint whose samples had not collapsed
+    first = good = 0  # good: the last checkpoint that nothing looked wrong at
     saved_at = [str(checkpoints.newest(folder / "checkpoints") or "") if first_process else ""]
     broadcast_object_list(saved_at)  # of several processes one looks, and all read the same
     if saved_at[0]:
@@ -240,7 +241,9 @@ def _train(
             shows = first_process or config.shard  # divided, the student draws only on all processes at once
             if shows:
                 with averaged():
-                    good = done if _diversity(student, data, done, watchdog, accelerator) >= COLLAPSED else good
+                    diversity = _diversity(student, data, done, watchdog, accelerator)
+                if diversity >= COLLAPSED and not watchdog.rising:
+                    good = done
             checkpoints.save(folder / "checkpoints", done, state(done), config.keep_checkpoints, good)
             if shows and validate is not None:
                 with averaged():

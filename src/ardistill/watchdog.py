@@ -23,7 +23,12 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._norms: deque[float] = deque(maxlen=110)
-        self._quiet_until = 0
+        self._before: float | None = None
+
+    @property
+    def rising(self) -> bool:
+        """Whether the gradient has risen and not come back."""
+        return self._before is not None
 
     def gradient(self, step: int, norm: float) -> None:
         """Look at the norm of an optimiser step's gradient, before it is clipped and before weights are changed.
@@ -37,14 +42,17 @@ class Watchdog:
                 "the last checkpoint is good: try a lower learning_rate, more lr_warmup_steps, or mixed_precision no"
             )
         self._norms.append(norm)
-        norms = [*self._norms]
-        before, now = norms[:-10], norms[-10:]
-        if len(before) >= 20 and step >= self._quiet_until and min(now) > 10 * median(before):
-            self._quiet_until = step + 100
+        before, now = [*self._norms][:-10], [*self._norms][-10:]
+        if self._before is not None:
+            if median(now) <= 10 * self._before:
+                self._before = None
+        elif len(before) >= 20 and min(now) > 10 * median(before):
+            self._before = median(before)
             _LOG.warning(
                 "step %d: the gradient's norm is 10 times or more what it was (%.3g, before %.3g): if the loss rises, "
-                "go on from a checkpoint with a lower learning_rate or max_grad_norm",
-                step, median(now), median(before),
+                "go on from the last checkpoint before it, which is kept (distill --start, finetune --student), with a "
+                "lower learning_rate or max_grad_norm",
+                step, median(now), self._before,
             )  # fmt: skip
 
     def diversity(self, step: int, drawn: Tensor, expected: Tensor) -> float:
@@ -62,8 +70,8 @@ class Watchdog:
         if not ratio >= COLLAPSED:  # not a number, too
             _LOG.warning(
                 "step %d: the student's samples lie %.2f times as far apart as the teacher's: they collapse; go on "
-                "from the last checkpoint before it, which is kept, with a lower learning_rate or "
-                "adversarial.weight",
+                "from the last checkpoint before it, which is kept (distill --start, finetune --student), with a lower "
+                "learning_rate or adversarial.weight",
                 step, ratio,
             )  # fmt: skip
         return ratio
