@@ -40,9 +40,10 @@ from ardistill.evaluation import (
 )
 from ardistill.evaluation.adherence import judge, scores
 from ardistill.families import Condition
+from ardistill.real_data import save_real
 from ardistill.study import Study
 from ardistill.training import environment
-from ardistill.zoo.scenes.data import CATEGORIES, Prompt, prompts
+from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, prompts
 from ardistill.zoo.scenes.detector import load_detector
 
 HERE = Path(__file__).parent
@@ -53,6 +54,8 @@ SPLITS = {"seen": 2400, "unseen_combinations": 1600, "unseen_wordings": 600}
 """Split to held-out prompts, the categories in equal shares."""
 SHARD = 100
 SOLVER_STEPS = 24
+REAL = 8192
+"""Renders with their captions."""
 SHOWN = 2
 """Prompts of each category in the picture: the first ones."""
 Draw = Callable[[Tensor, Condition], Tensor]
@@ -112,6 +115,14 @@ class Bench:
             found[split] = HeldOut(asked, noise, condition, exact, extract_features(self.judge.network, exact))
         return found
 
+    def write_real(self) -> None:
+        """What a discriminator learns from, if it is not there: pictures of those that the teacher was trained on."""
+        path = Path(self.study.facts["finetune"]["real"])
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scenes, captions = zip(*(caption(0, i) for i in range(REAL)), strict=True)
+            save_real(path, as_images(scenes), self.teacher.encode([x.text for x in captions]))
+
     def evaluate(self, draw: Draw | None) -> tuple[dict[str, Any], Tensor]:
         """Figures of one arm, split by split, and its first seen images; the teacher's without ``draw``."""
         found: dict[str, Any] = {}
@@ -147,6 +158,8 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
     """Train an arm if it is one of the recipe's, and evaluate it."""
     began, facts = time.time(), {"name": name}
     if name in bench.study.facts["arms"]:
+        if "finetune" in bench.study.options(name):
+            bench.write_real()
         student = bench.study.student(name)
         draw, facts["nfe"] = Sampler.of_student(student).draw, student.num_steps
         facts["options"] = bench.study.options(name)
