@@ -144,6 +144,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--caption-dropout", type=float, default=0.1)
+    parser.add_argument(
+        "--time-mean", type=float, default=1.2, help="of the times' logits; what is drawn where is settled above 0.6"
+    )
     parser.add_argument("--ema-decay", type=float, default=0.999)
     parser.add_argument("--checkpoint-every", type=int, default=500)
     parser.add_argument(
@@ -188,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         encoded = [encoder(tokens, output_hidden_states=True) for encoder in text_encoders]
         # Logit-normal times (Esser et al. 2024, arXiv:2403.03206), one per stratum: the loss varies strongly with time.
         stratified = (torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)
-        sigma = torch.special.ndtri(stratified.clamp(1e-4, 1 - 1e-4)).sigmoid()
+        sigma = (args.time_mean + torch.special.ndtri(stratified.clamp(1e-4, 1 - 1e-4))).sigmoid()
         noise = torch.randn(x0.shape, generator=generator)
         s = sigma.view(-1, 1, 1, 1)
         prediction = transformer(

@@ -99,7 +99,7 @@ def pairs(found: Results) -> list[str]:
     """Every arm with history beside the same one without: where there is one, at equal training FLOPs."""
     lines = ["| with history | without | difference in distance to teacher | 95 % interval |", "|---|---|---|---|"]
     for name in filter(lambda x: is_ard(found[x]), found):
-        alike = [re.sub(r"-n\d+(-gated)?", kind, name) for kind in ("-n0-flops", "-n0")]
+        alike = [re.sub(r"-n\d+(-gated)?(-m\d)?", kind, name) for kind in ("-n0-flops", "-n0")]
         without = next((x for x in alike if x in found), None)
         if without:
             x = paired_bootstrap(*(torch.tensor(found[arm]["distances"]) for arm in (name, without)))
