@@ -95,7 +95,7 @@ def test_a_run_folder_of_other_settings_is_refused_and_named(way, capsys):
     assert "training.seed is 0 there, 5 asked for" in message
 
 
-def test_going_on_from_a_checkpoint(way, tmp_path, capsys):
+def test_going_on_from_a_checkpoint(way, tmp_path, capsys, monkeypatch):
     start = f"{way}/ard/checkpoints/step-00000001"
     distill = ["distill", "--trajectories", f"{way}/train", "--start", start, *TINY]
     more = ["--history_layers", "2", "--training.learning_rate", "1e-6", "--training.max_steps", "1"]
@@ -104,8 +104,17 @@ def test_going_on_from_a_checkpoint(way, tmp_path, capsys):
     assert 0 < max(float((after[name] - x).abs().max()) for name, x in before.items()) < 1e-5
     error = fails(capsys, *distill, "--out", tmp_path / "other", "--history_layers", "3")
     assert "is another student (history_layers is 2 there, 3 asked for); give its own options" in error
-    error = fails(capsys, "evaluate", "--student", start, "--trajectories", way / "train", "--out", tmp_path)
-    assert "expected held-out trajectories" in error
+    assert "expected held-out" in fails(capsys, "evaluate", "--student", start, "--trajectories", way / "train")
+    monkeypatch.chdir(way / "ard" / "checkpoints")
+    main(["evaluate", "--student", "step-00000001", "--trajectories", f"{way}/held_out"])
+    main(["export", "--student", "step-00000001", "--out", f"{tmp_path}/exported"])
+    assert (way / "ard" / "evaluation-step-00000001" / "report.html").is_file()
+    assert "ard-step-00000001" in (tmp_path / "exported" / "README.md").read_text()
+    Student.from_pretrained("step-00000001")  # still whole
+    shutil.rmtree(way / "ard" / "evaluation-step-00000001")
+    main([*distill, "--out", f"{tmp_path}/on", *more])  # resumed, it does not read its start again
+    error = fails(capsys, *distill[:3], *TINY, "--out", tmp_path / "on", *more)
+    assert "start.student is" in error
 
 
 def test_every_command_has_help_for_every_option(capsys):

@@ -1,5 +1,7 @@
 """What is lost stops the training before it is saved; what looks wrong is told of once."""
 
+import json
+
 import pytest
 import torch
 
@@ -33,16 +35,22 @@ def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_is_good(teach
     assert (tmp_path / "run" / "student" / "student.json").is_file()
 
 
+def quiet(self, make=Watchdog.__init__):
+    make(self)
+    self._norms.extend([1.0] * 60)
+
+
 @pytest.mark.parametrize("looks_wrong", ["collapse", "rising gradient"])
 def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_at_its_first_checkpoint, looks_wrong):
     record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
     data = TrajectoryDataset(tmp_path / "data", 4)
     config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=2, keep_checkpoints=1, tracker=None)
-    steps = iter([2, 4, 6, 8])
     if looks_wrong == "collapse":
         monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
-    else:
-        monkeypatch.setattr(Watchdog, "rising", property(lambda self: next(steps) > 4))
+    else:  # as if many steps had gone before
+        monkeypatch.setattr(Watchdog, "__init__", quiet)
+        look = Watchdog.gradient
+        monkeypatch.setattr(Watchdog, "gradient", lambda self, step, _: look(self, step, 1.0 if step <= 4 else 50.0))
 
     def train(validate=None):
         student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
@@ -57,21 +65,36 @@ def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_a
 
 
 def test_a_rising_gradient_is_told_of_once(caplog):
-    watchdog = Watchdog()
-    for step in range(60):
-        watchdog.gradient(step, 1.0 + 0.1 * (step % 5))
-    watchdog.gradient(60, 1000.0)  # one alone is clipped, and common
-    assert not caplog.messages and not watchdog.rising
-    for step in range(61, 290):
-        watchdog.gradient(step, 30.0)
-    assert watchdog.rising
+    watchdog, step = Watchdog(), 0
+
+    def see(norm, count):
+        nonlocal watchdog, step
+        for _ in range(count):
+            resumed = Watchdog()
+            resumed.load_state_dict(json.loads(json.dumps(watchdog.state_dict())))
+            watchdog, step = resumed, step + 1
+            watchdog.gradient(step, norm)
+
+    see(1.0, 60)
+    assert not watchdog.suspects
+    see(1000.0, 1)  # one alone is clipped, and common; a checkpoint here is not taken for a good one
+    assert not caplog.messages and watchdog.suspects
+    see(1.0, 10)
+    assert not watchdog.suspects
+    see(30.0, 200)
+    assert watchdog.suspects
     [line] = caplog.messages
-    assert "10 times or more" in line and "lower learning_rate" in line
-    for step in range(290, 300):
-        watchdog.gradient(step, 2.0)
-    assert not watchdog.rising
+    assert "10 times or more" in line and "lower learning_rate" in line and "distill --start" in line
+    see(2.0, 10)
+    assert not watchdog.suspects
+    see(900.0, 1000)
+    assert watchdog.suspects and len(caplog.messages) == 2
+    see(900.0, 20)  # the new level by now
+    assert not watchdog.suspects
+    see(20_000.0, 10)
+    assert watchdog.suspects and len(caplog.messages) == 3
     with pytest.raises(TrainingDivergedError, match="their norm is nan"):
-        watchdog.gradient(300, float("nan"))
+        watchdog.gradient(step + 1, float("nan"))
 
 
 def test_collapsed_samples_are_told_of(caplog):

@@ -80,7 +80,7 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
     tensors, rest = _split(tree)
     writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
     try:
-        _collectively(dcp.save, tensors, storage_writer=writer)
+        _run(dcp.save, tensors, storage_writer=writer)
     except dcp.api.CheckpointException as error:  # of whatever process
         raise OSError(f"{path} cannot be written ({_causes(error)}); the checkpoints before it are whole") from error
     if first:
@@ -132,12 +132,14 @@ def check(path: Path) -> None:
         raise ValueError(f"{path} is broken ({fault}); take another checkpoint")
 
 
-def load(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """Fill the tensors of a tree, in place. Called by every process at once.
+def load(path: Path, tree: dict[str, Any], collectively: bool = True) -> dict[str, Any]:
+    """Fill the tensors of a tree, in place.
 
     Args:
-        path: What ``newest`` found.
-        tree: As it was saved, with tensors of the same names and shapes; they may be sharded in another way.
+        path: A whole checkpoint.
+        tree: As it was saved or a part of it, with tensors of the same names and shapes; they may be sharded in another
+            way.
+        collectively: Every process calls it at once, and each reads what it holds; else this one reads by itself.
 
     Returns:
         The tree with what was saved.
@@ -147,7 +149,8 @@ def load(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     """
     tensors, _ = _split(tree)
     try:
-        _collectively(dcp.load, tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
+        reader = dcp.HuggingFaceStorageReader(str(path))
+        _run(dcp.load, tensors, collectively, storage_reader=reader)
     except dcp.api.CheckpointException as error:
         raise ValueError(
             f"{path} does not fit this run ({_causes(error)}); resume it with the version that wrote it"
@@ -155,10 +158,11 @@ def load(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     return _join(tree, json.loads((path / "state.json").read_text()))
 
 
-def _collectively(function: Callable[..., Any], tensors: dict[str, Tensor], **options: Any) -> None:
+def _run(function: Callable[..., Any], tensors: dict[str, Tensor], collectively: bool = True, **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        function({name: x.detach() for name, x in tensors.items()}, no_dist=not dist.is_initialized(), **options)
+        alone = not (collectively and dist.is_initialized())
+        function({name: x.detach() for name, x in tensors.items()}, no_dist=alone, **options)
 
 
 def _causes(error: dcp.api.CheckpointException) -> str:

@@ -296,14 +296,15 @@ def _distill(
     config = StudentConfig.for_data(data, **options)
     if conditioning == "uniform":
         config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
-    student = Student.from_teacher(loaded, config) if start is None else _start(start, config)
+    resumes = any(Path(out, "checkpoints").glob("step-*"))  # then the start is no longer needed
+    student = Student.from_teacher(loaded, config) if start is None or resumes else _start(start, config)
     if output == "solver":
         states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
         distance = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
         loaded.transformer.to("cpu")
         _say(f"at its start the student draws {distance:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
-    run(student, data, out, training, validate=validate)
+    run(student, data, out, training, start=start, validate=validate)
     last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
     text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
     return {"out": out, "student": str(Path(out) / "student"), "loss": last["loss"], "text": text}
@@ -363,7 +364,7 @@ def _finetune(
     """Train a distilled student further against a discriminator on real data (R+D); the same command again resumes.
 
     Args:
-        student: Folder that distill wrote.
+        student: Run folder of distill or finetune, or one of its checkpoints.
         trajectories: Folder that record wrote: the regression goes on beside the discriminator.
         real: File that encode wrote.
         out: Run folder, as distill's; with adversarial.png, the discriminator's health.
@@ -383,7 +384,7 @@ def _finetune(
     found = _teacher_of(data.manifest, teacher)
     adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
     validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
-    run(loaded.requires_grad_(True), data, out, training, adversary=adversary, validate=validate)
+    run(loaded.requires_grad_(True), data, out, training, start=student, adversary=adversary, validate=validate)
     log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     adversarial_plot(log, Path(out) / "adversarial.png")
     text = f"{loaded.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
@@ -411,7 +412,7 @@ def _sample(
     """Draw samples from a student, as a grid or for an evaluation suite.
 
     Args:
-        student: Folder that distill or export wrote.
+        student: Run folder of distill or finetune, one of its checkpoints, or what export wrote.
         out: PNG file of a grid; or .npz file of all images, for the ADM evaluation suite.
         count: Number of images.
         class_labels: Classes to draw, in turn; all classes if not given.
@@ -456,9 +457,10 @@ def _evaluate(
     """Measure a student beside its teacher and the teacher's own solver in as many steps.
 
     Args:
-        student: Folder that distill wrote.
+        student: Run folder of distill or finetune, or one of its checkpoints.
         trajectories: Held-out trajectories of its teacher (record with another seed): same noise for every arm.
-        out: Folder for metrics.json, report.html and pictures; the subfolder evaluation of the run if not given.
+        out: Folder for metrics.json, report.html and pictures; the run's subfolder evaluation if not given, or
+            evaluation-step-... of a checkpoint.
         teacher: Where the teacher is now; the name it was recorded under if not given.
         features: Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript
             file; the teacher's own for an embedded teacher, else inception.
@@ -468,12 +470,11 @@ def _evaluate(
         preference: Of prompts: a CLIP fitted to human preference, as yuvalkirstain/PickScore_v1.
         device: auto, cpu, cuda, ...
     """
-    path = Path(student)
-    run = path.parent if path.name == "student" else path
+    run, step = _run_of(student)
     return _compare(
         [student],
         trajectories,
-        out or str(run / "evaluation"),
+        out or str(run / f"evaluation{step}"),
         teacher=teacher,
         features=features,
         feature_weights=feature_weights,
@@ -543,7 +544,7 @@ def _compare(
         raise ValueError("arms are a recipe's: name it with --recipe")
     if not students or not trajectories or not out:
         raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
-    names = [str(Path(x).parent.name if Path(x).name == "student" else Path(x).name) for x in students]
+    names = [f"{run.name}{step}" for run, step in map(_run_of, students)]
     if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
     loaded = {name: Student.from_pretrained(path) for name, path in zip(names, students, strict=True)}
@@ -584,7 +585,7 @@ def _export(student: str, out: str, teacher: str | None = None) -> Result:
     The card carries the figures and the picture of `ardistill evaluate` if the run was evaluated, else its last grid.
 
     Args:
-        student: Folder that distill wrote.
+        student: Run folder of distill or finetune, or one of its checkpoints.
         out: New folder.
         teacher: Where the teacher is now, whose VAE comes along; the name it was recorded under if not given.
     """
@@ -592,11 +593,10 @@ def _export(student: str, out: str, teacher: str | None = None) -> Result:
     from ardistill.student import Student
 
     loaded = Student.from_pretrained(student)
-    path = Path(student)
-    folder = path.parent if path.name == "student" else path
-    evaluation = folder / "evaluation"
+    folder, step = _run_of(student)
+    evaluation = folder / f"evaluation{step}"
     figures = (evaluation / "figures.md").read_text() if (evaluation / "figures.md").is_file() else ""
-    grids = sorted((folder / "samples").glob("step-*.png"))
+    grids = sorted((folder / "samples").glob(f"{step[1:] or 'step-*'}.png"))
     picture = evaluation / "samples.png" if figures else grids[-1] if grids else None
     run(loaded, _teacher_of(loaded.config, teacher), out, figures=figures, picture=picture)
     text = f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
@@ -656,9 +656,7 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
             f"{path} was distilled at guidance {low:g} to {high:g}, the trajectories have {lowest:g} to {highest:g}; "
             "record held-out ones with the student's"
         )
-    place = Path(path)
-    run = place.parent if place.name == "student" else place.parents[1] if (place / "state.json").is_file() else place
-    settings = run / "config.json"
+    settings = _run_of(path)[0] / "config.json"
     if settings.is_file() and _recorded_seed(settings) == manifest.seed:
         raise ValueError(
             f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
@@ -666,9 +664,17 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
         )
 
 
+def _run_of(student: str) -> tuple[Path, str]:
+    """The run that a student is of, or its export; and "-step-..." of a checkpoint, else ""."""
+    path = Path(student).resolve()
+    if path.parent.name == "checkpoints":
+        return path.parents[1], f"-{path.name}"
+    return (path.parent if path.name == "student" else path), ""
+
+
 def _recorded_seed(settings: Path) -> int:
     """Of the trajectories that a run was trained on."""
-    from ardistill.student import read_json
+    from ardistill.store import read_json
 
     found = read_json(settings)
     try:

@@ -24,7 +24,8 @@ from ardistill.families import Family, family_of, transformer_class
 from ardistill.lora import add_adapters
 from ardistill.sampling import sample
 from ardistill.schedule import Knots, nested_indices
-from ardistill.student import Student, StudentConfig, read_json
+from ardistill.store import read_json
+from ardistill.student import Student, StudentConfig
 from ardistill.teacher import ZOO
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -1,12 +1,13 @@
 """Files by name in one folder or bucket, each published whole and sealed with its own checksum.
 
 A local folder is memory-mapped; anything else is an fsspec URL (s3://, gs://, hf://, memory://), whose files are read
-and put whole, as object stores do it. There are no locks: whoever publishes last wins, and nothing waits for the dead.
+and put whole, as object stores do it. Nothing here locks: whoever publishes last wins, and nothing waits for the dead.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import uuid
@@ -20,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 SEAL = "sha256:" + "0" * 64
 """What a file to be sealed holds, once or more; its checksum takes the place of the zeros."""
 REPAIR = "`ardistill trajectories repair` makes it again, or delete it and run the same record command"
+"""What to do about a broken file of trajectories."""
 
 
 class Store:
@@ -236,3 +238,24 @@ def check_seal(data: bytes | memoryview, where: str, remedy: str = REPAIR) -> No
     found = re.search(rb"sha256:[0-9a-f]{64}", data)
     if found is None or found[0].decode() != f"sha256:{_digest(data, found[0])}":
         raise ValueError(f"{where} is not what its checksum says; {remedy}")
+
+
+def sealed_json(data: dict[str, Any]) -> bytes:
+    """A JSON object with the checksum of its own text."""
+    return seal(json.dumps(data | {"seal": SEAL}, indent=2).encode())
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run or an export holds, but for its seal, which is checked if it has one.
+
+    Raises:
+        ValueError: It is missing, cut, no JSON or not what was sealed.
+    """
+    try:
+        raw = path.read_bytes()
+        found = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
+    if isinstance(found, dict) and found.pop("seal", None) is not None:
+        check_seal(raw, str(path), "write it again, from its run; if you changed it yourself, take out its seal")
+    return found

@@ -24,7 +24,7 @@ from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.lora import add_adapters, share_weights
 from ardistill.schedule import Knots
-from ardistill.store import SEAL, check_seal, seal, write_whole
+from ardistill.store import read_json, sealed_json, write_whole
 from ardistill.teacher import Teacher, weight_fingerprint
 from ardistill.trajectories import TrajectoryDataset
 
@@ -193,27 +193,6 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def sealed_json(data: dict[str, Any]) -> bytes:
-    """A JSON object with the checksum of its own text."""
-    return seal(json.dumps(data | {"seal": SEAL}, indent=2).encode())
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file of a run or an export holds, but for its seal, which is checked if it has one.
-
-    Raises:
-        ValueError: It is missing, cut, no JSON or not what was sealed.
-    """
-    try:
-        raw = path.read_bytes()
-        found = json.loads(raw)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
-    if isinstance(found, dict) and found.pop("seal", None) is not None:
-        check_seal(raw, str(path), "write it again, from its run; if you changed it yourself, take out its seal")
-    return found
-
-
 def _read_config(path: Path, data: Any) -> StudentConfig:
     """A student's configuration, as it was found in ``path``.
 
@@ -231,7 +210,7 @@ def _read_config(path: Path, data: Any) -> StudentConfig:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Same."""
+    """Publish a file under its name once all of it is written."""
     temporary = path.with_name(f"{path.name}.tmp")
     save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path)
@@ -541,7 +520,7 @@ class Student(nn.Module):
             found = read_json(path)
             data = found.get("student") if isinstance(found, dict) else None
         if data is None:
-            raise ValueError(f"expected a student (a run, its subfolder student, or an export) in {folder}, found none")
+            raise ValueError(f"expected a student (a run, a checkpoint of one, or an export) in {folder}, found none")
         config = _read_config(path, data)
         path = folder / "transformer" / "config.json"
         described = read_json(path)
@@ -571,9 +550,9 @@ class Student(nn.Module):
                 "which writes both"
             )
         student = cls(_make_transformer(saved["made_of"]["transformer"], path), config)
-        averaged = {name: p.detach().clone() for name, p in student.named_parameters()}
-        checkpoints.load(folder, {"student": student.state_dict(), "ema": {"shadow_params": averaged}})
-        student.load_state_dict(averaged, strict=False)  # else there are buffers
+        averaged = dict(student.named_parameters())
+        buffers = {name: x for name, x in student.state_dict().items() if name not in averaged}
+        checkpoints.load(folder, {"ema": {"shadow_params": averaged}, "student": buffers}, collectively=False)
         return student.eval()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import platform
@@ -31,13 +33,17 @@ from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.sampling import sample
 from ardistill.sharding import shard
-from ardistill.store import write_whole
-from ardistill.student import StepLinear, Student, StudentConfig, read_json, sealed_json
+from ardistill.store import read_json, sealed_json, write_whole
+from ardistill.student import StepLinear, Student, StudentConfig
 from ardistill.trajectories import TrajectoryDataset
 from ardistill.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
 
 __all__ = ["TrainingDivergedError", "distill", "environment"]
 
+LOCK = ".lock"
+_PATIENCE = 20.0
+"""Seconds: a process that was just killed takes a moment to be gone, and an arm of a study that is done to be read."""
+_LOG = logging.getLogger(__name__)
 _FREE = {"checkpoint_every", "keep_checkpoints", "shard", "tracker"}
 """Options of training that a run may be resumed with otherwise: its weights do not depend on them, but for rounding."""
 
@@ -48,6 +54,7 @@ def distill(
     folder: str | Path,
     config: TrainingConfig,
     *,
+    start: str | None = None,
     adversary: Adversary | None = None,
     validate: Callable[[Student, int], np.ndarray | None] | None = None,
     progress: bool = True,
@@ -60,6 +67,7 @@ def distill(
         folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``; at the end
             ``student/`` (EMA) and, of a student with adapters, ``adapters/``. Of several machines, one that all see.
         config: How.
+        start: Where the student was read from, if it is not its teacher's copy; kept in ``config.json``.
         adversary: Adds the loss of a discriminator on the last step's estimates (R+D); trained along.
         validate: Called with the student (EMA) and the number of steps done, at every checkpoint; a picture that it
             returns, (height, width, 3) or (height, width, 4) bytes, goes to the tracker.
@@ -85,6 +93,7 @@ def distill(
         "student": asdict(student.config),
         "training": asdict(config),
         "data": {"seed": data.manifest.seed, "num_trajectories": len(data), "draws": data.draws},
+        "start": {"student": start},
     }
     if adversary is not None:
         facts["adversarial"] = asdict(adversary.config)
@@ -142,6 +151,7 @@ def _train(
         tree = {
             "step": step,
             "good": good,
+            "watchdog": watchdog.state_dict(),
             "made_of": {"student": asdict(student.config), "transformer": student.described},
             "student": {name: x for name, x in student.state_dict().items() if name not in frozen},
             "optimizer": get_optimizer_state_dict(student, optimizer) if step > alone else {},
@@ -162,6 +172,7 @@ def _train(
             ema.restore(parameters)
             student.train()
 
+    watchdog = Watchdog()
     first = good = 0  # good: the last checkpoint that nothing looked wrong at
     saved_at = [str(checkpoints.newest(folder / "checkpoints") or "") if first_process else ""]
     broadcast_object_list(saved_at)  # of several processes one looks, and all read the same
@@ -175,13 +186,14 @@ def _train(
         if adversary is not None:
             adversary.load_state_dict(saved["adversary"])
         first = saved["step"]
-        good = saved.get("good", first)  # older ones do not say
+        good = saved.get("good", first)  # older ones do not say, nor what the watchdog has seen
+        if "watchdog" in saved:
+            watchdog.load_state_dict(saved["watchdog"])
     if first_process:
         _forget_after(folder / "metrics.jsonl", first)
     # Not as accelerate would distribute it (DDP) if it is distributed already.
     model = accelerator.prepare_model(student, evaluation_mode=config.shard)
     stepper = accelerator.prepare_optimizer(optimizer)
-    watchdog = Watchdog()
 
     bar = tqdm(total=config.max_steps, initial=first, desc="distil", disable=not (progress and first_process))
     for step in range(first, config.max_steps):
@@ -242,7 +254,7 @@ def _train(
             if shows:
                 with averaged():
                     diversity = _diversity(student, data, done, watchdog, accelerator)
-                if diversity >= COLLAPSED and not watchdog.rising:
+                if diversity >= COLLAPSED and not watchdog.suspects:
                     good = done
             checkpoints.save(folder / "checkpoints", done, state(done), config.keep_checkpoints, good)
             if shows and validate is not None:
@@ -341,14 +353,22 @@ def _check_names(config: TrainingConfig) -> None:
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """A second training of the same run would tear the first one's log and checkpoints. Released by a kill, too."""
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=_PATIENCE)
     try:
-        lock = FileLock(folder / ".lock", timeout=3).acquire()  # a process just killed takes a moment to be gone
+        lock.acquire()
     except Timeout as error:
         raise ValueError(
-            f"{folder} is being trained in by another process; wait for it, or choose a new folder"
+            f"{folder} is being trained in by another process ({error}); wait for it or choose a new folder; if it is "
+            f"gone, delete {folder / LOCK}"
         ) from error
-    with lock:
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        _LOG.warning("%s cannot be locked (%s): see to it that one process alone trains there", folder, error.strerror)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
@@ -361,6 +381,7 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
             before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
             before["training"] = asdict(TrainingConfig()) | before.get("training", {})
             before["data"] = {"draws": "rows"} | before.get("data", {})
+            before.setdefault("start", facts["start"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: expected the settings of a run; restore it, or choose a new folder") from error
         differing = [
@@ -375,7 +396,7 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
             )
         _write_environment(folder)
         return
-    if any(not x.name.endswith((".tmp", ".lock")) for x in folder.iterdir()):
+    if any(x.name != LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
     write_whole(path, sealed_json(facts))
     _write_environment(folder)
