@@ -135,6 +135,7 @@ def summary(found: Results) -> dict[str, Any]:
 
     plain, history = best(found, lambda x: not is_ard(x)), best(found, is_ard)
     put("degradation_ratio_paper_setup", ratios("paper-teacher-n0", "paper-teacher-n2"))
+    put("degradation_ratio_paper_setup_own_inputs", ratios("paper-student-n0", "paper-student-n7"))
     put("degradation_ratio_best", ratios(plain, history) if plain and history else [])
     out |= {"best_step_distillation": plain, "best_ard": history}
     tuned = seeds(found, "adversarial-n7-gated")
