@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -54,6 +56,16 @@ def test_a_second_training_into_a_folder_is_refused_while_the_first_goes_on(teac
     assert [step for step, _ in refused] == [3, 6]
     again = distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)  # it has ended
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_where_nothing_can_be_locked_it_is_told_of_and_goes_on(teacher, folder, monkeypatch, caplog):
+    def no_locks(self):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("ardistill.training.FileLock.acquire", no_locks)
+    data = TrajectoryDataset(folder / "data", 4)
+    distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)
+    assert "cannot be locked (No locks available): see to it that one process alone" in caplog.text
 
 
 def test_gates_open_in_training(teacher, folder):

@@ -40,7 +40,7 @@ from ardistill.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
 
 __all__ = ["TrainingDivergedError", "distill", "environment"]
 
-LOCK = ".lock"
+_LOCK = ".lock"
 _PATIENCE = 20.0
 """Seconds: a process that was just killed takes a moment to be gone, and an arm of a study that is done to be read."""
 _LOG = logging.getLogger(__name__)
@@ -353,13 +353,13 @@ def _check_names(config: TrainingConfig) -> None:
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """A second training of the same run would tear the first one's log and checkpoints. Released by a kill, too."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=_PATIENCE)
+    lock = FileLock(folder / _LOCK, timeout=_PATIENCE)
     try:
         lock.acquire()
     except Timeout as error:
         raise ValueError(
             f"{folder} is being trained in by another process ({error}); wait for it or choose a new folder; if it is "
-            f"gone, delete {folder / LOCK}"
+            f"gone, delete {folder / _LOCK}"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
@@ -396,7 +396,7 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
             )
         _write_environment(folder)
         return
-    if any(x.name != LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
+    if any(x.name != _LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
     write_whole(path, sealed_json(facts))
     _write_environment(folder)
