@@ -1,6 +1,6 @@
 """Kill trainings at random moments and start them again by the same command, until they end: are they bit-equal?
 
-    python benchmarks/faults_training.py [--kills 50] [--seed 0] [--json benchmarks/results/faults_training.json]
+    python benchmarks/faults_training.py [--kills 50] [--seed 3] [--json benchmarks/results/faults_training.json]
 
 Each training is one process, two under DDP or two with the weights divided over them, gloo, CPU, fp32, of a tiny random
 DiT. It is killed (SIGKILL, all its processes) at a random moment, drawn anew from the first import to the last write;
