@@ -94,9 +94,9 @@ def make_transformer(width: int = 160, num_layers: int = 6, size: int = 32) -> S
     return model
 
 
-def make_pipeline(width: int = 160, num_layers: int = 6) -> PixelSD3Pipeline:
+def make_pipeline(width: int = 160, num_layers: int = 6, tokenizer: CLIPTokenizer | None = None) -> PixelSD3Pipeline:
     """The teacher, untrained."""
-    tokenizer = make_tokenizer()
+    tokenizer = tokenizer or make_tokenizer()
     text_encoders = [make_text_encoder(tokenizer) for _ in range(2)]
     transformer, scheduler = make_transformer(width, num_layers), FlowMatchEulerDiscreteScheduler()
     return PixelSD3Pipeline(transformer, scheduler, text_encoders[0], tokenizer, text_encoders[1], tokenizer)
@@ -134,7 +134,7 @@ def save(pipeline: PixelSD3Pipeline, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/scenes_teacher", help="run folder (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=8500, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=14000, help="optimiser steps (default: %(default)s)")
     parser.add_argument(
         "--cooldown", type=int, default=2500, help="last steps with falling rate (default: %(default)s)"
     )
@@ -158,7 +158,11 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    pipeline = make_pipeline(args.width, args.num_layers)
+    checkpoint, start = out / "checkpoint.pt", 0
+    before = out / "teacher" / "tokenizer"  # made anew, pieces that are as frequent would change places
+    known = CLIPTokenizer.from_pretrained(before) if before.is_dir() else None
+    pipeline = make_pipeline(args.width, args.num_layers, known)
+    pipeline.tokenizer.save_pretrained(before)
     tokenizer, transformer = pipeline.tokenizer, pipeline.transformer
     text_encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
     model = nn.ModuleList([transformer, *text_encoders]).train()
@@ -169,7 +173,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     ema = EMAModel(model.parameters(), decay=args.ema_decay, use_ema_warmup=True, power=0.75)
 
-    checkpoint, start = out / "checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
