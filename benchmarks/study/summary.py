@@ -212,7 +212,7 @@ def report(study: str, title: str) -> list[str]:
     solvers = json.loads(path.read_text())["arms"]
     left = [name for name in arms(study) if name not in found]
     curves_plot(found, DOCS / f"study_{study}_curves.png")
-    kinds = ("state-teacher-n0", "state-teacher-n7-gated", "uneven-n0", "uneven-n7-gated", "paper-teacher-n2")
+    kinds = ("state-teacher-n0", "state-teacher-n7-gated", "uneven-n0-flops", "uneven-n7-gated", "paper-teacher-n2")
     shown = [name for name in kinds if name in found]
     exposure_bias_plot({x: found[x]["error_per_step"] for x in shown}, DOCS / f"study_{study}_error_per_step.png")
     return [
