@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ardistill.evaluation import exposure_bias_plot, paired_bootstrap
@@ -157,8 +158,9 @@ def summary(found: Results) -> dict[str, Any]:
 
 def curves_plot(found: Results, path: Path) -> None:
     """FD to the teacher against training MACs, of the arms that were followed: means, and the range of the seeds."""
-    figure = Figure(figsize=(8, 4.6), dpi=150, facecolor="white")
+    figure = Figure(figsize=(9.5, 4.6), dpi=150, facecolor="white")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
     for name in unseeded(found):
         followed = [x for x in seeds(found, name) if x.get("curve")]
         if followed and "finetune" not in (options := followed[0]["options"]):
@@ -172,7 +174,7 @@ def curves_plot(found: Results, path: Path) -> None:
     axes.set(xlabel="training, 10¹² multiply-accumulates", ylabel="FD to the teacher (1,000 noises)", yscale="log")
     axes.grid(which="both", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7, ncol=2)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path)
 
