@@ -151,11 +151,7 @@ class Store:
         assert self.folder is not None
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"  # of this call: threads, forks, other machines
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / name)
+            _write_then_rename(temporary, self.folder / name, data)
             return True
         except FileNotFoundError:
             if not self.folder.is_dir():
@@ -199,11 +195,14 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; what was there before is as it was.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
+    _write_then_rename(path.with_name(f"{path.name}.tmp"), path, data)
+
+
+def _write_then_rename(temporary: Path, path: Path, data: bytes) -> None:
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

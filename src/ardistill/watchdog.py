@@ -46,7 +46,8 @@ class Watchdog:
 
     def _windows(self) -> tuple[list[float], list[float]]:
         """Norms of up to 100 steps, and of the 10 after them."""
-        return [*self._norms][:-10], [*self._norms][-10:]
+        norms = [*self._norms]
+        return norms[:-10], norms[-10:]
 
     def gradient(self, step: int, norm: float) -> None:
         """Look at the norm of an optimiser step's gradient, before it is clipped and before weights are changed.
