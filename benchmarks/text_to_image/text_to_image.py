@@ -30,11 +30,13 @@ from tqdm import tqdm
 
 from ardistill import Teacher
 from ardistill.evaluation import (
+    BootstrapInterval,
     FeatureStatistics,
     Judge,
     Sampler,
     extract_features,
     frechet_distance,
+    paired_bootstrap,
     paired_distance,
     sample_grid,
 )
@@ -43,7 +45,7 @@ from ardistill.families import Condition
 from ardistill.real_data import save_real
 from ardistill.study import Study
 from ardistill.training import environment
-from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, prompts
+from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, example, prompts
 from ardistill.zoo.scenes.detector import load_detector
 
 HERE = Path(__file__).parent
@@ -56,6 +58,27 @@ SHARD = 100
 SOLVER_STEPS = 24
 REAL = 8192
 """Renders with their captions."""
+FIGURES = {"fd": "FD", "fd_to_teacher": "FD to teacher", "distance_to_teacher": "distance to teacher"}
+COMPARED = [
+    ("n6-gated", "n0"),
+    ("n6-gated", "teacher"),
+    ("n0", "teacher"),
+    ("adversarial-n6-gated", "teacher"),
+    ("n6-gated", "euler-8"),
+    ("n6-gated-s3", "n0-s3"),
+    ("n6-gated-s2", "n0-s2"),
+]
+"""Arms whose adherence is compared prompt by prompt."""
+INTRODUCTION = """# Text to image
+
+Made by `python benchmarks/text_to_image/text_to_image.py --summary` from the results beside it; the arms are those of
+`recipes/study_scenes.yaml`: `n0` step distillation, `n6-gated` ARD with history in all six layers, `-s3` and `-s2` with 3
+and 2 steps, `kd` with one, `adversarial-...` a discriminator after it. The same prompts and noise for every arm.
+
+FD in the features of the detector, to real renders of the same prompts (the floor: renders of as many other prompts), and
+to the teacher's own 24 guided steps. Adherence: the share of pictures that show what their prompt says and nothing else, as
+the detector sees it; below it the share of real renders that it judges rightly. In round brackets: largest minus smallest
+over seeds. In square ones: 95 % intervals over prompts, arms paired prompt by prompt, an arm's seeds averaged."""
 SHOWN = 2
 """Prompts of each category in the picture: the first ones."""
 Draw = Callable[[Tensor, Condition], Tensor]
@@ -77,6 +100,10 @@ class HeldOut:
     """The teacher's, in [-1, 1]."""
     features: Tensor
     """Of these images: every arm is held against them."""
+    renders: FeatureStatistics
+    """Of real pictures of these prompts, one each."""
+    fd_floor: float
+    """Of real pictures of other prompts to these."""
 
     def batches(self) -> tuple[list[Tensor], list[Condition]]:
         parts = shards(len(self.noise))
@@ -112,8 +139,16 @@ class Bench:
                     path.with_suffix(".tmp").replace(path)
                 images.append(load_file(path)["images"])
             exact = torch.cat(images)
-            found[split] = HeldOut(asked, noise, condition, exact, extract_features(self.judge.network, exact))
+            features = extract_features(self.judge.network, exact)
+            renders, others = self.renders(split, 1), self.renders(split, 2)
+            floor = frechet_distance(renders, others)
+            found[split] = HeldOut(asked, noise, condition, exact, features, renders, floor)
         return found
+
+    def renders(self, split: str, seed: int) -> FeatureStatistics:
+        """Of real pictures of as many prompts as the split holds, one each; those of seed 1 are its own."""
+        scenes = [example(split, i, seed)[0] for i in range(SPLITS[split])]
+        return FeatureStatistics.from_features(extract_features(self.judge.network, as_images(scenes)))
 
     def write_real(self) -> None:
         """What a discriminator learns from, if it is not there: pictures of those that the teacher was trained on."""
@@ -132,8 +167,11 @@ class Bench:
                 drawn = self.teacher.decode(torch.cat(list(map(draw, *held_out.batches()))))
             ours = theirs if draw is None else extract_features(self.judge.network, drawn)
             verdicts = judge(self.detector, drawn, held_out.prompts)
+            statistics = FeatureStatistics.from_features(ours)
             found[split] = {
-                "fd_to_teacher": frechet_distance(*map(FeatureStatistics.from_features, (theirs, ours))),
+                "fd": frechet_distance(held_out.renders, statistics),
+                "fd_floor": held_out.fd_floor,
+                "fd_to_teacher": frechet_distance(FeatureStatistics.from_features(theirs), statistics),
                 "distance_to_teacher": paired_distance(ours, theirs).mean,
                 "adherence": [asdict(x) for x in scores(verdicts, held_out.prompts, split)],
                 "verdicts": "".join(str(int(x)) for x in verdicts),
@@ -156,7 +194,8 @@ def solvers(teacher: Teacher) -> dict[str, tuple[Draw | None, int]]:
 
 def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
     """Train an arm if it is one of the recipe's, and evaluate it."""
-    began, facts = time.time(), {"name": name}
+    began = time.time()
+    facts: dict[str, Any] = {"name": name}
     if name in bench.study.facts["arms"]:
         if "finetune" in bench.study.options(name):
             bench.write_real()
@@ -186,52 +225,80 @@ def shares(result: dict[str, Any], split: str) -> dict[str, float]:
     return {x["category"]: x["share"] for x in result["splits"][split]["adherence"]}
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and largest minus smallest."""
-    return sum(values) / len(values), max(values) - min(values)
+def passed(seeds: list[dict[str, Any]], split: str) -> Tensor:
+    """Share of an arm's seeds whose picture of a prompt is what it says, prompt by prompt."""
+    return torch.tensor([[float(x) for x in seed["splits"][split]["verdicts"]] for seed in seeds]).mean(0)
 
 
-def cell(values: Sequence[float]) -> str:
-    mean, spread = mean_and_spread(values)
-    return f"{mean:.3f} ({spread:.3f})" if len(values) > 1 else f"{mean:.3f}"
+def differences(found: dict[str, list[dict[str, Any]]], split: str) -> dict[str, dict[str, BootstrapInterval]]:
+    """ "A - B" -> category, and "overall" -> mean difference in adherence on the same prompts and noise."""
+    asked = [x.category for x in prompts(split, SPLITS[split])]
+    rows = {kind: [i for i, x in enumerate(asked) if x == kind] for kind in dict.fromkeys(asked)}
+    rows["overall"] = list(range(len(asked)))
+    pairs = [(a, b) for a, b in COMPARED if a in found and b in found]
+    return {
+        f"{a} - {b}": {
+            kind: paired_bootstrap(passed(found[a], split)[part], passed(found[b], split)[part])
+            for kind, part in rows.items()
+        }
+        for a, b in pairs
+    }
+
+
+def cell(values: Sequence[float], digits: int = 3) -> str:
+    """Mean, and where there are several, largest minus smallest in brackets."""
+    spread = f" ({max(values) - min(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.{digits}f}{spread}"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
-    """One row an arm, its seeds together."""
+    """One row an arm, its seeds together, then what real renders have."""
+    teacher = found["teacher"][0]["splits"][split]
     kinds = list(shares(found["teacher"][0], split))
-    lines = [
-        f"| arm | seeds | evaluations | FD to teacher | distance to teacher | {' | '.join(kinds)} |",
-        f"|---|---|---|---|---|{'---|' * len(kinds)}",
-    ]
+    heads = ["arm", "seeds", "evaluations", *FIGURES.values(), *kinds]
+    lines = [row(*heads), "|---" * len(heads) + "|"]
     for name, seeds in found.items():
-        parts = [x["splits"][split] for x in seeds]
-        figures = [cell([x[key] for x in parts]) for key in ("fd_to_teacher", "distance_to_teacher")]
+        figures = [cell([x["splits"][split][key] for x in seeds]) for key in FIGURES]
         figures += [cell([shares(x, split)[kind] for x in seeds]) for kind in kinds]
-        lines.append(f"| {name} | {len(seeds)} | {seeds[0]['nfe']} | {' | '.join(figures)} |")
-    judged = [f"{x['detector_accuracy']:.3f}" for x in found["teacher"][0]["splits"][split]["adherence"]]
-    return [*lines, f"| real renders, by the same detector | | | | | {' | '.join(judged)} |"]
+        lines.append(row(name, len(seeds), seeds[0]["nfe"], *figures))
+    judged = [f"{x['detector_accuracy']:.3f}" for x in teacher["adherence"]]
+    return [*lines, row("real renders", "", "", f"{teacher['fd_floor']:.3f}", "", "", *judged)]
+
+
+def difference_table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
+    """One row a pair of arms, with 95 % intervals."""
+    compared = differences(found, split)
+    kinds = list(next(iter(compared.values())))
+    lines = [row("difference", *kinds), "|---" * (1 + len(kinds)) + "|"]
+    for pair, parts in compared.items():
+        lines.append(row(pair, *(f"{x.difference:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in parts.values())))
+    return lines
 
 
 def summarise() -> None:
     """Write summary.json, docs/text-to-image.md and its picture."""
     found = results()
-    names = {"step_distillation": "n0", "ard": "n6-gated"} | {name: name for name in found}
-    names = {
-        name.replace("-", "_"): arm for name, arm in names.items() if arm in found and name not in ("n0", "n6-gated")
-    }
-    out: dict[str, Any] = {"prompts": SPLITS, "seeds": {name: len(found[arm]) for name, arm in names.items()}}
+    heads = {"teacher": "teacher", "n0": "step_distillation", "n6-gated": "ard"}
+    named = {heads.get(name, name.replace("-", "_")): seeds for name, seeds in found.items()}
+    out: dict[str, Any] = {"prompts": SPLITS, "seeds": {name: len(seeds) for name, seeds in named.items()}}
     for split in SPLITS:
         suffix = "" if split == "seen" else f"_{split}"
-        for key in ("adherence", "fd"):
-            values = {
-                name: [
-                    shares(x, split)["overall"] if key == "adherence" else x["splits"][split]["fd_to_teacher"]
-                    for x in found[arm]
-                ]
-                for name, arm in names.items()
+        for key in ("adherence", *FIGURES):
+            figures = {
+                name: [shares(x, split)["overall"] if key == "adherence" else x["splits"][split][key] for x in seeds]
+                for name, seeds in named.items()
             }
-            out[key + suffix] = {name: round(mean_and_spread(x)[0], 5) for name, x in values.items()}
-            out[f"{key}{suffix}_spread"] = {name: round(mean_and_spread(x)[1], 5) for name, x in values.items()}
+            out[key + suffix] = {name: round(sum(x) / len(x), 5) for name, x in figures.items()}
+            out[f"{key}{suffix}_spread"] = {name: round(max(x) - min(x), 5) for name, x in figures.items()}
+        out[f"adherence_difference{suffix}"] = {
+            pair: {kind: {k: round(v, 5) for k, v in x._asdict().items()} for kind, x in parts.items()}
+            for pair, parts in differences(found, split).items()
+        }
+        out[f"fd_floor{suffix}"] = round(found["teacher"][0]["splits"][split]["fd_floor"], 5)
     (HERE / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
 
     asked = prompts("seen", SHOWN * len(CATEGORIES))
@@ -240,16 +307,10 @@ def summarise() -> None:
         strip = torch.from_numpy(np.array(Image.open(RESULTS / f"{name}.png"))).permute(2, 0, 1)
         rows[name] = torch.stack(strip.split(strip.shape[1], -1)).float() / 127.5 - 1
     sample_grid(rows, DOCS / "text_to_image.png", [textwrap.fill(x.text, 12) for x in asked])
-    lines = [
-        "# Text to image",
-        "",
-        "Made by `python benchmarks/text_to_image/text_to_image.py --summary` from the results beside it; the arms",
-        "are those of `recipes/study_scenes.yaml`. The same prompts and noise for every arm; FD in the features of",
-        "the detector, to the teacher's own 24 guided steps; adherence is the share of pictures that show what their",
-        "prompt says, as the detector sees it. In brackets: largest minus smallest over seeds.",
-    ]
+    lines = [INTRODUCTION]
     for split, count in SPLITS.items():
         lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", *table(found, split)]
+        lines += ["", *difference_table(found, split)]
     shown = "![The first prompts of each category, the same noise down each column](text_to_image.png)"
     (DOCS / "text-to-image.md").write_text("\n".join([*lines, "", shown, ""]))
 
