@@ -3,8 +3,8 @@
     OMP_WAIT_POLICY=passive python benchmarks/text_to_image/text_to_image.py [--only REGEX] [--threads 1]
 
 Arms are trained as recipes/study_scenes.yaml says and resume if they were killed; an arm whose result is in results/ is
-left out. Held out are 4,600 prompts: 2,400 seen, 1,600 of unseen combinations, 600 in unseen wordings. --summary makes
-summary.json, docs/text-to-image.md and its pictures from the results alone.
+left out. Drawn are 4,600 prompts from noise of their own: 2,400 seen, 1,600 of unseen combinations, 600 in unseen
+wordings. --summary makes summary.json, docs/text-to-image.md and its picture from the results alone.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ COMPARED = [
     ("n0", "teacher"),
     ("adversarial-n6-gated", "teacher"),
     ("n6-gated", "euler-8"),
+    ("n6-gated", "euler-4-knots"),
     ("n6-gated-s3", "n0-s3"),
     ("n6-gated-s2", "n0-s2"),
 ]
@@ -72,13 +73,17 @@ COMPARED = [
 INTRODUCTION = """# Text to image
 
 Made by `python benchmarks/text_to_image/text_to_image.py --summary` from the results beside it; the arms are those of
-`recipes/study_scenes.yaml`: `n0` step distillation, `n6-gated` ARD with history in all six layers, `-s3` and `-s2` with 3
-and 2 steps, `kd` with one, `adversarial-...` a discriminator after it. The same prompts and noise for every arm.
+`recipes/study_scenes.yaml`: `n0` step distillation, `n6-gated` ARD with history in all six layers, `-s3` and `-s2`
+with 3 and 2 steps, `kd` with one, `adversarial-...` a discriminator after it, with its steps on top. `euler-4-knots`
+is the teacher's solver at the students' knots, the others at uniform ones. The same prompts and noise for every arm.
+The noise was never trained on; seen prompts are of the training distribution, many of them (nearly all of one object)
+training captions word for word.
 
-FD in the features of the detector, to real renders of the same prompts (the floor: renders of as many other prompts), and
-to the teacher's own 24 guided steps. Adherence: the share of pictures that show what their prompt says and nothing else, as
-the detector sees it; below it the share of real renders that it judges rightly. In round brackets: largest minus smallest
-over seeds. In square ones: 95 % intervals over prompts, arms paired prompt by prompt, an arm's seeds averaged."""
+FD in the features of the detector, to real renders of the same prompts (the floor: renders of as many other prompts),
+and to the teacher's own 24 guided steps. Adherence: the share of pictures that show what their prompt says and
+nothing else, as the detector sees it; below it the share of real renders that it judges rightly. In round brackets:
+largest minus smallest over seeds. In square ones: 95 % intervals over prompts, arms paired prompt by prompt, an arm's
+seeds averaged."""
 SHOWN = 2
 """Prompts of each category in the picture: the first ones."""
 Draw = Callable[[Tensor, Condition], Tensor]
@@ -119,6 +124,10 @@ class Bench:
     @property
     def teacher(self) -> Teacher:
         return self.study.teacher
+
+    @cached_property
+    def solvers(self) -> dict[str, tuple[Draw | None, int]]:
+        return solvers(self.teacher, self.study.facts["distill"]["knots"])
 
     @cached_property
     def sets(self) -> dict[str, HeldOut]:
@@ -181,21 +190,23 @@ class Bench:
         return found, shown
 
 
-def solvers(teacher: Teacher) -> dict[str, tuple[Draw | None, int]]:
-    """Arm -> how it draws, and evaluations of the network, two a guided step."""
+def solvers(teacher: Teacher, knots: Sequence[int]) -> dict[str, tuple[Draw | None, int]]:
+    """Arm -> how it draws, and evaluations of the network, two a guided step; ``knots`` are the students'."""
     found: dict[str, tuple[Draw | None, int]] = {"teacher": (None, 2 * SOLVER_STEPS)}
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 1.0}
     for steps in (4, 8):
         dpm_solver = DPMSolverMultistepScheduler.from_config(teacher.scheduler.config, **options)
         found[f"euler-{steps}"] = Sampler.of_teacher(teacher, steps).draw, 2 * steps
         found[f"dpm-solver-{steps}"] = Sampler.of_scheduler(teacher, dpm_solver, steps).draw, 2 * steps
+    uneven = teacher.knots(SOLVER_STEPS).select(knots)
+    found["euler-4-knots"] = lambda noise, condition: teacher.solve_ode(noise, condition, uneven).states[:, -1], 8
     return found
 
 
 def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
     """Train an arm if it is one of the recipe's, and evaluate it."""
     began = time.time()
-    facts: dict[str, Any] = {"name": name}
+    facts: dict[str, Any] = {"name": name, "teacher": bench.teacher.fingerprint(), "environment": environment()}
     if name in bench.study.facts["arms"]:
         if "finetune" in bench.study.options(name):
             bench.write_real()
@@ -203,16 +214,24 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
         draw, facts["nfe"] = Sampler.of_student(student).draw, student.num_steps
         facts["options"] = bench.study.options(name)
     else:
-        draw, facts["nfe"] = solvers(bench.teacher)[name]
+        draw, facts["nfe"] = bench.solvers[name]
     facts["seconds"] = round(time.time() - began)
     found, shown = bench.evaluate(draw)
-    return facts | {"splits": found, "environment": environment()}, shown
+    return facts | {"splits": found}, shown
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
     """Arm -> what was found, over its seeds, in the order of the arms."""
     found: dict[str, list[dict[str, Any]]] = {}
-    order = ["teacher", "dpm-solver-8", "dpm-solver-4", "euler-8", "euler-4", *Study(RECIPE).facts["arms"]]
+    order = [
+        "teacher",
+        "dpm-solver-8",
+        "dpm-solver-4",
+        "euler-8",
+        "euler-4",
+        "euler-4-knots",
+        *Study(RECIPE).facts["arms"],
+    ]
     for name in order:
         if (RESULTS / f"{name}.json").exists():
             text = (RESULTS / f"{name}.json").read_text()
@@ -271,8 +290,7 @@ def table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
 
 def difference_table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
     """One row a pair of arms, with 95 % intervals."""
-    compared = differences(found, split)
-    kinds = list(next(iter(compared.values())))
+    compared, kinds = differences(found, split), list(shares(found["teacher"][0], split))
     lines = [row("difference", *kinds), "|---" * (1 + len(kinds)) + "|"]
     for pair, parts in compared.items():
         lines.append(row(pair, *(f"{x.difference:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in parts.values())))
@@ -327,7 +345,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     bench = Bench(RECIPE)
     RESULTS.mkdir(exist_ok=True)
-    for name in [*solvers(bench.teacher), *bench.study.facts["arms"]]:
+    for name in [*bench.solvers, *bench.study.facts["arms"]]:
         path = RESULTS / f"{name}.json"
         if not re.fullmatch(args.only, name) or path.exists():
             continue
