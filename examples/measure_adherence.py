@@ -17,6 +17,7 @@ import torch
 
 from ardistill.evaluation import sample_grid
 from ardistill.evaluation.adherence import adherence_table, judge, scores
+from ardistill.evaluation.report import markdown_table
 from ardistill.teacher import Teacher
 from ardistill.zoo.scenes.data import CATEGORIES, SPLITS, Prompt, prompts
 from ardistill.zoo.scenes.detector import load_detector
@@ -56,7 +57,10 @@ def main(argv: list[str] | None = None) -> None:
             if split == "seen":
                 pictures[f"guidance {scale:g}"] = images[: 2 * len(CATEGORIES)]
         found[split] = {name: [asdict(score) for score in row] for name, row in rows.items()}
-        print(f"{split}, {args.count} prompts, {args.solver_steps} steps\n\n{adherence_table(rows)}\n", flush=True)
+        print(
+            f"{split}, {args.count} prompts, {args.solver_steps} steps\n\n{markdown_table(adherence_table(rows))}\n",
+            flush=True,
+        )
     facts = {"teacher": args.teacher, "solver_steps": args.solver_steps, "prompts": args.count, "scores": found}
     (out / "adherence.json").write_text(json.dumps(facts, indent=1) + "\n")
     if pictures:

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
 from ardistill.evaluation import draw_samples
 from ardistill.evaluation.adherence import adherence, adherence_table
+from ardistill.evaluation.report import markdown_table
 from ardistill.sampling import sample
 from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import caption, prompts
@@ -56,19 +57,22 @@ def main(argv: list[str] | None = None) -> None:
     draw_samples(student, teacher, out / "samples.png", count=4, prompts=["a red cat left of a blue house"])
 
     # A diffusers pipeline that needs torch, diffusers and transformers alone.
-    export(student, teacher, out / "student")
+    if not (out / "student" / "model_index.json").exists():
+        export(student, teacher, out / "student")
     pipeline = DiffusionPipeline.from_pretrained(out / "student", trust_remote_code=True)
+    print(f'DiffusionPipeline.from_pretrained("{out / "student"}", trust_remote_code=True)')
     generator = torch.Generator().manual_seed(0)
     pipeline("three yellow ducks", num_images_per_prompt=2, generator=generator).images[0].save(out / "ducks.png")
 
-    # How often student and teacher draw what new prompts say, from the same noise; a detector looks.
+    # How often student and teacher draw what new prompts say, from the same noise; a detector of the scene world looks.
+    if args.teacher != "zoo/scenes":
+        return
     asked = [prompt.text for prompt in prompts("seen", args.count)]
     condition, noise = teacher.encode(asked), teacher.noise(1, 0, args.count)
     solved = teacher.solve_ode(noise, condition, teacher.knots(args.solver_steps)).states[:, -1]
     images = {"teacher": solved, "student": sample(student, noise, condition)[:, -1]}
     found = adherence({name: teacher.decode(x) for name, x in images.items()}, asked)
-    print(adherence_table(found["seen"]) if found else "adherence is of teachers of the scene world")
-    print(f'DiffusionPipeline.from_pretrained("{out / "student"}", trust_remote_code=True)')
+    print(markdown_table(adherence_table(found["seen"])))
 
 
 if __name__ == "__main__":

@@ -184,6 +184,8 @@ def test_an_exported_text_student_draws_pixels_with_diffusers_alone(run, tmp_pat
         assert torch.allclose(images, expected, atol=1e-5)
         with pytest.raises(ValueError, match="negative_prompt"):
             pipeline(texts, negative_prompt="a cat")
+        with pytest.raises(ValueError, match="an exported student is its folder"):
+            pipeline.save_pretrained(tmp_path / "again")
 
 
 def test_each_word_is_one_token():
@@ -211,6 +213,7 @@ def test_a_caption_is_read_as_it_was_said():
         for prompt in prompts(split, 200):
             assert read_caption(prompt.text) == prompt
             assert bool(prompt.unseen) == (split == "unseen_combinations")
+    assert read_caption(" A red  cat.") == replace(read_caption("a red cat"), text=" A red  cat.")
 
 
 @pytest.mark.parametrize(

@@ -213,13 +213,19 @@ def test_prompts_come_from_a_file_or_a_data_set(tmp_path, monkeypatch):
     (tmp_path / "me" / "others" / "train.jsonl").write_text('{"caption": "a"}')
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "torn.jsonl").write_text('{"prompt": "a')
+    (tmp_path / "numbers.jsonl").write_text('{"prompt": "a"}\n{"prompt": 5}')
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([PROMPTS[0] + " ", *PROMPTS[1:]]).encode())
+    (tmp_path / "separated.jsonl").write_text(json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    for source in ("prompts.txt", "prompts.jsonl", "me/prompts"):
+    for source in ("prompts.txt", "prompts.jsonl", "me/prompts", "marked.txt"):
         assert load_prompts(source) == PROMPTS
+    assert load_prompts("separated.jsonl") == ["a\u2028b"]
     for source, message in (
         ("me/others", "expected a column prompt or text, found caption"),
         ("me/absent", "cannot be read as a data set"),
+        ("me/absent-2.47M", "cannot be read as a data set"),
+        ("numbers.jsonl", "prompt 2: expected text, got 5"),
         ("absent.txt", "a text or JSONL file, or the id"),
         ("empty.txt", "holds no prompts"),
         ("torn.jsonl", "expected one JSON object"),

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -144,8 +144,9 @@ class Bench:
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     drawn = self.teacher.decode(solve(noise[rows], {k: x[rows] for k, x in condition.items()}))
-                    save_file({"images": drawn.contiguous()}, path.with_suffix(".tmp"))
-                    path.with_suffix(".tmp").replace(path)
+                    temporary = path.with_suffix(f".{os.getpid()}")
+                    save_file({"images": drawn.contiguous()}, temporary)
+                    temporary.replace(path)
                 images.append(load_file(path)["images"])
             exact = torch.cat(images)
             features = extract_features(self.judge.network, exact)
@@ -223,16 +224,8 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
 def results() -> dict[str, list[dict[str, Any]]]:
     """Arm -> what was found, over its seeds, in the order of the arms."""
     found: dict[str, list[dict[str, Any]]] = {}
-    order = [
-        "teacher",
-        "dpm-solver-8",
-        "dpm-solver-4",
-        "euler-8",
-        "euler-4",
-        "euler-4-knots",
-        *Study(RECIPE).facts["arms"],
-    ]
-    for name in order:
+    drawn = ["teacher", "dpm-solver-8", "dpm-solver-4", "euler-8", "euler-4", "euler-4-knots"]
+    for name in [*drawn, *Study(RECIPE).facts["arms"]]:
         if (RESULTS / f"{name}.json").exists():
             text = (RESULTS / f"{name}.json").read_text()
             found.setdefault(re.sub(r"-seed\d+$", "", name), []).append(json.loads(text))
@@ -324,7 +317,7 @@ def summarise() -> None:
     for name in found:
         strip = torch.from_numpy(np.array(Image.open(RESULTS / f"{name}.png"))).permute(2, 0, 1)
         rows[name] = torch.stack(strip.split(strip.shape[1], -1)).float() / 127.5 - 1
-    sample_grid(rows, DOCS / "text_to_image.png", [textwrap.fill(x.text, 12) for x in asked])
+    sample_grid(rows, DOCS / "text_to_image.png", [x.text for x in asked])
     lines = [INTRODUCTION]
     for split, count in SPLITS.items():
         lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", *table(found, split)]

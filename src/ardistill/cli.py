@@ -574,7 +574,8 @@ def _compare(
         curves[name] = exposure_bias(student, teacher_model, states, denoised, condition, manifest.knots)
     Path(out).mkdir(parents=True, exist_ok=True)
     exposure_bias_plot(curves, Path(out) / "exposure_bias.png")
-    found.write(out, f"Students of {manifest.teacher}", pictures={"Error per step": Path(out) / "exposure_bias.png"})
+    pictures = {"Error per step": Path(out) / "exposure_bias.png"}
+    found.write(out, f"Students of {manifest.teacher}", columns=data.prompts or None, pictures=pictures)
     (Path(out) / "figures.md").write_text(found.markdown())
     return found.to_dict() | {"out": out, "text": f"{found.table()}\nReport: {Path(out) / 'report.html'}"}
 

@@ -54,7 +54,8 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
             "if not given): each step is one evaluation all the same."
         )
     takes_text = student.family.encode is not None
-    example = 'prompt="a photo of the moon"' if takes_text else "[0, 1, 2]"
+    example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
+    needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
     more = ""
     if student.has_own_weights:
         more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
@@ -81,7 +82,7 @@ pipeline = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=Tr
 images = pipeline({example}).images
 ```
 
-`trust_remote_code` runs the pipeline module in this folder, which needs torch and diffusers alone. With ardistill
+`trust_remote_code` runs the pipeline module in this folder, which needs {needs} alone. With ardistill
 installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}
 
 {"![Samples](samples.png)" if has_picture else ""}

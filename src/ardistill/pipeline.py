@@ -172,6 +172,13 @@ def few_step_pipeline(base: type) -> type:
             finally:
                 self.__dict__.update(kept)
 
+        def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+            """Of the parts that diffusers knows of it would make a folder that does not load."""
+            raise ValueError(
+                "an exported student is its folder, with the pipeline's module in it: copy "
+                f"{self.config.get('_name_or_path') or 'it'} to {save_directory}, or publish it with hf upload"
+            )
+
     if "max_sequence_length" in inspect.signature(getattr(base, "encode_prompt", object)).parameters:
 
         def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:

@@ -262,17 +262,19 @@ class Teacher:
         """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
 
         Args:
-            prompts: Any number, not encoded twice where they repeat.
+            prompts: One or more, not encoded twice where they repeat.
             batch_size: Prompts encoded at once.
             negative: Whether they are of the unguided branch.
             device: Where the text encoders run, and are taken away from afterwards; where the transformer is if not
                 given.
 
         Raises:
-            ValueError: The teacher takes no text, or its folder has no text encoder.
+            ValueError: The teacher takes no text, or its folder has no text encoder, or there is no prompt.
         """
         if self.family.encode is None:
             raise ValueError(f"{self.name or 'the teacher'} is conditioned on class labels, not on prompts")
+        if not prompts:
+            raise ValueError("expected one prompt or more, got none")
         if self._text_pipeline is None:
             self._text_pipeline = self._load_text_pipeline()
         distinct = list(dict.fromkeys(prompts))

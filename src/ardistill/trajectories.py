@@ -553,7 +553,7 @@ def load_prompts(source: str) -> list[str]:
     prompts to judge by, 4,096 each.
 
     Raises:
-        ValueError: There are none, or a line has no prompt.
+        ValueError: There are none, or a line has no prompt, or one that is no text.
     """
     if source == "zoo/scenes" or source.startswith("zoo/scenes/"):
         from ardistill.zoo.scenes.data import caption, prompts
@@ -562,7 +562,7 @@ def load_prompts(source: str) -> list[str]:
         return [x.text for x in (prompts(split, 4096) if split else (caption(0, i)[1] for i in range(4096)))]
     path = Path(source)
     if not path.is_file():
-        if path.suffix or source.count("/") != 1:
+        if path.suffix in (".txt", ".jsonl") or source.count("/") != 1:
             raise ValueError(f"expected prompts in {source}: a text or JSONL file, or the id of a data set")
         try:
             import datasets
@@ -575,9 +575,9 @@ def load_prompts(source: str) -> list[str]:
         column = next((name for name in ("prompt", "text") if name in rows.column_names), None)
         if column is None:
             raise ValueError(f"{source}: expected a column prompt or text, found {', '.join(rows.column_names)}")
-        return list(rows[column])
+        return _texts(source, list(rows[column]))
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as text, one prompt a line ({error})") from error
     if path.suffix == ".jsonl":
@@ -585,6 +585,14 @@ def load_prompts(source: str) -> list[str]:
             lines = [json.loads(line)["prompt"] for line in lines]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: expected one JSON object with the key prompt a line ({error})") from error
-    if not lines:
-        raise ValueError(f"{path} holds no prompts")
-    return lines
+    return _texts(source, lines)
+
+
+def _texts(source: str, found: list[Any]) -> list[str]:
+    """Prompts as they are, if they are some."""
+    if not found:
+        raise ValueError(f"{source} holds no prompts")
+    for number, prompt in enumerate(found, start=1):
+        if not isinstance(prompt, str):
+            raise ValueError(f"{source}, prompt {number}: expected text, got {prompt!r}")
+    return found

@@ -59,6 +59,10 @@ def test_bad_grids_are_told(tmp_path):
         sample_grid({"a": torch.zeros(2, 1, 8, 8), "b": torch.zeros(3, 1, 8, 8)}, tmp_path / "grid.png")
     with pytest.raises(ValueError, match="one shape"):
         sample_grid({}, tmp_path / "grid.png")
+    sample_grid({"a": torch.zeros(2, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}, tmp_path / "heads.png", list("wxyz"))
+    sample_grid({"a": torch.zeros(2, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}, tmp_path / "grid.png", list("wx"))
+    heights = [Image.open(tmp_path / name).height for name in ("heads.png", "grid.png")]
+    assert heights[0] > heights[1]  # the second row has heads of its own
     with pytest.raises(ValueError, match="2 column heads, got 1"):
         sample_grid({"a": torch.zeros(2, 1, 8, 8)}, tmp_path / "grid.png", columns=["x"])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipelines import save_clip
+from transformers import CLIPModel
 
 from ardistill.evaluation.text_scores import TextScorer, as_pictures, export_compbench, export_geneval
 
@@ -36,6 +37,17 @@ def test_scores_are_of_each_image_and_its_own_prompt(folder):
     assert torch.equal(scorer.cosines(grey, PROMPTS[:1]), scorer.cosines(grey.expand(-1, 3, -1, -1), PROMPTS[:1]))
     with pytest.raises(ValueError, match="2 prompts for 3 images"):
         scorer.cosines(images, PROMPTS[:2])
+
+
+def test_no_scores_are_told_of_weights_that_are_no_whole_clip(folder, tmp_path):
+    whole = CLIPModel.from_pretrained(folder)
+    whole.text_model.save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"expected a CLIPModel in .*found 'clip_text_model'"):
+        TextScorer.from_pretrained(tmp_path / "text")
+    weights = {key: value for key, value in whole.state_dict().items() if key != "text_projection.weight"}
+    whole.save_pretrained(tmp_path / "part", state_dict=weights)
+    with pytest.raises(ValueError, match=r"missing are text_projection\.weight"):
+        TextScorer.from_pretrained(tmp_path / "part", processor=folder)
 
 
 def test_geneval_finds_its_metadata_and_samples(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, Prompt, read_caption
+from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, SPLITS, Prompt, read_caption
 from ardistill.zoo.scenes.detector import WEIGHTS, Detector, Found, load_detector
 
 Z_95 = 1.959964
@@ -97,18 +97,20 @@ def scores(verdicts: Tensor, prompts: Sequence[Prompt], split: str = "seen") -> 
         split: Of the prompts; unseen wordings are judged as seen ones are.
 
     Raises:
-        ValueError: The numbers of verdicts and prompts differ or are 0, or a prompt has no category.
+        ValueError: The numbers of verdicts and prompts differ or are 0, there is no such split, or a prompt has no
+            category that the split has.
     """
     if len(verdicts) != len(prompts) or not prompts:
         raise ValueError(f"expected one verdict per prompt, got {len(verdicts)} for {len(prompts)} prompts")
-    unknown = {x.category for x in prompts} - set(CATEGORIES)
-    if unknown:
-        raise ValueError(
-            f"expected prompts of the categories {', '.join(CATEGORIES)}, got {', '.join(map(repr, unknown))}"
-        )
+    if split not in SPLITS:
+        raise ValueError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
     facts = detector_facts()["unseen_combinations" if split == "unseen_combinations" else "seen"]
+    known = [x for x in CATEGORIES if x in facts]
+    unknown = {x.category for x in prompts} - set(known)
+    if unknown:
+        raise ValueError(f"expected prompts of the categories {', '.join(known)}, got {', '.join(map(repr, unknown))}")
     rows = []
-    for category in (x for x in CATEGORIES if x in facts):
+    for category in known:
         passed = [bool(v) for v, prompt in zip(verdicts, prompts, strict=True) if prompt.category == category]
         if passed:
             share, interval = sum(passed) / len(passed), wilson_interval(sum(passed), len(passed))
@@ -130,8 +132,8 @@ def adherence(images: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str, d
         texts: The caption of each image, n of 1 or more.
 
     Returns:
-        Split, "seen" or "unseen_combinations", to sampler to `scores`; empty if a text is no caption of the scene
-        world, or the images are none of its size.
+        Split of the combinations, "seen" or "unseen_combinations", whatever the wording, to sampler to `scores`; empty
+        if a text is no caption of the scene world, or the images are none of its size.
     """
     asked = [prompt for prompt in map(read_caption, texts) if prompt is not None]
     is_scene = all(x.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE) for x in images.values())
@@ -163,19 +165,19 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def adherence_table(samplers: dict[str, list[Score]]) -> str:
-    """Markdown: a row for each sampler, a column for each category; the detector's own shares stand below.
+def adherence_table(samplers: dict[str, list[Score]]) -> list[list[str]]:
+    """Head and lines: one for each sampler, a column for each category; the detector's own shares stand below.
 
     Args:
         samplers: Name to `scores`, all of the same prompts.
     """
     first = next(iter(samplers.values()))
-    lines = [["sampler", *(x.category for x in first)], ["---"] * (len(first) + 1)]
+    lines = [["sampler", *(x.category for x in first)]]
     for name, row in samplers.items():
         lines.append([name, *(f"{x.share:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in row)])
     lines.append(["real renders, by the same detector", *(f"{x.detector_accuracy:.3f}" for x in first)])
     lines.append(["renders wrong in one thing", *(f"{x.detector_false_accepts:.3f}" for x in first)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def detector_facts() -> dict[str, Any]:

@@ -28,11 +28,12 @@ from ardistill.evaluation.metrics import (
     real_floor,
 )
 from ardistill.evaluation.plots import sample_grid
-from ardistill.evaluation.report import arm_label, format_table, write_report
+from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
 from ardistill.families import Condition
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
+from ardistill.zoo.scenes.data import read_caption
 
 
 @dataclass(frozen=True)
@@ -145,20 +146,21 @@ class Comparison:
         return "\n".join(
             [format_table(figures), "", "Paired with the teacher, from the same noise:", format_table(pairs), ""]
             + self.notes
-            + [f"\n{x}" for x in self._adherence_tables()]
+            + [f"\n{head}:\n\n{markdown_table(x)}" for head, x in self._adherence_tables().items()]
         )
 
     def markdown(self) -> str:
         """For a model card."""
-        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes, *self._adherence_tables()])
+        adhering = [f"{head}:\n\n{markdown_table(x)}" for head, x in self._adherence_tables().items()]
+        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes, *adhering])
 
-    def _adherence_tables(self) -> list[str]:
-        """Of each split, its head before it."""
-        return [
-            f"Prompt adherence, {split.replace('_', ' ')}, with 95 % intervals:\n\n"
-            + adherence_table({arm_label(arm): scores for arm, scores in arms.items()})
-            for split, arms in self.adherence.items()
-        ]
+    def _adherence_tables(self) -> dict[str, list[list[str]]]:
+        """Heading to the table of each split."""
+        tables = {}
+        for split, arms in self.adherence.items():
+            head = f"Prompt adherence, {split.removesuffix('_combinations')} combinations, with 95 % intervals"
+            tables[head] = adherence_table({arm_label(arm): scores for arm, scores in arms.items()})
+        return tables
 
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.json`` holds it."""
@@ -186,7 +188,7 @@ class Comparison:
         Args:
             folder: Made if missing.
             title: Of the report.
-            columns: Names of the classes.
+            columns: Names of the classes, or the prompts.
             pictures: Further pictures of the report, caption to PNG.
             shown: Arms of the grid; all if not given.
         """
@@ -197,7 +199,7 @@ class Comparison:
         grid = {arm_label(arm): self.images[arm][:20] for arm in (shown or self.images)}
         sample_grid(grid, folder / "samples.png", heads)
         all_pictures = {"The same noise down each column": folder / "samples.png", **(pictures or {})}
-        write_report(folder / "report.html", title, self.rows, self.notes, all_pictures)
+        write_report(folder / "report.html", title, self.rows, self.notes, all_pictures, self._adherence_tables())
 
 
 @torch.no_grad()
@@ -286,6 +288,17 @@ def compare(
         notes.append(
             "Adherence: share of images that show what their prompts say and nothing else, by a detector whose own "
             "shares on real renders bound what can be told."
+        )
+        if judge.reference is not None:
+            notes.append(
+                "FD, KID, precision and recall are to renders of the scene world's own mix of captions: of prompts in "
+                "another mix even renders are farther away than the floor."
+            )
+    elif prompts and 0 < (captions := sum(read_caption(x) is not None for x in prompts)) < len(prompts):
+        other = next(x for x in prompts if read_caption(x) is None)
+        notes.append(
+            f"Adherence is not told: {captions:,} of {len(prompts):,} prompts are captions of the scene world, "
+            f"{other!r} is none."
         )
     notes.append(
         f"{len(noise):,} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "

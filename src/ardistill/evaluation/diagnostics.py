@@ -177,28 +177,30 @@ def draw_samples(
     if teacher.takes_text:
         if class_labels or not prompts:
             raise ValueError(f"{name} takes prompts, not class labels: give it some")
-        table, shown = teacher.encode(prompts), list(prompts)
+        shown = list(prompts[:count])
+        table = teacher.encode(shown, device=device)
     else:
         if prompts:
             raise ValueError(f"{name} takes class labels, not prompts")
-        classes = list(class_labels or range(teacher.num_classes))
+        classes = list(class_labels or range(teacher.num_classes))[:count]
         table, shown = {"class_labels": torch.tensor(classes)}, [f"class {label}" for label in classes]
     teacher.check_condition(table)
     generator = torch.Generator().manual_seed(seed)
     student, images = student.to(device).eval(), []
+    if teacher.companions.get("vae") is not None:
+        teacher.companions["vae"].to(device)
     for first in tqdm(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
         rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
         condition = {key: value[rows].to(device) for key, value in table.items()}
         condition["guidance"] = torch.full((len(rows),), float(scale), device=device)
         noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator).to(device)
-        images.append(teacher.to(device).decode(sample(student, noise, condition)[:, -1]))
+        images.append(teacher.decode(sample(student, noise, condition)[:, -1]))
     if str(path).endswith(".npz"):
         pixels = [((x + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for x in images]
         np.savez(path, arr_0=np.concatenate(pixels))
         return
-    drawn, grid = torch.cat(images), {}
-    for first in range(0, count, 10):
-        row = drawn[first : first + 10]
-        blank = torch.ones(min(count, 10) - len(row), *row.shape[1:])
-        grid[f"{first}: {shown[first % len(shown)][:40]}"] = torch.cat([row, blank])
-    sample_grid(grid, path)
+    width = min(count, 10)
+    blank = -count % width
+    drawn = torch.cat([*images, torch.ones(blank, *images[0].shape[1:])])
+    grid = {str(first): drawn[first : first + width] for first in range(0, count, width)}
+    sample_grid(grid, path, [shown[i % len(shown)] for i in range(count)] + [""] * blank)

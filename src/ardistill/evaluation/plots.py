@@ -5,6 +5,7 @@ Figures are made without pyplot, so no global state is left behind and no screen
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
     Args:
         rows: Label of a row to its images in [-1, 1], shape (k, c, h, w) with c = 1 or 3, k and h, w the same in all.
         path: PNG to write.
-        columns: Heads of the k columns, say class names; of several lines if need be.
+        columns: Heads of the k columns, say class names or prompts; or of every image, row by row.
 
     Raises:
         ValueError: There is no row, or the shapes differ.
@@ -39,29 +40,32 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
     if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape or len(set(shapes.values())) != 1:
         raise ValueError(f"expected images of one shape (k, 1 or 3, h, w) in every row, got {shapes}")
     count, _, height, width = shape
-    if columns is not None and len(columns) != count:
+    if columns is not None and len(columns) not in (count, count * len(rows)):
         raise ValueError(f"expected {count} column heads, got {len(columns)}")
 
-    lines = max((name.count("\n") + 1 for name in columns or ()), default=0)
-    cell, label_width, head = 0.8, 0.12 + 0.095 * max(map(len, rows)), 0.17 + 0.13 * lines if lines else 0.05  # inches
+    names = [textwrap.fill(x, 12, max_lines=6, placeholder="...") for x in columns or ()]
+    heads = [names[first : first + count] for first in range(0, len(names), count)]
+    heads += [[]] * (len(rows) - len(heads))
+    lines = [max((name.count("\n") + 1 for name in head), default=0) for head in heads]
+    cell, label_width = 0.8, 0.12 + 0.095 * max(map(len, rows))  # inches
+    above = [0.17 + 0.13 * n if n else 0.05 if r == 0 else 0.0 for r, n in enumerate(lines)]
     cell_height = cell * height / width
-    figure_width, figure_height = label_width + cell * count, head + cell_height * len(rows) + 0.05
+    figure_width, figure_height = label_width + cell * count, sum(above) + cell_height * len(rows) + 0.05
     figure = Figure(figsize=(figure_width, figure_height), dpi=160, facecolor="white")
     for r, (label, images) in enumerate(rows.items()):
         # (k, c, h, w) -> one strip (h, k w, c), a thin white gap between images
         padded = torch.nn.functional.pad(images.float().cpu().clamp(-1, 1), (0, max(1, width // 28)), value=1.0)
         strip = ((padded + 1) / 2).permute(2, 0, 3, 1).flatten(1, 2)
-        bottom = (figure_height - head - (r + 1) * cell_height) / figure_height
+        bottom = (figure_height - sum(above[: r + 1]) - (r + 1) * cell_height) / figure_height
         axes = figure.add_axes(
             (label_width / figure_width, bottom, cell * count / figure_width, 0.96 * cell_height / figure_height)
         )
         axes.imshow(strip.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.axis("off")
         axes.text(-0.1 / (cell * count), 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
-        if r == 0 and columns is not None:
-            for i, name in enumerate(columns):
-                at = ((i + 0.49) / count, 1.04)
-                axes.text(*at, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.5)
+        for i, name in enumerate(heads[r]):
+            at = ((i + 0.49) / count, 1.04)
+            axes.text(*at, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.5)
     figure.savefig(path)
 
 

@@ -69,8 +69,7 @@ def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> s
     """
     head, *lines = _cells(rows)
     if markdown:
-        heads = [text.replace("\n", " ") for text in head]
-        return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(head), *lines])
+        return markdown_table([[text.replace("\n", " ") for text in head], *lines])
     words = [text.split("\n") for text in head]
     height = max(map(len, words))
     stacked = [list(line) for line in zip(*([""] * (height - len(w)) + w for w in words), strict=True)]
@@ -82,6 +81,19 @@ def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> s
     return "\n".join([*text[:height], "-" * len(text[0]), *text[height:]])
 
 
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Head and lines of cells as a table."""
+    head, *others = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *others])
+
+
+def _html_table(lines: Sequence[Sequence[str]]) -> list[str]:
+    head, *others = ([html.escape(cell).replace("\n", "<br>") for cell in line] for line in lines)
+    body = ['<div class="table"><table><thead><tr>', *(f'<th scope="col">{cell}</th>' for cell in head)]
+    body += ["</tr></thead><tbody>", *("<tr>" + "".join(f"<td>{x}</td>" for x in line) + "</tr>" for line in others)]
+    return [*body, "</tbody></table></div>"]
+
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6168; --rule: #d9dce0; --page: #ffffff; --band: #f5f6f8; }
 @media (prefers-color-scheme: dark) {
@@ -89,6 +101,7 @@ _STYLE = """
 body { margin: 0 auto; max-width: 84rem; padding: 2rem 1.25rem 4rem; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; }
+h2 { font-size: 1.15rem; line-height: 1.25; margin-top: 2rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); }
@@ -109,8 +122,9 @@ def write_report(
     rows: Sequence[Mapping[str, Any]],
     notes: Sequence[str] = (),
     pictures: Mapping[str, str | Path] | None = None,
+    tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> None:
-    """Write one HTML page with the table, the notes and the pictures in it; it needs no other file.
+    """Write one HTML page with the tables, the notes and the pictures in it; it needs no other file.
 
     Args:
         path: HTML file to write.
@@ -118,19 +132,17 @@ def write_report(
         rows: As `format_table` takes them.
         notes: Plain sentences below the table, say, how two arms compare with their interval.
         pictures: Caption to PNG file.
+        tables: Heading to further head and lines of cells, below the notes.
 
     Raises:
         ValueError: A row has no ``arm`` or an unknown key.
         FileNotFoundError: A picture is not there.
     """
-    head, *lines = _cells(rows)
-    body = [f"<h1>{html.escape(title)}</h1>", '<div class="table"><table><thead><tr>']
-    body += [f'<th scope="col">{html.escape(cell).replace(chr(10), "<br>")}</th>' for cell in head]
-    body += ["</tr></thead><tbody>"]
-    body += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines]
-    body += ["</tbody></table></div>"]
+    body = [f"<h1>{html.escape(title)}</h1>", *_html_table(_cells(rows))]
     if notes:
         body += ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+    for heading, lines in (tables or {}).items():
+        body += [f"<h2>{html.escape(heading)}</h2>", *_html_table(lines)]
     for caption, picture in (pictures or {}).items():
         data = base64.b64encode(Path(picture).read_bytes()).decode()
         text = html.escape(caption)

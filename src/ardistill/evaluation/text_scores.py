@@ -39,14 +39,21 @@ class TextScorer:
             device: Where it runs.
 
         Raises:
-            ValueError: transformers is missing.
+            ValueError: transformers is missing, or the model is no whole ``CLIPModel``.
             OSError: There is no such model.
         """
         try:
-            from transformers import CLIPModel, CLIPProcessor
+            from transformers import AutoConfig, CLIPModel, CLIPProcessor
         except ImportError as error:
             raise ValueError("CLIP needs transformers: pip install 'ardistill[text]'") from error
-        model: Any = CLIPModel.from_pretrained(name)
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind != "clip":
+            raise ValueError(f"expected a CLIPModel in {name} (model_type clip), found {kind!r}")
+        model: Any
+        model, loaded = CLIPModel.from_pretrained(name, output_loading_info=True)
+        if loaded["missing_keys"]:
+            missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+            raise ValueError(f"expected all weights of a CLIPModel in {name}, missing are {missing}")
         return cls(model.to(device).eval().requires_grad_(False), CLIPProcessor.from_pretrained(processor or name))
 
     @torch.no_grad()

@@ -230,9 +230,10 @@ def read_caption(text: str) -> Prompt | None:
     asks for. The detector's own figures are of prompts that ask for one thing alone, as `prompts` makes them.
 
     Args:
-        text: In any wording, seen or not.
+        text: In any wording, seen or not; capitals, more than one space and a full stop at the end do not matter.
     """
-    told = re.fullmatch(r"(?:there (?:is|are) )?(?:a picture of )?(.+)", text.strip())
+    plain = " ".join(text.lower().split()).removesuffix(".")
+    told = re.fullmatch(r"(?:there (?:is|are) )?(?:a picture of )?(.+)", plain)
     parts = re.split(f" ({'|'.join(['and', *RELATIONS])}) ", told[1]) if told else []
     phrases = [_PHRASE.fullmatch(x) for x in parts[::2]]
     if not 1 <= len(phrases) <= 2 or None in phrases:
