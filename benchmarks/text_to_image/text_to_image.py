@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ and to the teacher's own 24 guided steps. Adherence: the share of pictures that 
 nothing else, as the detector sees it; below it the share of real renders that it judges rightly. In round brackets:
 largest minus smallest over seeds. In square ones: 95 % intervals over prompts, arms paired prompt by prompt, an arm's
 seeds averaged."""
+HANDED_OVER = 600
+"""First seen prompts that are drawn by teacher and student in turn."""
 SHOWN = 2
 """Prompts of each category in the picture: the first ones."""
 Draw = Callable[[Tensor, Condition], Tensor]
@@ -221,6 +224,38 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
     return facts | {"splits": found}, shown
 
 
+@torch.no_grad()
+def handovers(bench: Bench, name: str) -> dict[str, dict[str, float]]:
+    """Where a student loses what its teacher has: one of them draws to a state, the other goes on; first seen prompts."""
+    student, held_out, teacher = bench.study.student(name), bench.sets["seen"], bench.teacher
+    solver = teacher.knots(SOLVER_STEPS)
+    indices = solver.indices(student.config.knots)
+    drawn: dict[str, list[Tensor]] = {}
+    for noise, condition in islice(zip(*held_out.batches(), strict=True), HANDED_OVER // SHARD):
+        exact = teacher.solve_ode(noise, condition, solver).states[:, indices]
+        for first in range(student.num_steps):
+            states, cache = [*exact.unbind(1)[: first + 1]], {}
+            for step in range(student.num_steps):
+                following = student.next_input(student.step(states[step], step, condition, cache), noise, step)
+                states += [following] if step >= first else []
+            drawn.setdefault(f"teacher to state {indices[first]}, then student", []).append(states[-1])
+            if first == 0:
+                rest = solver.select(range(indices[1], SOLVER_STEPS + 1))
+                continued = teacher.solve_ode(states[1], condition, rest).states[:, -1]
+                drawn.setdefault(f"student to state {indices[1]}, then teacher", []).append(continued)
+        drawn.setdefault("teacher", []).append(exact[:, -1])
+    found = {}
+    for who, parts in drawn.items():
+        images = teacher.decode(torch.cat(parts))
+        expected, ours = (
+            FeatureStatistics.from_features(extract_features(bench.judge.network, x))
+            for x in (teacher.decode(torch.cat(drawn["teacher"])), images)
+        )
+        verdicts = judge(bench.detector, images, held_out.prompts[: len(images)])
+        found[who] = {"adherence": float(verdicts.float().mean()), "fd_to_teacher": frechet_distance(expected, ours)}
+    return found
+
+
 def results() -> dict[str, list[dict[str, Any]]]:
     """Arm -> what was found, over its seeds, in the order of the arms."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -290,6 +325,18 @@ def difference_table(found: dict[str, list[dict[str, Any]]], split: str) -> list
     return lines
 
 
+def handover_table() -> list[str]:
+    """What ``--handovers`` found, if it was run."""
+    path = RESULTS / "handovers.json"
+    if not path.exists():
+        return []
+    head = f"## Where it is lost, the first {HANDED_OVER} seen prompts"
+    lines = ["", head, "", row("arm", "drawn by", "adherence", "FD to teacher"), "|---" * 4 + "|"]
+    for name, parts in json.loads(path.read_text()).items():
+        lines += [row(name, who, f"{x['adherence']:.3f}", f"{x['fd_to_teacher']:.3f}") for who, x in parts.items()]
+    return lines
+
+
 def summarise() -> None:
     """Write summary.json, docs/text-to-image.md and its picture."""
     found = results()
@@ -318,7 +365,7 @@ def summarise() -> None:
         strip = torch.from_numpy(np.array(Image.open(RESULTS / f"{name}.png"))).permute(2, 0, 1)
         rows[name] = torch.stack(strip.split(strip.shape[1], -1)).float() / 127.5 - 1
     sample_grid(rows, DOCS / "text_to_image.png", [x.text for x in asked])
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION, *handover_table()]
     for split, count in SPLITS.items():
         lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", *table(found, split)]
         lines += ["", *difference_table(found, split)]
@@ -330,6 +377,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=".*", help="arms whose names match")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--handovers", action="store_true", help="of the matching arms, which must have been trained")
     parser.add_argument("--summary", action="store_true", help="write what the results say, and end")
     args = parser.parse_args()
     if args.summary:
@@ -338,6 +386,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     bench = Bench(RECIPE)
     RESULTS.mkdir(exist_ok=True)
+    if args.handovers:
+        arms = [x for x in bench.study.facts["arms"] if re.fullmatch(args.only, x)]
+        found = {name: handovers(bench, name) for name in arms}
+        (RESULTS / "handovers.json").write_text(json.dumps(found, indent=1) + "\n")
+        return
     for name in [*bench.solvers, *bench.study.facts["arms"]]:
         path = RESULTS / f"{name}.json"
         if not re.fullmatch(args.only, name) or path.exists():
