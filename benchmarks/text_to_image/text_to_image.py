@@ -226,7 +226,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], Tensor]:
 
 @torch.no_grad()
 def handovers(bench: Bench, name: str) -> dict[str, dict[str, float]]:
-    """Where a student loses what its teacher has: one of them draws to a state, the other goes on; first seen prompts."""
+    """Where a student loses what its teacher has: one of them draws to a state, the other goes on."""
     student, held_out, teacher = bench.study.student(name), bench.sets["seen"], bench.teacher
     solver = teacher.knots(SOLVER_STEPS)
     indices = solver.indices(student.config.knots)
