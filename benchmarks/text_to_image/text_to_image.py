@@ -351,7 +351,9 @@ def summarise() -> None:
                 for name, seeds in named.items()
             }
             out[key + suffix] = {name: round(sum(x) / len(x), 5) for name, x in figures.items()}
-            out[f"{key}{suffix}_spread"] = {name: round(max(x) - min(x), 5) for name, x in figures.items()}
+            out[f"{key}{suffix}_spread"] = {
+                name: round(max(x) - min(x), 5) if len(x) > 1 else None for name, x in figures.items()
+            }
         out[f"adherence_difference{suffix}"] = {
             pair: {kind: {k: round(v, 5) for k, v in x._asdict().items()} for kind, x in parts.items()}
             for pair, parts in differences(found, split).items()

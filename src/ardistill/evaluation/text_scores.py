@@ -49,8 +49,8 @@ class TextScorer:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "clip":
             raise ValueError(f"expected a CLIPModel in {name} (model_type clip), found {kind!r}")
-        model: Any
-        model, loaded = CLIPModel.from_pretrained(name, output_loading_info=True)
+        found: Any = CLIPModel.from_pretrained(name, output_loading_info=True)
+        model, loaded = found
         if loaded["missing_keys"]:
             missing = ", ".join(sorted(loaded["missing_keys"])[:3])
             raise ValueError(f"expected all weights of a CLIPModel in {name}, missing are {missing}")
