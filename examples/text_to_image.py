@@ -60,19 +60,18 @@ def main(argv: list[str] | None = None) -> None:
     if not (out / "student" / "model_index.json").exists():
         export(student, teacher, out / "student")
     pipeline = DiffusionPipeline.from_pretrained(out / "student", trust_remote_code=True)
-    print(f'DiffusionPipeline.from_pretrained("{out / "student"}", trust_remote_code=True)')
     generator = torch.Generator().manual_seed(0)
     pipeline("three yellow ducks", num_images_per_prompt=2, generator=generator).images[0].save(out / "ducks.png")
 
     # How often student and teacher draw what new prompts say, from the same noise; a detector of the scene world looks.
-    if args.teacher != "zoo/scenes":
-        return
-    asked = [prompt.text for prompt in prompts("seen", args.count)]
-    condition, noise = teacher.encode(asked), teacher.noise(1, 0, args.count)
-    solved = teacher.solve_ode(noise, condition, teacher.knots(args.solver_steps)).states[:, -1]
-    images = {"teacher": solved, "student": sample(student, noise, condition)[:, -1]}
-    found = adherence({name: teacher.decode(x) for name, x in images.items()}, asked)
-    print(markdown_table(adherence_table(found["seen"])))
+    if args.teacher == "zoo/scenes":
+        asked = [prompt.text for prompt in prompts("seen", args.count)]
+        condition, noise = teacher.encode(asked), teacher.noise(1, 0, args.count)
+        solved = teacher.solve_ode(noise, condition, teacher.knots(args.solver_steps)).states[:, -1]
+        images = {"teacher": solved, "student": sample(student, noise, condition)[:, -1]}
+        found = adherence({name: teacher.decode(x) for name, x in images.items()}, asked)
+        print(markdown_table(adherence_table(found["seen"])))
+    print(f'DiffusionPipeline.from_pretrained("{out / "student"}", trust_remote_code=True)')
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from ardistill.evaluation import (
     sample_grid,
 )
 from ardistill.evaluation.adherence import judge, scores
+from ardistill.evaluation.report import markdown_table
 from ardistill.families import Condition
 from ardistill.real_data import save_real
 from ardistill.study import Study
@@ -298,31 +299,26 @@ def cell(values: Sequence[float], digits: int = 3) -> str:
     return f"{sum(values) / len(values):.{digits}f}{spread}"
 
 
-def row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
+def table(found: dict[str, list[dict[str, Any]]], split: str) -> str:
     """One row an arm, its seeds together, then what real renders have."""
     teacher = found["teacher"][0]["splits"][split]
     kinds = list(shares(found["teacher"][0], split))
-    heads = ["arm", "seeds", "evaluations", *FIGURES.values(), *kinds]
-    lines = [row(*heads), "|---" * len(heads) + "|"]
+    lines = [["arm", "seeds", "evaluations", *FIGURES.values(), *kinds]]
     for name, seeds in found.items():
         figures = [cell([x["splits"][split][key] for x in seeds]) for key in FIGURES]
         figures += [cell([shares(x, split)[kind] for x in seeds]) for kind in kinds]
-        lines.append(row(name, len(seeds), seeds[0]["nfe"], *figures))
+        lines.append([name, str(len(seeds)), str(seeds[0]["nfe"]), *figures])
     judged = [f"{x['detector_accuracy']:.3f}" for x in teacher["adherence"]]
-    return [*lines, row("real renders", "", "", f"{teacher['fd_floor']:.3f}", "", "", *judged)]
+    return markdown_table([*lines, ["real renders", "", "", f"{teacher['fd_floor']:.3f}", "", "", *judged]])
 
 
-def difference_table(found: dict[str, list[dict[str, Any]]], split: str) -> list[str]:
+def difference_table(found: dict[str, list[dict[str, Any]]], split: str) -> str:
     """One row a pair of arms, with 95 % intervals."""
     compared, kinds = differences(found, split), list(shares(found["teacher"][0], split))
-    lines = [row("difference", *kinds), "|---" * (1 + len(kinds)) + "|"]
+    lines = [["difference", *kinds]]
     for pair, parts in compared.items():
-        lines.append(row(pair, *(f"{x.difference:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in parts.values())))
-    return lines
+        lines.append([pair, *(f"{x.difference:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in parts.values())])
+    return markdown_table(lines)
 
 
 def handover_table() -> list[str]:
@@ -331,10 +327,10 @@ def handover_table() -> list[str]:
     if not path.exists():
         return []
     head = f"## Where it is lost, the first {HANDED_OVER} seen prompts"
-    lines = ["", head, "", row("arm", "drawn by", "adherence", "FD to teacher"), "|---" * 4 + "|"]
+    lines = [["arm", "drawn by", "adherence", "FD to teacher"]]
     for name, parts in json.loads(path.read_text()).items():
-        lines += [row(name, who, f"{x['adherence']:.3f}", f"{x['fd_to_teacher']:.3f}") for who, x in parts.items()]
-    return lines
+        lines += [[name, who, f"{x['adherence']:.3f}", f"{x['fd_to_teacher']:.3f}"] for who, x in parts.items()]
+    return ["", head, "", markdown_table(lines)]
 
 
 def summarise() -> None:
@@ -369,8 +365,8 @@ def summarise() -> None:
     sample_grid(rows, DOCS / "text_to_image.png", [x.text for x in asked])
     lines = [INTRODUCTION, *handover_table()]
     for split, count in SPLITS.items():
-        lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", *table(found, split)]
-        lines += ["", *difference_table(found, split)]
+        lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", table(found, split)]
+        lines += ["", difference_table(found, split)]
     shown = "![The first prompts of each category, the same noise down each column](text_to_image.png)"
     (DOCS / "text-to-image.md").write_text("\n".join([*lines, "", shown, ""]))
 

@@ -146,13 +146,15 @@ class Comparison:
         return "\n".join(
             [format_table(figures), "", "Paired with the teacher, from the same noise:", format_table(pairs), ""]
             + self.notes
-            + [f"\n{head}:\n\n{markdown_table(x)}" for head, x in self._adherence_tables().items()]
+            + [f"\n{x}" for x in self._adherence_texts()]
         )
 
     def markdown(self) -> str:
         """For a model card."""
-        adhering = [f"{head}:\n\n{markdown_table(x)}" for head, x in self._adherence_tables().items()]
-        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes, *adhering])
+        return "\n\n".join([format_table(self.rows, markdown=True), *self.notes, *self._adherence_texts()])
+
+    def _adherence_texts(self) -> list[str]:
+        return [f"{head}:\n\n{markdown_table(lines)}" for head, lines in self._adherence_tables().items()]
 
     def _adherence_tables(self) -> dict[str, list[list[str]]]:
         """Heading to the table of each split."""
