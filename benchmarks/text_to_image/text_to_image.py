@@ -245,16 +245,17 @@ def handovers(bench: Bench, name: str) -> dict[str, dict[str, float]]:
                 continued = teacher.solve_ode(states[1], condition, rest).states[:, -1]
                 drawn.setdefault(f"student to state {indices[1]}, then teacher", []).append(continued)
         drawn.setdefault("teacher", []).append(exact[:, -1])
-    found = {}
-    for who, parts in drawn.items():
-        images = teacher.decode(torch.cat(parts))
-        expected, ours = (
-            FeatureStatistics.from_features(extract_features(bench.judge.network, x))
-            for x in (teacher.decode(torch.cat(drawn["teacher"])), images)
-        )
-        verdicts = judge(bench.detector, images, held_out.prompts[: len(images)])
-        found[who] = {"adherence": float(verdicts.float().mean()), "fd_to_teacher": frechet_distance(expected, ours)}
-    return found
+    images = {who: teacher.decode(torch.cat(parts)) for who, parts in drawn.items()}
+    statistics = {
+        who: FeatureStatistics.from_features(extract_features(bench.judge.network, x)) for who, x in images.items()
+    }
+    return {
+        who: {
+            "adherence": float(judge(bench.detector, x, held_out.prompts[: len(x)]).float().mean()),
+            "fd_to_teacher": frechet_distance(statistics["teacher"], statistics[who]),
+        }
+        for who, x in images.items()
+    }
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
@@ -293,10 +294,10 @@ def differences(found: dict[str, list[dict[str, Any]]], split: str) -> dict[str,
     }
 
 
-def cell(values: Sequence[float], digits: int = 3) -> str:
+def cell(values: Sequence[float]) -> str:
     """Mean, and where there are several, largest minus smallest in brackets."""
-    spread = f" ({max(values) - min(values):.{digits}f})" if len(values) > 1 else ""
-    return f"{sum(values) / len(values):.{digits}f}{spread}"
+    spread = f" ({max(values) - min(values):.3f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.3f}{spread}"
 
 
 def table(found: dict[str, list[dict[str, Any]]], split: str) -> str:
@@ -312,9 +313,8 @@ def table(found: dict[str, list[dict[str, Any]]], split: str) -> str:
     return markdown_table([*lines, ["real renders", "", "", f"{teacher['fd_floor']:.3f}", "", "", *judged]])
 
 
-def difference_table(found: dict[str, list[dict[str, Any]]], split: str) -> str:
+def difference_table(compared: dict[str, dict[str, BootstrapInterval]], kinds: Sequence[str]) -> str:
     """One row a pair of arms, with 95 % intervals."""
-    compared, kinds = differences(found, split), list(shares(found["teacher"][0], split))
     lines = [["difference", *kinds]]
     for pair, parts in compared.items():
         lines.append([pair, *(f"{x.difference:+.3f} [{x.low:+.3f}, {x.high:+.3f}]" for x in parts.values())])
@@ -336,9 +336,10 @@ def handover_table() -> list[str]:
 def summarise() -> None:
     """Write summary.json, docs/text-to-image.md and its picture."""
     found = results()
-    heads = {"teacher": "teacher", "n0": "step_distillation", "n6-gated": "ard"}
+    heads = {"n0": "step_distillation", "n6-gated": "ard"}
     named = {heads.get(name, name.replace("-", "_")): seeds for name, seeds in found.items()}
     out: dict[str, Any] = {"prompts": SPLITS, "seeds": {name: len(seeds) for name, seeds in named.items()}}
+    compared = {split: differences(found, split) for split in SPLITS}
     for split in SPLITS:
         suffix = "" if split == "seen" else f"_{split}"
         for key in ("adherence", *FIGURES):
@@ -352,7 +353,7 @@ def summarise() -> None:
             }
         out[f"adherence_difference{suffix}"] = {
             pair: {kind: {k: round(v, 5) for k, v in x._asdict().items()} for kind, x in parts.items()}
-            for pair, parts in differences(found, split).items()
+            for pair, parts in compared[split].items()
         }
         out[f"fd_floor{suffix}"] = round(found["teacher"][0]["splits"][split]["fd_floor"], 5)
     (HERE / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
@@ -366,7 +367,7 @@ def summarise() -> None:
     lines = [INTRODUCTION, *handover_table()]
     for split, count in SPLITS.items():
         lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", table(found, split)]
-        lines += ["", difference_table(found, split)]
+        lines += ["", difference_table(compared[split], list(shares(found["teacher"][0], split)))]
     shown = "![The first prompts of each category, the same noise down each column](text_to_image.png)"
     (DOCS / "text-to-image.md").write_text("\n".join([*lines, "", shown, ""]))
 

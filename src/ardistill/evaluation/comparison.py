@@ -296,11 +296,10 @@ def compare(
                 "FD, KID, precision and recall are to renders of the scene world's own mix of captions: of prompts in "
                 "another mix even renders are farther away than the floor."
             )
-    elif prompts and 0 < (captions := sum(read_caption(x) is not None for x in prompts)) < len(prompts):
-        other = next(x for x in prompts if read_caption(x) is None)
+    elif prompts and 0 < len(others := [x for x in prompts if read_caption(x) is None]) < len(prompts):
         notes.append(
-            f"Adherence is not told: {captions:,} of {len(prompts):,} prompts are captions of the scene world, "
-            f"{other!r} is none."
+            f"Adherence is not told: {len(prompts) - len(others):,} of {len(prompts):,} prompts are captions of the "
+            f"scene world, {others[0]!r} is none."
         )
     notes.append(
         f"{len(noise):,} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
