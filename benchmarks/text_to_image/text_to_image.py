@@ -68,6 +68,9 @@ COMPARED = [
     ("adversarial-n6-gated", "teacher"),
     ("n6-gated", "euler-8"),
     ("n6-gated", "euler-4-knots"),
+    ("n6-gated-long", "n0-long"),
+    ("n6-gated-long", "teacher"),
+    ("n6-gated-long", "n6-gated"),
     ("n6-gated-s3", "n0-s3"),
     ("n6-gated-s2", "n0-s2"),
 ]
@@ -76,10 +79,10 @@ INTRODUCTION = """# Text to image
 
 Made by `python benchmarks/text_to_image/text_to_image.py --summary` from the results beside it; the arms are those of
 `recipes/study_scenes.yaml`: `n0` step distillation, `n6-gated` ARD with history in all six layers, `-s3` and `-s2`
-with 3 and 2 steps, `kd` with one, `adversarial-...` a discriminator after it, with its steps on top. `euler-4-knots`
-is the teacher's solver at the students' knots, the others at uniform ones. The same prompts and noise for every arm.
-The noise was never trained on; seen prompts are of the training distribution, many of them (nearly all of one object)
-training captions word for word.
+with 3 and 2 steps, `kd` with one, `-long` trained for 1,500 steps instead of 500, `adversarial-...` a discriminator
+after it, with its steps on top. `euler-4-knots` is the teacher's solver at the students' knots, the others at uniform
+ones. The same prompts and noise for every arm. The noise was never trained on; seen prompts are of the training
+distribution, many of them (nearly all of one object) training captions word for word.
 
 FD in the features of the detector, to real renders of the same prompts (the floor: renders of as many other prompts),
 and to the teacher's own 24 guided steps. Adherence: the share of pictures that show what their prompt says and
@@ -143,8 +146,9 @@ class Bench:
             parts = shards(count)
             noise = torch.cat([self.teacher.noise(2000 + number, i, SHARD) for i in range(len(parts))])
             solve, images = Sampler.of_teacher(self.teacher, SOLVER_STEPS).draw, []
+            drawn_by = f"{self.teacher.fingerprint()[:16]}-guidance-{self.teacher.guidance_scale:g}"
             for i, rows in enumerate(tqdm(parts, desc=f"teacher, {split}")):
-                path = self.study.out / "held_out" / f"{self.teacher.fingerprint()[:16]}-{split}-{i}.safetensors"
+                path = self.study.out / "held_out" / f"{drawn_by}-{split}-{i}.safetensors"
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     drawn = self.teacher.decode(solve(noise[rows], {k: x[rows] for k, x in condition.items()}))
