@@ -52,6 +52,7 @@ from ardistill.zoo.scenes.detector import load_detector
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+HANDOVERS = RESULTS / "handovers.json"
 RECIPE = HERE.parent.parent / "recipes" / "study_scenes.yaml"
 DOCS = HERE.parent.parent / "docs"
 SPLITS = {"seen": 2400, "unseen_combinations": 1600, "unseen_wordings": 600}
@@ -327,12 +328,11 @@ def difference_table(compared: dict[str, dict[str, BootstrapInterval]], kinds: S
 
 def handover_table() -> list[str]:
     """What ``--handovers`` found, if it was run."""
-    path = RESULTS / "handovers.json"
-    if not path.exists():
+    if not HANDOVERS.exists():
         return []
     head = f"## Where it is lost, the first {HANDED_OVER} seen prompts"
     lines = [["arm", "drawn by", "adherence", "FD to teacher"]]
-    for name, parts in json.loads(path.read_text()).items():
+    for name, parts in json.loads(HANDOVERS.read_text()).items():
         lines += [[name, who, f"{x['adherence']:.3f}", f"{x['fd_to_teacher']:.3f}"] for who, x in parts.items()]
     return ["", head, "", markdown_table(lines)]
 
@@ -391,8 +391,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     if args.handovers:
         arms = [x for x in bench.study.facts["arms"] if re.fullmatch(args.only, x)]
-        found = {name: handovers(bench, name) for name in arms}
-        (RESULTS / "handovers.json").write_text(json.dumps(found, indent=1) + "\n")
+        found = json.loads(HANDOVERS.read_text()) if HANDOVERS.exists() else {}
+        found |= {name: handovers(bench, name) for name in arms}
+        HANDOVERS.write_text(json.dumps(found, indent=1) + "\n")
         return
     for name in [*bench.solvers, *bench.study.facts["arms"]]:
         path = RESULTS / f"{name}.json"
