@@ -34,6 +34,7 @@ from ardistill.evaluation import (
     paired_distance,
 )
 from ardistill.real_data import save_real
+from ardistill.store import write_whole
 from ardistill.study import Study
 from ardistill.training import environment
 from ardistill.zoo.emoji.data import load_emoji
@@ -132,8 +133,7 @@ def main() -> None:
             continue
         print(f"== {name}", flush=True)
         found = run(study, name) | {"environment": environment()}
-        path.with_suffix(".tmp").write_text(json.dumps(found) + "\n")
-        path.with_suffix(".tmp").replace(path)
+        write_whole(path, (json.dumps(found) + "\n").encode())
         figures = found["figures"]
         print(f"{name}: FD to teacher {figures['fd_to_teacher']:.4f}, FD {figures['fd']:.4f}", flush=True)
 

@@ -45,6 +45,7 @@ from ardistill.evaluation.adherence import judge, scores
 from ardistill.evaluation.report import markdown_table
 from ardistill.families import Condition
 from ardistill.real_data import save_real
+from ardistill.store import write_whole
 from ardistill.study import Study
 from ardistill.training import environment
 from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, example, prompts
@@ -141,13 +142,13 @@ class Bench:
     def sets(self) -> dict[str, HeldOut]:
         """Split -> what every arm draws from, and the teacher's own images; drawn if they are not there."""
         found = {}
+        drawn_by = f"{self.teacher.fingerprint()[:16]}-guidance-{self.teacher.guidance_scale:g}"
         for number, (split, count) in enumerate(SPLITS.items()):
             asked = prompts(split, count)
             condition = self.teacher.encode([x.text for x in asked])
             parts = shards(count)
             noise = torch.cat([self.teacher.noise(2000 + number, i, SHARD) for i in range(len(parts))])
             solve, images = Sampler.of_teacher(self.teacher, SOLVER_STEPS).draw, []
-            drawn_by = f"{self.teacher.fingerprint()[:16]}-guidance-{self.teacher.guidance_scale:g}"
             for i, rows in enumerate(tqdm(parts, desc=f"teacher, {split}")):
                 path = self.study.out / "held_out" / f"{drawn_by}-{split}-{i}.safetensors"
                 if not path.exists():
@@ -393,7 +394,7 @@ def main() -> None:
         arms = [x for x in bench.study.facts["arms"] if re.fullmatch(args.only, x)]
         found = json.loads(HANDOVERS.read_text()) if HANDOVERS.exists() else {}
         found |= {name: handovers(bench, name) for name in arms}
-        HANDOVERS.write_text(json.dumps(found, indent=1) + "\n")
+        write_whole(HANDOVERS, (json.dumps(found, indent=1) + "\n").encode())
         return
     for name in [*bench.solvers, *bench.study.facts["arms"]]:
         path = RESULTS / f"{name}.json"
@@ -402,8 +403,7 @@ def main() -> None:
         found, shown = run(bench, name)
         pixels = ((shown + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         Image.fromarray(torch.cat(list(pixels), -1).permute(1, 2, 0).numpy()).save(RESULTS / f"{name}.png")
-        path.with_suffix(".tmp").write_text(json.dumps(found) + "\n")
-        path.with_suffix(".tmp").replace(path)
+        write_whole(path, (json.dumps(found) + "\n").encode())
         seen = found["splits"]["seen"]
         print(f"{name}: FD to teacher {seen['fd_to_teacher']:.4f}, adherence {seen['adherence'][-1]['share']:.4f}")
 
