@@ -1,0 +1,55 @@
+"""Where work happens: on the device of the model that is given; where none is given, on the best device there is."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+
+Device = str | torch.device | None
+"""A torch device or its name; ``"auto"`` and None stand for the device that the rule above picks."""
+
+
+def best_device() -> torch.device:
+    """This process's accelerator (CUDA, ROCm, MPS, XPU, ...), or the CPU where there is none.
+
+    Of several processes on one machine each gets the accelerator that ``LOCAL_RANK`` counts. ``ACCELERATE_USE_CPU=true``
+    keeps the work on the CPU, as it does in accelerate.
+    """
+    if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.device("cpu")
+    found = torch.accelerator.current_accelerator()
+    assert found is not None
+    index = int(os.environ.get("LOCAL_RANK", torch.accelerator.current_device_index()))
+    return torch.device(found.type, index)
+
+
+def resolve_device(device: Device = None) -> torch.device:
+    """The device of that name, or the best there is for None and ``"auto"``.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    if device is None or device == "auto":
+        return best_device()
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"expected auto or a device that this machine has, such as cpu or cuda:0, got {str(device)!r}: {reason}"
+        ) from error
+    return found
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module runs: the device that an offload hook brings it to, else that of its first parameter or buffer."""
+    execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if execution_device is not None:
+        return torch.device(execution_device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
