@@ -15,8 +15,8 @@ Device = str | torch.device | None
 def best_device() -> torch.device:
     """This process's accelerator (CUDA, ROCm, MPS, XPU, ...), or the CPU where there is none.
 
-    Of several processes on one machine each gets the accelerator that ``LOCAL_RANK`` counts. ``ACCELERATE_USE_CPU=true``
-    keeps the work on the CPU, as it does in accelerate.
+    Of several processes on one machine each gets the accelerator that ``LOCAL_RANK`` counts.
+    ``ACCELERATE_USE_CPU=true`` keeps the work on the CPU, as it does in accelerate.
     """
     if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
