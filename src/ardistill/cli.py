@@ -110,6 +110,7 @@ def _record(
         guidance_scale=scales[0],
         guidance_channels=guidance_channels,
         negative_prompt=negative_prompt,
+        device=device,
     )
     manifest = run(
         loaded,
@@ -125,7 +126,6 @@ def _record(
         mixed_precision=mixed_precision,
         dtype=dtype,
         manifest_only=manifest_only,
-        device=_device(device),
     )
     size = sum(Store(out).sizes().values())
     made = "the manifest of " if manifest_only else ""
@@ -172,8 +172,8 @@ def _repair(trajectories: str, teacher: str | None = None, device: str = "auto")
     from ardistill.manifest import Manifest
     from ardistill.store import Store
 
-    loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher)
-    found = repair(loaded, trajectories, _device(device))
+    loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher, device)
+    found = repair(loaded, trajectories)
     text = f"{len(found.remade)} files made again in {trajectories}"
     if found.largest_difference is not None:
         apart = f"{found.largest_difference:.1e} of the largest value apart" if found.largest_difference else "equal"
@@ -209,7 +209,7 @@ def _show(
         raise ValueError(f"expected 1 trajectory or more, got {count}")
     data = TrajectoryDataset(trajectories, num_steps or info(trajectories)["num_steps"][-1])
     rows = range(first, min(first + count, len(data)) if first < len(data) else first + 1)
-    trajectory_grid(_teacher_of(data.manifest, teacher).to(_device(device)), data, out, rows)
+    trajectory_grid(_teacher_of(data.manifest, teacher, device), data, out, rows)
     return {"out": out, "count": len(rows), "text": f"{len(rows)} trajectories in {out}"}
 
 
@@ -242,6 +242,7 @@ def _distill(
     start: str | None = None,
     online: bool = False,
     draws: Literal["rows", "shards"] | None = None,
+    device: str = "auto",
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
 ) -> Result:
     """Train a student on recorded trajectories; the same command again resumes.
@@ -271,11 +272,10 @@ def _distill(
             them: no disk, more time. Each shard is solved whole: let its size be the batch size.
         draws: Batches of any rows, or of as few shards as hold a batch; shards for online and a URL if not given, else
             rows.
+        device: auto, cpu, cuda, ...; of several processes each has its own.
         training: How the student is trained.
     """
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env, send_to_device
-
+    from ardistill.devices import resolve_device
     from ardistill.evaluation import distance_to_solver, validation_grid
     from ardistill.manifest import Manifest
     from ardistill.store import Store
@@ -285,8 +285,8 @@ def _distill(
 
     if knots and len(knots) != num_steps + 1:
         raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {knots}")
-    loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher)
-    where = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    where = resolve_device(device)
+    loaded = _teacher_of(Manifest.read(Store(trajectories)), teacher, "cpu")
     if online:
         data: TrajectoryDataset = OnlineTrajectories(trajectories, knots or num_steps, loaded, where, draws=draws)
     else:
@@ -298,10 +298,12 @@ def _distill(
         config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
     resumes = any(Path(out, "checkpoints").glob("step-*"))  # then the start is no longer needed
     student = Student.from_teacher(loaded, config) if start is None or resumes else _start(start, config)
+    student.to(where)
     if output == "solver":
-        states, _, condition = send_to_device(data.stacked(data.buckets[0][:10]), where)
-        distance = distance_to_solver(student.to(where), loaded.to(where), states[:, 0], condition)
-        loaded.transformer.to("cpu")
+        states, _, condition = data.stacked(data.buckets[0][:10])
+        distance = distance_to_solver(student, loaded.to(where), states[:, 0], condition)
+        if not online:
+            loaded.transformer.to("cpu")
         _say(f"at its start the student draws {distance:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, start=start, validate=validate)
@@ -316,7 +318,7 @@ def _start(path: str, config: Any) -> Any:
 
     from ardistill.student import Student
 
-    found = Student.from_pretrained(path)
+    found = Student.from_pretrained(path, "cpu")
     there, asked = asdict(found.config), asdict(config)
     differing = [f"{name} is {x!r} there, {asked[name]!r} asked for" for name, x in there.items() if x != asked[name]]
     if differing:
@@ -347,7 +349,7 @@ def _encode(
     from ardistill.real_data import encode_images
     from ardistill.teacher import Teacher
 
-    loaded = Teacher.from_pretrained(teacher, height=height, width=width).to(_device(device))
+    loaded = Teacher.from_pretrained(teacher, height=height, width=width, device=device)
     count = encode_images(images, loaded, out, limit=limit)
     return {"out": out, "count": count, "text": f"{count} images in {out}"}
 
@@ -358,6 +360,7 @@ def _finetune(
     real: str,
     out: str,
     teacher: str | None = None,
+    device: str = "auto",
     training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5),  # noqa: B008
     adversarial: AdversarialConfig = AdversarialConfig(),  # noqa: B008
 ) -> Result:
@@ -369,19 +372,22 @@ def _finetune(
         real: File that encode wrote.
         out: Run folder, as distill's; with adversarial.png, the discriminator's health.
         teacher: Where the teacher of the trajectories is now; the name it was recorded under if not given.
+        device: auto, cpu, cuda, ...; of several processes each has its own.
         training: As in distill. What the discriminator is shown is the last step of the pass: drawn from noise with
             inputs student, from the teacher's last state with inputs teacher.
         adversarial: How the discriminator is trained and what it counts for.
     """
+    from ardistill.devices import resolve_device
     from ardistill.discriminator import Adversary
     from ardistill.evaluation import adversarial_plot, validation_grid
     from ardistill.student import Student
     from ardistill.training import distill as run
     from ardistill.trajectories import TrajectoryDataset
 
-    loaded = Student.from_pretrained(student)
+    where = resolve_device(device)
+    loaded = Student.from_pretrained(student, where)
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
-    found = _teacher_of(data.manifest, teacher)
+    found = _teacher_of(data.manifest, teacher, where)
     adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
     validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
     run(loaded.requires_grad_(True), data, out, training, start=student, adversary=adversary, validate=validate)
@@ -432,13 +438,12 @@ def _sample(
     if prompt is not None and prompts:
         raise ValueError("expected a prompt or a file of prompts, got both")
     texts = [prompt] if prompt is not None else load_prompts(prompts) if prompts else None
-    loaded = Student.from_pretrained(student)
-    where = _device(device)
-    found = _teacher_of(loaded.config, teacher)
+    loaded = Student.from_pretrained(student, device)
+    found = _teacher_of(loaded.config, teacher, device)
     if height or width:
         found.sample_shape = found.latent_shape(height, width)
     conditions: dict[str, Any] = {"class_labels": class_labels, "prompts": texts, "guidance_scale": guidance_scale}
-    draw_samples(loaded, found, out, count=count, seed=seed, **conditions, device=where)
+    draw_samples(loaded, found, out, count=count, seed=seed, **conditions)
     return {"out": out, "count": count, "text": f"{count} samples in {out}"}
 
 
@@ -522,8 +527,6 @@ def _compare(
     """
     from dataclasses import replace
 
-    from accelerate.utils import send_to_device
-
     from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
     from ardistill.evaluation import compare as run
     from ardistill.student import Student
@@ -534,7 +537,7 @@ def _compare(
 
         if students or trajectories:
             raise ValueError("a recipe says which students and trajectories: leave those out")
-        study = Study(recipe, out, _device(device))
+        study = Study(recipe, out, device)
         lineages = study.lineages(arms or study.facts["arms"])  # all names and options, before the first is trained
         for name in lineages:
             study.held_out(study.student(name).config.knots)
@@ -547,30 +550,28 @@ def _compare(
     names = [f"{run.name}{step}" for run, step in map(_run_of, students)]
     if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
-    loaded = {name: Student.from_pretrained(path) for name, path in zip(names, students, strict=True)}
-    where = _device(device)
+    loaded = {name: Student.from_pretrained(path, device) for name, path in zip(names, students, strict=True)}
     sets = {s.config.knots: TrajectoryDataset(trajectories, s.config.knots) for s in loaded.values()}
     manifest = next(iter(sets.values())).manifest
     for path, student in zip(students, loaded.values(), strict=True):
         _check_held_out(path, student.config, manifest)
-        student.to(where)
-    teacher_model = _teacher_of(manifest, teacher).to(where)
+    teacher_model = _teacher_of(manifest, teacher, device)
     samplers = {"teacher": Sampler.of_teacher(teacher_model, manifest.solver_steps)}
     samplers |= {
         f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted({knots.num_steps for knots in sets})
     }
     samplers |= {name: Sampler.of_student(student) for name, student in loaded.items()}
-    judge = _judge(manifest.teacher, features, feature_weights, reference, where)
-    judge = replace(judge, text_scores=_text_scores(clip, preference, where))
+    judge = _judge(manifest.teacher, features, feature_weights, reference, device)
+    judge = replace(judge, text_scores=_text_scores(clip, preference, device))
     data = next(iter(sets.values()))
     states, _, condition = data.stacked()
     prompts = [data.prompts[i] for i in data.labels] if data.prompts else None
     images = teacher_model.decode(states[:, -1])
-    options: dict[str, Any] = {"labels": data.labels, "prompts": prompts, "baseline": names[0], "device": where}
+    options: dict[str, Any] = {"labels": data.labels, "prompts": prompts, "baseline": names[0]}
     found = run(teacher_model, images, samplers, states[:, 0], condition, judge, **options)
     curves = {}
     for name, student in loaded.items():
-        states, denoised, condition = send_to_device(sets[student.config.knots].stacked(slice(200)), where)
+        states, denoised, condition = sets[student.config.knots].stacked(slice(200))
         curves[name] = exposure_bias(student, teacher_model, states, denoised, condition, manifest.knots)
     Path(out).mkdir(parents=True, exist_ok=True)
     exposure_bias_plot(curves, Path(out) / "exposure_bias.png")
@@ -593,37 +594,22 @@ def _export(student: str, out: str, teacher: str | None = None) -> Result:
     from ardistill.hub import export as run
     from ardistill.student import Student
 
-    loaded = Student.from_pretrained(student)
+    loaded = Student.from_pretrained(student, "cpu")
     folder, step = _run_of(student)
     evaluation = folder / f"evaluation{step}"
     figures = (evaluation / "figures.md").read_text() if (evaluation / "figures.md").is_file() else ""
     grids = sorted((folder / "samples").glob(f"{step[1:] or 'step-*'}.png"))
     picture = evaluation / "samples.png" if figures else grids[-1] if grids else None
-    run(loaded, _teacher_of(loaded.config, teacher), out, figures=figures, picture=picture)
+    run(loaded, _teacher_of(loaded.config, teacher, "cpu"), out, figures=figures, picture=picture)
     text = f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
     return {"out": out, "evaluated": bool(figures), "text": text}
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:  # torch's: no such device here, or no such kind
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"expected a device that is here, as cpu or cuda:0, got {name!r}: {reason}") from error
-        return name
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _teacher_of(facts: Any, name: str | None) -> Any:
+def _teacher_of(facts: Any, name: str | None, device: Any = "auto") -> Any:
     """The teacher that a manifest or a student's configuration names, or the one named instead, weights checked."""
     from ardistill.teacher import Teacher
 
@@ -635,7 +621,7 @@ def _teacher_of(facts: Any, name: str | None) -> Any:
         "negative_prompt": getattr(facts, "negative_prompt", ""),
         "latent_shape": facts.sample_shapes[0] if facts.sample_shapes else None,
     }
-    teacher = Teacher.from_pretrained(name, guidance_scale=sum(facts.guidance_range) / 2, **options)
+    teacher = Teacher.from_pretrained(name, guidance_scale=sum(facts.guidance_range) / 2, device=device, **options)
     teacher.name = facts.teacher or name
     if facts.fingerprint and teacher.fingerprint() != facts.fingerprint:
         raise ValueError(
@@ -691,7 +677,7 @@ def _judge(teacher: str, features: str | None, weights: str | None, reference: s
 
     embedded = teacher.removeprefix("zoo/") if teacher in ZOO else None
     if embedded and features in (None, NETWORKS[embedded]) and reference is None:
-        return Judge.zoo(embedded)
+        return Judge.zoo(embedded, device)
     network = feature_network(features or "inception", weights=weights, device=device)
     return Judge.of_images(network, load_images(reference)) if reference else Judge(network)
 

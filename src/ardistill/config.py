@@ -211,7 +211,8 @@ class CostConfig:
     width: int | None = None
     """Same."""
     device: str | None = None
-    """Where to time one evaluation (cpu, cuda), for hours of recording and training; not timed if not given."""
+    """Where to time one evaluation (auto, cpu, cuda, ...), for hours of recording and training; not timed if
+    not given."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")

@@ -53,3 +53,9 @@ def device_of(module: nn.Module) -> torch.device:
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """A device as its maker calls it, such as ``NVIDIA H100 80GB HBM3``; its type where torch does not say."""
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    return named(device) if named is not None else device.type

@@ -346,8 +346,16 @@ class Family:
             found["guidance"] = guidance
         return found, guidance
 
+    @staticmethod
+    def cast(transformer: Any, latents: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        """Latents and embeddings in the dtype of the weights that they meet; scales and integers stay as they are."""
+        dtype = transformer.dtype
+        embeddings = {name: x.to(dtype) for name, x in condition.items() if x.is_floating_point() and x.ndim > 1}
+        return latents.to(dtype), condition | embeddings
+
     def call(self, transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """Prediction of the teacher's type, (b, c or 2c, h, w)."""
+        """Prediction of the teacher's type, (b, c or 2c, h, w), in the dtype that the transformer computes in."""
+        latents, condition = self.cast(transformer, latents, condition)
         arguments = self.inputs(transformer, latents, timestep, condition)
         return self.output(transformer, transformer(**arguments, **self.options), latents)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
+from ardistill.devices import Device, resolve_device
 from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.schedule import nested_indices
 from ardistill.shards import decode_shard, encode_shard
@@ -124,7 +124,7 @@ class Repair:
     it, rounding on another; None if no shard was left to compare."""
 
 
-def repair(teacher: Teacher, folder: str | Path, device: torch.device | str = "cpu", progress: bool = True) -> Repair:
+def repair(teacher: Teacher, folder: str | Path, device: Device = None, progress: bool = True) -> Repair:
     """Make again what is missing or broken, in the place of what is there, and remove what killed writers left.
 
     On other hardware what is made differs from what was lost by rounding; a shard carries its own checksum, so that
@@ -133,20 +133,20 @@ def repair(teacher: Teacher, folder: str | Path, device: torch.device | str = "c
     Args:
         teacher: Of the recording.
         folder: Path or URL.
-        device: Where the teacher runs.
+        device: Where the teacher is moved to and runs; where it is if not given.
         progress: Show bars.
 
     Raises:
         ValueError: The manifest or the prompts are broken, the teacher is another, or what it makes here differs from
             an intact shard by more than rounding.
     """
-    store = Store(folder)
+    store, where = Store(folder), teacher.device if device is None else resolve_device(device)
     manifest = Manifest.read(store)
     before = verify(folder, progress)
     lost = {*before.missing, *before.broken}
     if CONDITIONS in lost:
-        publish_conditions(store, teacher, read_prompts(store, manifest), device)
-    make, difference = ShardMaker(teacher, manifest, read_conditions(store, manifest), device), None
+        publish_conditions(store, teacher, read_prompts(store, manifest), where)
+    make, difference = ShardMaker(teacher, manifest, read_conditions(store, manifest), where), None
     intact = [shard for shard in range(manifest.num_shards) if shard_name(shard) not in lost]
     if lost and intact:
         name = shard_name(intact[0])
@@ -162,7 +162,7 @@ def repair(teacher: Teacher, folder: str | Path, device: torch.device | str = "c
     for shard in tqdm(range(manifest.num_shards), desc="repair", unit="shard", disable=not progress):
         if shard_name(shard) in before.broken:
             store.publish(shard_name(shard), encode_shard(manifest.layout(shard), make(shard)))
-    make_missing(store, manifest, teacher, device, progress)
+    make_missing(store, manifest, teacher, where, progress)
     return Repair(before, sorted(lost), difference)
 
 

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
+from ardistill.devices import resolve_device
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, family_of, transformer_class
 from ardistill.lora import add_adapters
@@ -149,6 +150,7 @@ def plan(options: CostConfig) -> Cost:
     Raises:
         ValueError: Unknown teacher, or numbers that do not fit it.
     """
+    where = None if options.device is None else resolve_device(options.device)  # before anything is counted
     config = transformer_config(options.teacher)
     family = family_of(config["_class_name"])
     nested_indices(options.solver_steps, options.num_steps)
@@ -191,9 +193,9 @@ def plan(options: CostConfig) -> Cost:
         bytes_per_prompt=per_prompt,
         bytes_on_disk=states * options.num_trajectories + per_prompt * options.num_prompts,
     )
-    if options.device is None:
+    if where is None:
         return cost
-    rate = _measure(config, shape, options.text_tokens, options.device)
+    rate = _measure(config, shape, options.text_tokens, where)
     seconds = {
         "per_evaluation": rate,
         "recording": rate * options.solver_steps * guided * options.num_trajectories / options.num_devices,
@@ -228,7 +230,7 @@ def _activations(student: Student, shape: tuple[int, ...], family: Family, optio
     return extrapolated() + whole // blocks
 
 
-def _measure(config: dict[str, Any], shape: tuple[int, ...], text_tokens: int, device: str) -> float:
+def _measure(config: dict[str, Any], shape: tuple[int, ...], text_tokens: int, device: torch.device) -> float:
     """Seconds of one evaluation of one sample, random weights, the best of three."""
     transformer = _make(config).to(device).eval()
     family = family_of(config["_class_name"])
@@ -239,8 +241,8 @@ def _measure(config: dict[str, Any], shape: tuple[int, ...], text_tokens: int, d
         for _ in range(4):
             began = time.perf_counter()
             family.call(transformer, noise, torch.full((1,), 500.0, device=device), condition)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             times.append(time.perf_counter() - began)
     return min(times[1:])
 

@@ -14,12 +14,12 @@ def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
     """Draw images from noise.
 
     Args:
-        student: Its mode is left as it is; nothing in it is random.
-        noise: x_T, (b, c, h, w).
+        student: Its mode is left as it is; nothing in it is random. Weights of any dtype.
+        noise: x_T, (b, c, h, w), of any dtype, on any device.
         condition: One row per sample.
 
     Returns:
-        Each step's estimate, (b, s, c, h, w); the last is the image.
+        Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the image.
 
     Raises:
         ValueError: Noise and condition are not of as many rows, or the noise is no batch.
@@ -30,6 +30,9 @@ def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
             f"expected noise (b, c, h, w) and a condition of as many rows, got {tuple(noise.shape)} and "
             f"{sorted(rows)} rows"
         )
+    device = student.device
+    noise = noise.to(device, torch.float32)
+    condition = {name: value.to(device) for name, value in condition.items()}
     cache: dict = {}
     inputs, estimates = noise, []
     for step in range(student.num_steps):

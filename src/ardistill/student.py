@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from ardistill import checkpoints
+from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.lora import add_adapters, share_weights
@@ -300,6 +301,11 @@ class Student(nn.Module):
         return self.config.knots.num_steps
 
     @property
+    def device(self) -> torch.device:
+        """Where the transformer is, and where its work is done."""
+        return device_of(self.transformer)
+
+    @property
     def described(self) -> dict[str, Any]:
         """The transformer's configuration, as diffusers' ``config.json`` has it."""
         return json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
@@ -395,6 +401,7 @@ class Student(nn.Module):
         """The network's prediction, of as many channels as the latents: a learned sigma is cut off."""
         default = self.config.guidance_scale
         condition, guidance = self.family.take_guidance(self.transformer, latents, condition, default)
+        latents, condition = self.family.cast(self.transformer, latents, condition)
         arguments = self.family.inputs(self.transformer, latents, times, condition)
         with self.history.laid_out(self.complete(layout, arguments, guidance)):
             result = self.transformer(**arguments, **self.family.options)
@@ -412,8 +419,9 @@ class Student(nn.Module):
         return self.config.knots.alpha[step + 1] * estimate + self.config.knots.sigma[step + 1] * noise
 
     def _estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
+        """Estimates of the target, in float32 whatever the dtype of the weights: the solver step is made here."""
         if self.config.output == "direct":
-            return prediction
+            return prediction.float()
         a, b = torch.tensor([self.coefficients[s] for s in steps], device=inputs.device).float().unbind(1)
         shape = (-1,) + (1,) * (inputs.ndim - 2)
         return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
@@ -461,7 +469,7 @@ class Student(nn.Module):
 
     @classmethod
     def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:
-        """Read what ``save_adapters`` wrote, on the teacher's weights, which are shared.
+        """Read what ``save_adapters`` wrote, on the teacher's weights, which are shared, and on the teacher's device.
 
         Raises:
             ValueError: They are not there, or of another teacher.
@@ -500,16 +508,20 @@ class Student(nn.Module):
             write_whole(folder / "student.json", sealed_json(facts | asdict(replace(self.config, lora_rank=0))))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Student:
+    def from_pretrained(cls, folder: str | Path, device: Device = None) -> Student:
         """Read a run's folder, one of its checkpoints (EMA), what ``save_pretrained`` or what ``export`` wrote, history
         and heads included.
 
+        Args:
+            folder: Any of these.
+            device: Where the student is put; the best device there is if not given.
+
         Raises:
-            ValueError: There is no student there, or it was written by a newer version.
+            ValueError: There is no student there, it was written by a newer version, or there is no such device.
         """
-        folder = Path(folder)
+        folder, where = Path(folder), resolve_device(device)
         if (folder / "state.json").is_file():
-            return cls._from_checkpoint(folder)
+            return cls._from_checkpoint(folder).to(where)
         if (folder / "student" / "student.json").is_file():
             folder = folder / "student"
         path, data = folder / "student.json", None
@@ -534,7 +546,7 @@ class Student(nn.Module):
         except RuntimeError as error:  # torch's, a line for each tensor
             reason = "; ".join(str(error).split("\n\t")[1:3]) or str(error)
             raise ValueError(f"{path} does not fit the weights beside it ({reason}); write both again") from error
-        return student.eval()
+        return student.eval().to(where)
 
     @classmethod
     def _from_checkpoint(cls, folder: Path) -> Student:

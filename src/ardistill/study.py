@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.devices import Device, resolve_device
 from ardistill.discriminator import Adversary
 from ardistill.schedule import Knots
 from ardistill.student import Student, StudentConfig
@@ -44,14 +45,14 @@ class Study:
     Args:
         recipe: YAML file.
         out: Folder of trajectories and runs, one a name; the recipe's own if not given.
-        device: Where trajectories are recorded.
+        device: Where the teacher is and arms are trained; the best device there is if not given.
 
     Raises:
         ValueError: The recipe has a section, or a section or an arm an option, that is not known, lacks one, or has a
             value that cannot be.
     """
 
-    def __init__(self, recipe: str | Path, out: str | Path | None = None, device: str = "cpu") -> None:
+    def __init__(self, recipe: str | Path, out: str | Path | None = None, device: Device = None) -> None:
         try:
             found = yaml.safe_load(Path(recipe).read_text())
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -66,7 +67,7 @@ class Study:
         if not found["arms"]:
             raise ValueError(f"{recipe}, section arms: expected one arm or more, got none")
         self.facts: dict[str, Any] = {"held_out": {}, "finetune": {}, "out": "runs/study", **found}
-        self.out, self.device = Path(out or str(self.facts["out"])), device
+        self.out, self.device = Path(out or str(self.facts["out"])), resolve_device(device)
         for section in ("record", "held_out"):
             _check_known(f"section {section}", self.facts[section], SECTIONS[section])
         missing = {"teacher", "guidance_scale", "num_trajectories"} - set(self.facts["record"])
@@ -157,13 +158,14 @@ class Study:
     @cached_property
     def teacher(self) -> Teacher:
         facts = self.facts["record"]
-        return Teacher.from_pretrained(facts["teacher"], guidance_scale=float(facts["guidance_scale"]))
+        scale = float(facts["guidance_scale"])
+        return Teacher.from_pretrained(facts["teacher"], guidance_scale=scale, device=self.device)
 
     def _recorded(self, name: str, steps: Steps, **options: Any) -> TrajectoryDataset:
         options = {k: v for k, v in (self.facts["record"] | options).items() if k in _RECORD}
         if "prompts" in options:
             options["prompts"] = load_prompts(options["prompts"])
-        record(self.teacher.to(self.device), self.out / "trajectories" / name, **options, device=self.device)
+        record(self.teacher.to(self.device), self.out / "trajectories" / name, **options)
         return TrajectoryDataset(self.out / "trajectories" / name, steps, self.teacher.fingerprint())
 
     def data(self, steps: Steps, num_trajectories: int | None = None) -> TrajectoryDataset:

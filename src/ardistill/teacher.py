@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
+from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of, transformer_class
 from ardistill.schedule import Knots, knots_from_scheduler
 from ardistill.zoo import FOLDERS
@@ -78,6 +79,7 @@ class Teacher:
         self.name = name
         self.sample_shape = latent_shape or self.family.latent_shape(transformer)
         self.negative_prompt = negative_prompt
+        self._vae_device: Device = None
         self._text_pipeline: Any = None
         self._null: Condition | None = None
 
@@ -89,6 +91,7 @@ class Teacher:
         height: int | None = None,
         width: int | None = None,
         num_frames: int = 1,
+        device: Device = None,
         **options: Any,
     ) -> Teacher:
         """Load from ``zoo/fashion`` or ``zoo/emoji``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
@@ -98,15 +101,17 @@ class Teacher:
             height: Of the images, in pixels; the model's own if not given.
             width: Same.
             num_frames: Of a video.
+            device: Where transformer and VAE are put; the best device there is if not given.
             options: Of the constructor.
 
         Raises:
-            ValueError: No transformer and scheduler of known classes are found there.
+            ValueError: No transformer and scheduler of known classes are found there, or there is no such device.
         """
+        where = resolve_device(device)
         source = str(ZOO.get(str(name), name))
         if Path(source).suffix == ".pt" and Path(source).is_file():
             transformer, scheduler = load_original_dit(source)
-            return cls(transformer, scheduler, name=str(name), **options)
+            return cls(transformer, scheduler, name=str(name), **options).to(where)
         if not Path(source).is_dir():
             if Path(source).is_absolute() or source.startswith(".") or source.count("/") != 1:
                 raise ValueError(f"expected a diffusers folder at {source}, found none")
@@ -133,7 +138,7 @@ class Teacher:
         teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
         if height or width or num_frames > 1:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
-        return teacher
+        return teacher.to(where)
 
     def latent_shape(self, height: int | None, width: int | None, num_frames: int = 1) -> tuple[int, ...]:
         """Shape of the latents of an image or video of so many pixels and frames, (c, h, w) or (c, f, h, w).
@@ -150,7 +155,7 @@ class Teacher:
             raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
         if self.family.square and height != width:
             raise ValueError(f"{type(self.transformer).__name__} draws squares alone, got {height}x{width}")
-        vae = self.companions.get("vae")
+        vae = self.vae
         every = (vae is not None and vae.config.get("scale_factor_temporal")) or 1
         frames, rest = divmod(num_frames - 1, every)
         shape = self.family.latent_shape(self.transformer, height // factor, width // factor, frames + 1)
@@ -162,7 +167,7 @@ class Teacher:
     @property
     def draws_images(self) -> bool:
         """Whether what it draws can be looked at: through its VAE, or because it draws pixels."""
-        return self.companions.get("vae") is not None or self.transformer.config.in_channels in (1, 3)
+        return self.vae is not None or self.transformer.config.in_channels in (1, 3)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -171,10 +176,12 @@ class Teacher:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Latents of images in [-1, 1], (b, c, h, w): the inverse of ``decode``, the mean of what the VAE says."""
-        vae = self.companions.get("vae")
+        """Latents of images in [-1, 1], (b, c, h, w), on the CPU: the inverse of ``decode``, the mean of the VAE's
+        distribution.
+        """
+        vae = self.vae
         if vae is None:
-            return images
+            return images.cpu()
         x = images.to(vae.device, vae.dtype)
         is_video = vae.config.get("latents_mean") is not None and vae.config.get("scaling_factor") is None
         latents = vae.encode(x.unsqueeze(2) if is_video else x).latent_dist.mode().float()
@@ -192,11 +199,27 @@ class Teacher:
         return self.family.embeds_guidance(self.transformer)
 
     def to(self, device: torch.device | str) -> Teacher:
-        """Move the transformer and the VAE."""
+        """Move the transformer now, and the VAE when it is next used."""
         self.transformer.to(device)
-        if self.companions.get("vae") is not None:
-            self.companions["vae"].to(device)
+        self.move_vae(device)
         return self
+
+    def move_vae(self, device: torch.device | str) -> None:
+        """Let the VAE work there from its next use on."""
+        self._vae_device = device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is, and where its work is done."""
+        return device_of(self.transformer)
+
+    @property
+    def vae(self) -> Any:
+        """The VAE, where the teacher was last moved to; None for a teacher that draws pixels."""
+        vae = self.companions.get("vae")
+        if vae is not None and self._vae_device is not None:
+            vae.to(self._vae_device)
+        return vae
 
     @property
     def pipeline_class(self) -> str:
@@ -233,10 +256,10 @@ class Teacher:
             channels = self.transformer.config.in_channels
             name = self.name or "the teacher"
             raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")
-        vae = self.companions.get("vae")
+        vae = self.vae
         if vae is None:
-            return latents.clamp(-1, 1).cpu()
-        scaled = _unscale(vae, latents.to(vae.device)).to(vae.dtype)
+            return latents.float().clamp(-1, 1).cpu()
+        scaled = _unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
         images = [vae.decode(x).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
         return torch.cat([x[:, :, 0] if x.ndim == 5 else x for x in images])
 
@@ -283,7 +306,7 @@ class Teacher:
             tokenizer = self._text_pipeline.tokenizer
             longest = [max(distinct, key=lambda prompt: len(tokenizer(prompt).input_ids))]
         parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
-        self._text_pipeline.to(device or next(self.transformer.parameters()).device)
+        self._text_pipeline.to(self.device if device is None else resolve_device(device))
         encode = (negative and self.family.encode_negative) or self.family.encode
         encoded = [(len(part), encode(self._text_pipeline, part + longest)) for part in parts]
         table = join_conditions([{name: x[:count] for name, x in found.items()} for count, found in encoded])
@@ -340,38 +363,44 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
-        """Prediction at one time, (b, c, h, w), with each row's ``guidance`` if the condition says, else the teacher's.
+        """Prediction at one time, (b, c, h, w), in float32, on the teacher's device.
 
-        A learned sigma is cut off.
+        Each row is guided by its ``guidance`` in the condition, or by the teacher's scale where there is none. A
+        learned sigma is cut off. Guidance is applied in float32, whatever the dtype of the weights.
         """
         channels = self.transformer.config.in_channels
+        states, condition = self._brought_here(states, condition)
         condition, guidance = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
+
+        def call(latents: Tensor, given: Condition) -> Tensor:
+            times = torch.full((len(latents),), timestep, device=latents.device)
+            return at_least_float32(self.family.call(self.transformer, latents, times, given)[:, :channels])
+
         if self.embeds_guidance or bool((guidance == 1).all()):
-            times = torch.full((len(states),), timestep, device=states.device)
-            return self.family.call(self.transformer, states, times, condition)[:, :channels]
+            return call(states, condition)
         null = self.null_condition(condition)
         if can_join([condition, null]):
             both = join_conditions([condition, null])
-            times = torch.full((2 * len(states),), timestep, device=states.device)
-            predictions = self.family.call(self.transformer, torch.cat([states, states]), times, both)[:, :channels]
-            conditional, unconditional = predictions.chunk(2)
+            conditional, unconditional = call(torch.cat([states, states]), both).chunk(2)
         else:  # prompts of unequal length without a mask
-            times = torch.full((len(states),), timestep, device=states.device)
-            conditional, unconditional = (
-                self.family.call(self.transformer, states, times, x)[:, :channels] for x in (condition, null)
-            )
+            conditional, unconditional = call(states, condition), call(states, null)
         guided = slice(0, self.guidance_channels)
         output = conditional.clone()
         weight = guidance.to(output.dtype).view(-1, *(1 for _ in output.shape[1:]))
         output[:, guided] = torch.lerp(unconditional[:, guided], conditional[:, guided], weight)
         return self.family.rescale_guided(output, conditional) if self.family.rescale_guided else output
 
+    def _brought_here(self, states: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        """States and condition on the teacher's device."""
+        device = self.device
+        return states.to(device), {name: value.to(device) for name, value in condition.items()}
+
     @torch.no_grad()
     def solve_ode(self, noise: Tensor, condition: Condition, knots: Knots, progress: bool = False) -> Trajectory:
-        """Integrate from noise to image with one guided evaluation per step.
+        """Integrate from noise to image with one guided evaluation per step, on the teacher's device.
 
         Args:
-            noise: x_T, (b, c, h, w).
+            noise: x_T, (b, c, h, w), on any device; the solver's states are float32, whatever its dtype.
             condition: One row per sample.
             knots: From ``knots``, or part of it: the ODE can be continued from an inner state.
             progress: Show a bar.
@@ -387,13 +416,19 @@ class Teacher:
             )
         self.check_condition(condition)
         to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
-        state, states, denoised = noise, [noise], []
+        state, condition = self._brought_here(at_least_float32(noise), condition)
+        states, denoised = [state], []
         for s in tqdm(range(knots.num_steps), disable=not progress):
-            prediction = self.predict(state, knots.timesteps[s], condition).to(noise.dtype)
+            prediction = self.predict(state, knots.timesteps[s], condition)
             denoised.append(to_denoised[s][0] * state + to_denoised[s][1] * prediction)
             state = to_state[s][0] * state + to_state[s][1] * prediction
             states.append(state)
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """A tensor of bfloat16 or float16 in float32; another as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def seeded_generator(key: str) -> torch.Generator:

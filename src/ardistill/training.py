@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import broadcast_object_list, patch_environment, send_to_device
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
@@ -29,6 +30,7 @@ from tqdm import tqdm
 
 from ardistill import checkpoints
 from ardistill.config import TrainingConfig
+from ardistill.devices import Device, device_name, device_of, resolve_device
 from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.sampling import sample
@@ -62,7 +64,7 @@ def distill(
     """Train a student; the same call again resumes from the last whole checkpoint.
 
     Args:
-        student: Trained in place.
+        student: Trained in place: one process trains it where it is, several launched by accelerate on their devices.
         data: Trajectories of its teacher, at its knots.
         folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``; at the end
             ``student/`` (EMA) and, of a student with adapters, ``adapters/``. Of several machines, one that all see.
@@ -97,16 +99,11 @@ def distill(
     }
     if adversary is not None:
         facts["adversarial"] = asdict(adversary.config)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.tracker,
-        project_dir=str(folder),
-    )
+    accelerator = _make_accelerator(device_of(student), config, folder)
     _check_launch(accelerator, config)
     with _one_at_a_time(folder) if accelerator.is_main_process else nullcontext():
         with accelerator.main_process_first():  # the others find what the first one wrote
-            _claim_folder(folder, facts)
+            _claim_folder(folder, facts, accelerator.device)
         return _train(student, data, folder, config, accelerator, adversary, validate, progress)
 
 
@@ -304,6 +301,26 @@ def _weight(last: Any) -> torch.Tensor:
     return last.later_weight if isinstance(last, StepLinear) and last.num_steps > 1 else last.weight
 
 
+def _make_accelerator(device: torch.device, config: TrainingConfig, folder: Path) -> Accelerator:
+    """Accelerate's state for one training: several processes train on the devices that it gives them, one process on
+    the student's.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if alone and PartialState._shared_state:
+        # An earlier training of this process, or its user, made the state, which then serves every Accelerator.
+        same_device = (PartialState().device.type, PartialState().device.index or 0) == (device.type, device.index or 0)
+        precision = AcceleratorState._shared_state.get("_mixed_precision", config.mixed_precision)
+        if not same_device or precision != config.mixed_precision:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    with patch_environment(accelerate_torch_device=str(device)) if alone else nullcontext():
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=config.tracker,
+            project_dir=str(folder),
+        )
+
+
 def _check_launch(accelerator: Accelerator, config: TrainingConfig) -> None:
     plugins = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
     for variable, name in plugins.items():
@@ -371,7 +388,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
+def _claim_folder(folder: Path, facts: dict[str, Any], device: torch.device) -> None:
     """Write ``config.json`` and ``environment.json``, or see that the folder is this very run's."""
     facts = json.loads(json.dumps(facts))
     path = folder / "config.json"
@@ -394,17 +411,17 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
             raise ValueError(
                 f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, or repeat its own settings"
             )
-        _write_environment(folder)
+        _write_environment(folder, device)
         return
     if any(x.name != _LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
     write_whole(path, sealed_json(facts))
-    _write_environment(folder)
+    _write_environment(folder, device)
 
 
-def _write_environment(folder: Path) -> None:
+def _write_environment(folder: Path, device: torch.device) -> None:
     if not (folder / "environment.json").exists():
-        write_whole(folder / "environment.json", json.dumps(environment(), indent=1).encode())
+        write_whole(folder / "environment.json", json.dumps(environment(device), indent=1).encode())
 
 
 def _forget_after(log: Path, step: int) -> None:
@@ -422,15 +439,27 @@ def _logged_at(line: bytes) -> float:
         return math.inf
 
 
-def environment() -> dict[str, Any]:
-    """What a figure depends on besides the configuration: versions, git commit of the working directory, device."""
+def environment(device: Device = None) -> dict[str, Any]:
+    """What a figure depends on besides the configuration: versions, git commit of the working directory, device.
+
+    Args:
+        device: That the figure was measured on; the best device there is if not given.
+    """
     packages = ("ardistill", "torch", "diffusers", "accelerate", "numpy")
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "git_commit": git.stdout.strip() or None,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(resolve_device(device)),
         "threads": torch.get_num_threads(),
     }
+
+
+def _version(package: str) -> str | None:
+    """A package's version; None where it is on the path without having been installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

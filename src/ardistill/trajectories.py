@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ardistill.devices import Device, resolve_device
 from ardistill.families import Condition
 from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.schedule import Knots, nested_indices
@@ -48,7 +49,7 @@ def record(
     mixed_precision: str = "no",
     dtype: str = "float32",
     manifest_only: bool = False,
-    device: str | torch.device = "cpu",
+    device: Device = None,
     progress: bool = True,
 ) -> Manifest:
     """Solve the teacher's ODE from seeded noise, with balanced labels, and keep what students of ``num_steps`` need.
@@ -74,7 +75,7 @@ def record(
         mixed_precision: no, or bf16: matrix products in bfloat16, the solver's states in float32.
         dtype: What states are stored in, float32 or float16; solved in float32, read as float32.
         manifest_only: Leave the shards out: for ``OnlineTrajectories``.
-        device: Where the teacher runs.
+        device: Where the teacher is moved to and runs; where it is if not given.
         progress: Show a bar.
 
     Raises:
@@ -91,6 +92,7 @@ def record(
             raise ValueError(f"expected 1 {what} or more, got {value}")
     if not num_steps:
         raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
+    where = teacher.device if device is None else resolve_device(device)
     if mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
     if dtype not in DTYPES:
@@ -125,9 +127,9 @@ def record(
     store = Store(folder)
     manifest = _claim(store, manifest)
     if teacher.takes_text and not store.exists(CONDITIONS):
-        publish_conditions(store, teacher, distinct, device)
+        publish_conditions(store, teacher, distinct, where)
     if not manifest_only:
-        make_missing(store, manifest, teacher, device, progress)
+        make_missing(store, manifest, teacher, where, progress)
     return manifest
 
 
@@ -517,7 +519,7 @@ class OnlineTrajectories(TrajectoryDataset):
         folder: What ``record`` wrote, with or without its shards; they are not read.
         num_steps: As in ``TrajectoryDataset``.
         teacher: Of the recording.
-        device: Where it runs.
+        device: Where it is moved to and runs; where it is if not given.
         draws: As in ``TrajectoryDataset``; shards if not given.
 
     Raises:
@@ -529,12 +531,13 @@ class OnlineTrajectories(TrajectoryDataset):
         folder: str | Path,
         num_steps: int | Sequence[int] | Knots,
         teacher: Teacher,
-        device: torch.device | str = "cpu",
+        device: Device = None,
         *,
         draws: Literal["rows", "shards"] | None = None,
     ) -> None:
         super().__init__(folder, num_steps, teacher.fingerprint(), draws=draws, keep=1)
-        self._make = ShardMaker(teacher, self.manifest, self._table, device)
+        where = teacher.device if device is None else resolve_device(device)
+        self._make = ShardMaker(teacher, self.manifest, self._table, where)
 
     def _default_draws(self) -> Literal["rows", "shards"]:
         return "shards"

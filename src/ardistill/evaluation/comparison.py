@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ardistill.devices import Device
 from ardistill.evaluation.adherence import Score, adherence, adherence_table
 from ardistill.evaluation.cost import count_macs, latency_ms
 from ardistill.evaluation.features import FeatureNetwork, extract_features, feature_network
@@ -44,10 +45,12 @@ class Sampler:
     """(noise (b, c, h, w), condition) -> latents or pixels, (b, c, h, w)."""
     nfe: int
     """Evaluations of the network per image; a guided step takes two."""
+    device: torch.device | None = None
+    """Where noise and condition are brought before ``draw`` is timed; None: it is given them as they are."""
 
     @classmethod
     def of_student(cls, student: Student) -> Sampler:
-        return cls(lambda noise, condition: sample(student, noise, condition)[:, -1], student.num_steps)
+        return cls(lambda noise, condition: sample(student, noise, condition)[:, -1], student.num_steps, student.device)
 
     @classmethod
     def of_teacher(cls, teacher: Teacher, num_steps: int) -> Sampler:
@@ -57,7 +60,8 @@ class Sampler:
         def draw(noise: Tensor, condition: Condition) -> Tensor:
             return teacher.solve_ode(noise, condition, knots).states[:, -1]
 
-        return cls(draw, num_steps * (1 if teacher.guidance_scale == 1 or teacher.embeds_guidance else 2))
+        nfe = num_steps * (1 if teacher.guidance_scale == 1 or teacher.embeds_guidance else 2)
+        return cls(draw, nfe, teacher.device)
 
     @classmethod
     def of_scheduler(cls, teacher: Teacher, scheduler: Any, num_steps: int) -> Sampler:
@@ -66,13 +70,13 @@ class Sampler:
         @torch.no_grad()
         def draw(noise: Tensor, condition: Condition) -> Tensor:
             scheduler.set_timesteps(num_steps)
-            latents = noise
+            latents = noise.to(teacher.device, torch.float32)
             for timestep in scheduler.timesteps:
                 prediction = teacher.predict(latents, float(timestep), condition)
                 latents = scheduler.step(prediction, timestep, latents).prev_sample
             return latents
 
-        return cls(draw, cls.of_teacher(teacher, num_steps).nfe)
+        return cls(draw, cls.of_teacher(teacher, num_steps).nfe, teacher.device)
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,20 @@ class Judge:
     """``clip_score`` or ``preference`` to what gives it for each image and its prompt, (n,): `text_scores`."""
 
     @classmethod
-    def zoo(cls, name: str) -> Judge:
-        """An embedded teacher's, ``"emoji"``, ``"fashion"`` or ``"scenes"``: its network and its data's statistics."""
+    def zoo(cls, name: str, device: Device = None) -> Judge:
+        """An embedded teacher's network and its data's statistics.
+
+        Args:
+            name: ``"emoji"``, ``"fashion"`` or ``"scenes"``.
+            device: Where the network runs; the best device there is if not given.
+        """
         from ardistill.zoo import CLASS_CONDITIONAL
         from ardistill.zoo.classifier import load_classifier
         from ardistill.zoo.reference import NETWORKS, load_reference, reference_path
 
         facts = load_reference(reference_path(name))
-        classifier = load_classifier(name) if name in CLASS_CONDITIONAL else None
-        network = feature_network(NETWORKS[name])
+        classifier = load_classifier(name, device) if name in CLASS_CONDITIONAL else None
+        network = feature_network(NETWORKS[name], device=device)
         return cls(network, facts.train, facts.real_features, facts.held_out_features, classifier)
 
     @classmethod
@@ -217,9 +226,10 @@ def compare(
     prompts: Sequence[str] | None = None,
     baseline: str | None = None,
     batch_size: int = 250,
-    device: torch.device | str = "cpu",
 ) -> Comparison:
     """Judge every arm on the same noise and labels, beside the teacher.
+
+    Each arm draws where its model is; the images and figures are on the CPU.
 
     Args:
         teacher: Decodes what the arms draw.
@@ -233,13 +243,12 @@ def compare(
             are captions of the scene world, adherence.
         baseline: The arm that the others are held against, pair by pair; the notes say how those of as many NFE stand.
         batch_size: Samples drawn at once.
-        device: Where the arms run.
 
     Raises:
         ValueError: ``baseline`` is no arm, there are not as many noises, labels, prompts and teacher's images, or the
             judge scores text and there are no prompts.
     """
-    labels = condition["class_labels"] if labels is None else labels
+    labels = (condition["class_labels"] if labels is None else labels).cpu()
     if not len(noise) == len(labels) == len(teacher_images):
         raise ValueError(f"expected as many noises, labels, images: {len(noise)}, {len(labels)}, {len(teacher_images)}")
     if prompts is not None and len(prompts) != len(noise):
@@ -248,16 +257,16 @@ def compare(
         name = teacher.name or "the teacher"
         raise ValueError(f"{', '.join(judge.text_scores)} are of prompts, which {name} does not take")
 
-    def rows(part: slice) -> tuple[Tensor, Condition]:
+    def rows(part: slice, device: torch.device | None = None) -> tuple[Tensor, Condition]:
         return noise[part].to(device), {name: value[part].to(device) for name, value in condition.items()}
 
     if baseline is not None and baseline not in arms:
         raise ValueError(f"unknown baseline {baseline!r}; the arms are {', '.join(arms)}")
-    images = {"teacher": teacher_images}
+    images = {"teacher": teacher_images.cpu()}
     for arm, sampler in arms.items():
         if arm != "teacher":
             starts = range(0, len(noise), batch_size)
-            drawn = [sampler.draw(*rows(slice(start, start + batch_size))) for start in starts]
+            drawn = [sampler.draw(*rows(slice(start, start + batch_size), sampler.device)) for start in starts]
             images[arm] = torch.cat([teacher.decode(latents) for latents in drawn])
     features = {arm: extract_features(judge.network, x) for arm, x in images.items()}
     statistics = {arm: FeatureStatistics.from_features(x) for arm, x in features.items()}
@@ -271,7 +280,7 @@ def compare(
         | _text_quality(judge, images[arm], prompts, [found[arm][-1] for found in adhering.values()])
         | {"fd_to_teacher": frechet_distance(statistics["teacher"], statistics[arm])}
         | _paired(pairs[arm])
-        | (_cost(arms[arm], rows(slice(1)), rows(slice(10))) if arm in arms else {})
+        | (_cost(arms[arm], rows(slice(1), arms[arm].device), rows(slice(10), arms[arm].device)) if arm in arms else {})
         for arm in images
     }
     intervals, notes = {}, []

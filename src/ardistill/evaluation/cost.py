@@ -26,8 +26,8 @@ def latency_ms(run: Callable[[], object], repeats: int = 5) -> float:
     for _ in range(repeats + 1):
         began = time.perf_counter()
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - began)
     del times[0]
     return 1000 * sorted(times)[len(times) // 2]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import sample_grid
 from ardistill.families import Condition
 from ardistill.losses import inputs_and_targets
@@ -29,7 +30,8 @@ def exposure_bias(
 
     ``teacher_forced``: the step's inputs are the teacher's own. ``free_running``: they are the student's.
     ``teacher_continued``: the teacher goes on from the student's first step, so that only what the ODE makes of that
-    first error is left; free-running minus teacher-continued is the exposure bias.
+    first error is left; free-running minus teacher-continued is the exposure bias. Student and teacher each work where
+    they are.
 
     Args:
         student: In evaluation mode.
@@ -43,10 +45,13 @@ def exposure_bias(
         Three lists of s numbers. ``teacher_continued`` is of the states and is left out unless the target is ``state``.
     """
     knots, target = student.config.knots, student.config.target
+    device = student.device
+    states, denoised = states.to(device), denoised.to(device)
+    condition = {name: value.to(device) for name, value in condition.items()}
     inputs, targets = inputs_and_targets(states, denoised, knots, target)
 
     def per_step(estimates: Tensor) -> list[float]:
-        return (estimates - targets).square().mean(dim=(0, *range(2, targets.ndim))).tolist()
+        return (estimates.to(device) - targets).square().mean(dim=(0, *range(2, targets.ndim))).tolist()
 
     free = sample(student, states[:, 0], condition)
     curves = {"teacher_forced": per_step(student(inputs, condition)), "free_running": per_step(free)}
@@ -55,7 +60,8 @@ def exposure_bias(
         continued = [free[:, 0]]
         if later:
             rest = solver.select(range(first, solver.num_steps + 1))
-            continued += teacher.solve_ode(free[:, 0], condition, rest).states[:, [i - first for i in later]].unbind(1)
+            solved = teacher.solve_ode(free[:, 0], condition, rest).states.to(device)
+            continued += solved[:, [i - first for i in later]].unbind(1)
         curves["teacher_continued"] = per_step(torch.stack(continued, dim=1))
     return curves
 
@@ -70,7 +76,7 @@ def distance_to_solver(student: Student, teacher: Teacher, noise: Tensor, condit
     knots = student.config.knots
     solved = teacher.solve_ode(noise, condition, knots)
     drawn = sample(student, noise, condition)
-    expected = solved.states[:, -1] if student.config.target == "state" else solved.denoised[:, -1]
+    expected = (solved.states if student.config.target == "state" else solved.denoised)[:, -1].to(drawn.device)
     return float((drawn[:, -1] - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
@@ -118,15 +124,13 @@ def validation_grid(
 
     @torch.no_grad()
     def draw(student: Student, step: int) -> np.ndarray:
-        device = next(student.parameters()).device
-        x = noise.to(device)
-        condition = {name: value.to(device) for name, value in data.condition(slice(count)).items()}
+        condition = data.condition(slice(count))
         if not rows:
-            before = next(teacher.transformer.parameters()).device
-            solved = teacher.to(device).solve_ode(x, condition, data.manifest.knots)
+            before = teacher.device
+            solved = teacher.to(student.device).solve_ode(noise, condition, data.manifest.knots)
             rows["teacher"] = teacher.decode(solved.states[:, -1])
             teacher.transformer.to(before)  # not needed again
-        rows["student"] = teacher.decode(sample(student, x, condition)[:, -1])
+        rows["student"] = teacher.decode(sample(student, noise, condition)[:, -1])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:08d}.png"
         sample_grid(rows, path, [str(int(i)) for i in data.labels[:count]])
@@ -147,7 +151,7 @@ def draw_samples(
     prompts: Sequence[str] | None = None,
     guidance_scale: float | None = None,
     batch_size: int = 50,
-    device: torch.device | str = "cpu",
+    device: Device = None,
 ) -> None:
     """Draw a student's samples into a PNG grid, ten a row, or into an ``.npz`` file for the ADM evaluation suite.
 
@@ -161,7 +165,7 @@ def draw_samples(
         prompts: What to draw, in turn, where the teacher takes text.
         guidance_scale: For a student that is told of it; the middle of its range if not given.
         batch_size: Images drawn at once.
-        device: Where the student runs.
+        device: Where student and VAE are moved to; where the student is if not given.
 
     Raises:
         ValueError: No image is asked for, or what the teacher is not conditioned on, or a guidance scale of a student
@@ -173,12 +177,13 @@ def draw_samples(
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
     if not low <= scale <= high:
         raise ValueError(f"the student was distilled at guidance {low:g} to {high:g}, got {scale:g}")
+    where = student.device if device is None else resolve_device(device)
     name = teacher.name or "the teacher"
     if teacher.takes_text:
         if class_labels or not prompts:
             raise ValueError(f"{name} takes prompts, not class labels: give it some")
         shown = list(prompts[:count])
-        table = teacher.encode(shown, device=device)
+        table = teacher.encode(shown, device=where)
     else:
         if prompts:
             raise ValueError(f"{name} takes class labels, not prompts")
@@ -186,14 +191,13 @@ def draw_samples(
         table, shown = {"class_labels": torch.tensor(classes)}, [f"class {label}" for label in classes]
     teacher.check_condition(table)
     generator = torch.Generator().manual_seed(seed)
-    student, images = student.to(device).eval(), []
-    if teacher.companions.get("vae") is not None:
-        teacher.companions["vae"].to(device)
+    student, images = student.to(where).eval(), []
+    teacher.move_vae(where)
     for first in tqdm(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
         rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
-        condition = {key: value[rows].to(device) for key, value in table.items()}
-        condition["guidance"] = torch.full((len(rows),), float(scale), device=device)
-        noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator).to(device)
+        condition = {key: value[rows] for key, value in table.items()}
+        condition["guidance"] = torch.full((len(rows),), float(scale))
+        noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator)
         images.append(teacher.decode(sample(student, noise, condition)[:, -1]))
     if str(path).endswith(".npz"):
         pixels = [((x + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for x in images]

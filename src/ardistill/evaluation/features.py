@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ardistill.devices import Device, device_of, resolve_device
 from ardistill.zoo import CLASS_CONDITIONAL
 
 
@@ -53,26 +54,26 @@ class ModuleFeatures:
     """d, or None where only a call tells."""
     is_fid: bool = False
     """Whether these are the features that FID is defined with."""
-    device: str = "cpu"
-    """Where ``function`` runs; images are brought there."""
+    device: torch.device | None = None
+    """Where ``function`` runs; images are brought there. None: they are passed on from where they are."""
 
     @property
     def fd_name(self) -> str:
         return "FID" if self.is_fid else f"FD-{self.name}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.function(images.to(self.device))
+        return self.function(images if self.device is None else images.to(self.device))
 
 
-def _zoo_classifier(name: str, weights: str | Path | None, device: str) -> ModuleFeatures:
+def _zoo_classifier(name: str, weights: str | Path | None, device: torch.device) -> ModuleFeatures:
     from ardistill.zoo.classifier import NUM_FEATURES, load_classifier
 
     if weights is not None:
         raise ValueError(f"{name}-classifier has its own weights: leave weights away")
-    return ModuleFeatures(f"{name}-classifier", load_classifier(name).to(device).features, NUM_FEATURES, device=device)
+    return ModuleFeatures(f"{name}-classifier", load_classifier(name, device).features, NUM_FEATURES, device=device)
 
 
-def _inception(weights: str | Path | None, device: str) -> ModuleFeatures:
+def _inception(weights: str | Path | None, device: torch.device) -> ModuleFeatures:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
@@ -122,15 +123,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _scenes_detector(weights: str | Path | None, device: str) -> ModuleFeatures:
+def _scenes_detector(weights: str | Path | None, device: torch.device) -> ModuleFeatures:
     from ardistill.zoo.scenes.detector import NUM_FEATURES, load_detector
 
     if weights is not None:
         raise ValueError("scenes-detector has its own weights: leave weights away")
-    return ModuleFeatures("scenes-detector", load_detector().to(device).features, NUM_FEATURES, device=device)
+    return ModuleFeatures("scenes-detector", load_detector(device=device).features, NUM_FEATURES, device=device)
 
 
-_KNOWN: dict[str, Callable[[str | Path | None, str], ModuleFeatures]] = {
+_KNOWN: dict[str, Callable[[str | Path | None, torch.device], ModuleFeatures]] = {
     **{f"{name}-classifier": partial(_zoo_classifier, name) for name in CLASS_CONDITIONAL},
     "scenes-detector": _scenes_detector,
     "inception": _inception,
@@ -138,7 +139,7 @@ _KNOWN: dict[str, Callable[[str | Path | None, str], ModuleFeatures]] = {
 
 
 def feature_network(
-    source: str | Path | nn.Module, *, weights: str | Path | None = None, device: str = "cpu"
+    source: str | Path | nn.Module, *, weights: str | Path | None = None, device: Device = None
 ) -> ModuleFeatures:
     """A feature network by name, from a TorchScript file, or from a module.
 
@@ -150,18 +151,20 @@ def feature_network(
             w), and give features (n, d).
         weights: Only for ``"inception"``: a state dict file; None takes torch-fidelity's own, downloaded once into the
             torch hub folder; ``"random"`` leaves the network untrained, to try the path.
-        device: Where it runs.
+        device: Where it runs; where a given module is, else the best device there is, if not given.
 
     Raises:
-        ValueError: ``source`` is neither a known name nor a file, or ``weights`` do not belong to it.
+        ValueError: ``source`` is neither a known name nor a file, ``weights`` do not belong to it, or there is no such
+            device.
         ImportError: torch-fidelity is missing.
     """
     if isinstance(source, str) and source in _KNOWN:
-        return _KNOWN[source](weights, device)
+        return _KNOWN[source](weights, resolve_device(device))
     if weights is not None:
         raise ValueError(f"weights are for 'inception' only, not for {source!r}")
     if isinstance(source, nn.Module):
-        return ModuleFeatures(type(source).__name__, source.to(device).eval(), device=device)
+        where = device_of(source) if device is None else resolve_device(device)
+        return ModuleFeatures(type(source).__name__, source.to(where).eval(), device=where)
     path = Path(source)
     if not path.is_file():
         names = ", ".join(_KNOWN)
@@ -169,12 +172,13 @@ def feature_network(
             f"unknown feature network {str(source)!r}: expected {names}, or the path of a TorchScript file"
         )
     try:
-        network = torch.jit.load(path, map_location=device)
+        where = resolve_device(device)
+        network = torch.jit.load(path, map_location=where)
     except RuntimeError as error:
         raise ValueError(
             f"{path} cannot be read as a TorchScript file, which torch.jit.save writes: {str(error).splitlines()[0]}"
         ) from error
-    return ModuleFeatures(path.stem, network.eval(), device=device)
+    return ModuleFeatures(path.stem, network.eval(), device=where)
 
 
 @torch.no_grad()

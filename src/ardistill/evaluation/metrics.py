@@ -176,8 +176,14 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1000) 
 
 @torch.no_grad()
 def predict_labels(classifier: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 500) -> Tensor:
-    """Most likely class of each image, int64, shape (n,); images as the classifier takes them, logits (n, classes)."""
-    return torch.cat([classifier(rows).argmax(dim=1) for rows in images.split(batch_size)])
+    """Most likely class of each image, int64, shape (n,), on the CPU.
+
+    Args:
+        classifier: Images to logits, shape (n, classes).
+        images: As the classifier takes them, shape (n, c, h, w).
+        batch_size: Images per call.
+    """
+    return torch.cat([classifier(rows).argmax(dim=1).cpu() for rows in images.split(batch_size)])
 
 
 def class_accuracy(
@@ -196,7 +202,7 @@ def class_accuracy(
     """
     if labels.shape != (len(images),) or len(images) == 0:
         raise ValueError(f"expected one label per image, got labels {tuple(labels.shape)} for {len(images)} images")
-    return (predict_labels(classifier, images, batch_size) == labels).double().mean().item()
+    return (predict_labels(classifier, images, batch_size) == labels.cpu()).double().mean().item()
 
 
 @dataclass(frozen=True)

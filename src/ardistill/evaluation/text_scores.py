@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ardistill.devices import Device, resolve_device
+
 
 @dataclass(frozen=True)
 class TextScorer:
@@ -28,7 +30,7 @@ class TextScorer:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, processor: str | Path | None = None, device: torch.device | str = "cpu"
+        cls, name: str | Path, *, processor: str | Path | None = None, device: Device = None
     ) -> TextScorer:
         """Load a CLIP by Hub id or from a folder.
 
@@ -36,7 +38,7 @@ class TextScorer:
             name: ``openai/clip-vit-large-patch14`` for CLIP score, ``yuvalkirstain/PickScore_v1`` for preference, or
                 any other of class ``CLIPModel``.
             processor: Where its tokenizer and image processor are, if elsewhere.
-            device: Where it runs.
+            device: Where it runs; the best device there is if not given.
 
         Raises:
             ValueError: transformers is missing, or the model is no whole ``CLIPModel``.
@@ -54,7 +56,10 @@ class TextScorer:
         if loaded["missing_keys"]:
             missing = ", ".join(sorted(loaded["missing_keys"])[:3])
             raise ValueError(f"expected all weights of a CLIPModel in {name}, missing are {missing}")
-        return cls(model.to(device).eval().requires_grad_(False), CLIPProcessor.from_pretrained(processor or name))
+        return cls(
+            model.to(resolve_device(device)).eval().requires_grad_(False),
+            CLIPProcessor.from_pretrained(processor or name),
+        )
 
     @torch.no_grad()
     def cosines(self, images: Tensor, prompts: Sequence[str], batch_size: int = 32) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ardistill.devices import Device, resolve_device
 from ardistill.zoo import FOLDERS
 
 NUM_FEATURES = 128
@@ -61,10 +62,10 @@ class Classifier(nn.Module):
         """Mean-pooled activations before the last layer.
 
         Args:
-            images: In [-1, 1], shape (n, c, h, w).
+            images: In [-1, 1], shape (n, c, h, w), on any device.
 
         Returns:
-            Features, shape (n, 128), non-negative.
+            Features, shape (n, 128), non-negative, on the classifier's device.
 
         Raises:
             ValueError: ``images`` have another shape than the data set's.
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"expected images of shape (n, {expected}) in [-1, 1], got {tuple(images.shape)}")
-        return self.body(images).mean(dim=(2, 3))
+        return self.body(images.to(self.head.weight.device)).mean(dim=(2, 3))
 
     def labels(self, images: Tensor) -> tuple[Tensor, ...]:
         """Logits of each label, class first, shapes (n, number of its values)."""
@@ -88,9 +89,14 @@ def classifier_path(name: str) -> Path:
     return FOLDERS[name] / "classifier.safetensors"
 
 
-def load_classifier(name: str) -> Classifier:
-    """Load a data set's shipped classifier, frozen, in eval mode, float32 (stored in float16)."""
+def load_classifier(name: str, device: Device = None) -> Classifier:
+    """Load a data set's shipped classifier, frozen, in eval mode, float32 (stored in float16).
+
+    Args:
+        name: As of ``Classifier``.
+        device: Where it is put; the best device there is if not given.
+    """
     classifier = Classifier(name)
     stored = load_file(classifier_path(name))
     classifier.load_state_dict({key: value.to(torch.float32) for key, value in stored.items()})
-    return classifier.requires_grad_(False).eval()
+    return classifier.requires_grad_(False).eval().to(resolve_device(device))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ardistill.devices import Device, resolve_device
 from ardistill.zoo import FOLDERS
 from ardistill.zoo.classifier import ResidualBlock, conv
 from ardistill.zoo.scenes.data import COLOURS, IMAGE_SIZE, NOUNS, SIZES
@@ -59,16 +60,16 @@ class Detector(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
             shape = f"(n, 3, {IMAGE_SIZE}, {IMAGE_SIZE})"
             raise ValueError(f"expected images of shape {shape} in [-1, 1], got {tuple(images.shape)}")
-        return self.body(images)
+        return self.body(images.to(self.head.weight.device))
 
     def features(self, images: Tensor) -> Tensor:
         """Mean-pooled activations before the last layer.
 
         Args:
-            images: In [-1, 1], shape (n, 3, 32, 32).
+            images: In [-1, 1], shape (n, 3, 32, 32), on any device.
 
         Returns:
-            Features, shape (n, 96), non-negative.
+            Features, shape (n, 96), non-negative, on the detector's device.
 
         Raises:
             ValueError: ``images`` have another shape.
@@ -103,7 +104,7 @@ class Detector(nn.Module):
         device, sizes = self.head.weight.device, tuple(SIZES)
         found: list[list[Found]] = [[] for _ in range(len(images))]
         for start in range(0, len(images), batch_size):
-            presence, *labels = self(images[start : start + batch_size].to(device))
+            presence, *labels = self(images[start : start + batch_size])
             is_peak = (presence > 0) & (presence == nn.functional.max_pool2d(presence, 3, stride=1, padding=1))
             image, _, row, column = is_peak.nonzero(as_tuple=True)
             values = torch.stack([x.argmax(1)[image, row, column] for x in labels], 1)
@@ -116,8 +117,13 @@ class Detector(nn.Module):
         return found
 
 
-def load_detector(path: str | Path = WEIGHTS) -> Detector:
-    """Load the shipped detector, frozen, in eval mode, float32 (stored in float16)."""
+def load_detector(path: str | Path = WEIGHTS, device: Device = None) -> Detector:
+    """Load the shipped detector, frozen, in eval mode, float32 (stored in float16).
+
+    Args:
+        path: Its weights.
+        device: Where it is put; the best device there is if not given.
+    """
     detector = Detector()
     detector.load_state_dict({name: x.to(torch.float32) for name, x in load_file(path).items()})
-    return detector.requires_grad_(False).eval()
+    return detector.requires_grad_(False).eval().to(resolve_device(device))

@@ -1,0 +1,130 @@
+"""A second device on a machine that has none: real numbers, and the rules of an accelerator.
+
+torch's Python backend for PrivateUse1 registers the device type ``pretend``. Its tensors hold a CPU tensor each, and every
+operation on them is checked as an accelerator would check it: operands on two devices raise, as does a generator of the
+other device. Copies between the devices and waits for the device are listed. The device is there, and is the best there
+is, only within `PretendDevice`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils.backend_registration as registration
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+_ON = 0
+"""How many `PretendDevice` are entered."""
+
+
+class _Backend(registration._DummyBackendModule):
+    """What ``torch.pretend`` is."""
+
+    def is_available(self) -> bool:
+        return _ON > 0
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    def synchronize(self, device: Any = None) -> None:
+        pass
+
+    def get_device_name(self, device: Any = None) -> str:
+        return "a pretended accelerator"
+
+
+registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
+DEVICE = torch.device("pretend", 0)
+
+
+class _OnDevice(Tensor):
+    """A tensor whose numbers are those of ``held``, on the CPU, and whose device is ``pretend``."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> _OnDevice:
+        return Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device=DEVICE, requires_grad=False,
+        )  # fmt: skip
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __repr__(self, **_: Any) -> str:
+        return f"_OnDevice({self.held})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {}, [])
+
+
+_COPIES = {aten.copy_.default, aten._to_copy.default}
+_MAY_MIX = _COPIES | {aten.set_.source_Tensor, aten._local_scalar_dense.default}
+_INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+"""An accelerator's tensor may be indexed by one of the CPU."""
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any], events: list[str]) -> Any:
+    """Check an operation, do it on the CPU, and put the result where it belongs."""
+    if func is aten._fused_sdp_choice.default:
+        return 0  # plain products: every backend has them
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    here = [x for x in tensors if isinstance(x, _OnDevice)]
+    there = [x for x in tensors if not isinstance(x, _OnDevice) and x.dim()]
+    indices = func in _INDEXED and all(x.dtype in (torch.long, torch.bool) for x in there)
+    if here and there and func not in _MAY_MIX and not (indices and isinstance(args[0], _OnDevice)):
+        raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu")
+    named = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+    result_here = bool(here) if named is None else named.type == DEVICE.type
+    if func is aten.copy_.default:
+        result_here = isinstance(args[0], _OnDevice)
+    generator = kwargs.get("generator")
+    if generator is not None and result_here and generator.device.type != DEVICE.type:
+        raise RuntimeError(f"{func}: expected a generator on {DEVICE}, found one on {generator.device}")
+    if func is aten._local_scalar_dense.default and here:
+        events.append("wait")
+    if func in _COPIES and (bool(here) != result_here or (here and there)):
+        events.append("to device" if result_here else "to host")
+    plain_args, plain_kwargs = tree_map_only(_OnDevice, lambda x: x.held, (args, kwargs))
+    if named is not None:
+        plain_kwargs["device"] = torch.device("cpu") if named.type == DEVICE.type else named
+    found = func(*plain_args, **plain_kwargs)
+    if not result_here:
+        return found
+    found = tree_map_only(Tensor, lambda x: x if isinstance(x, _OnDevice) else _OnDevice(x), found)
+    if here and func is not aten._to_copy.default:
+        return return_and_correct_aliasing(func, args, kwargs, found)
+    return args[0] if func is aten.copy_.default else found
+
+
+class PretendDevice(TorchDispatchMode):
+    """Within, ``pretend`` is a device, and the best there is; ``events`` lists "to device", "to host" and "wait"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {}, self.events)
+
+    def __enter__(self) -> PretendDevice:
+        global _ON
+        _ON += 1
+        self._lifts = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(list, device=...) is made on the CPU, then copied
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        global _ON
+        super().__exit__(*error)
+        torch._C._set_only_lift_cpu_tensors(self._lifts)
+        _ON -= 1
