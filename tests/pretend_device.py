@@ -8,6 +8,7 @@ is, only within `PretendDevice`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -21,8 +22,21 @@ _ON = 0
 """How many `PretendDevice` are entered."""
 
 
+class _Stream:
+    """The one stream of the device: everything in it is done at once."""
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 class _Backend(registration._DummyBackendModule):
     """What ``torch.pretend`` is."""
+
+    Stream = _Stream
+    _stream = _Stream()
 
     def is_available(self) -> bool:
         return _ON > 0
@@ -32,6 +46,12 @@ class _Backend(registration._DummyBackendModule):
 
     def synchronize(self, device: Any = None) -> None:
         pass
+
+    def current_stream(self, device: Any = None) -> _Stream:
+        return self._stream
+
+    def stream(self, stream: Any) -> Any:
+        return contextlib.nullcontext()
 
     def get_device_name(self, device: Any = None) -> str:
         return "a pretended accelerator"
