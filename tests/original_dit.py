@@ -58,7 +58,8 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t):
-        return self.mlp(get_timestep_embedding(t, 256, flip_sin_to_cos=True, downscale_freq_shift=0))
+        features = get_timestep_embedding(t, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
 
 
 class DiT(ModelMixin, ConfigMixin):

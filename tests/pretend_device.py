@@ -1,9 +1,9 @@
 """A second device on a machine that has none: real numbers, and the rules of an accelerator.
 
-torch's Python backend for PrivateUse1 registers the device type ``pretend``. Its tensors hold a CPU tensor each, and every
-operation on them is checked as an accelerator would check it: operands on two devices raise, as does a generator of the
-other device. Copies between the devices and waits for the device are listed. The device is there, and is the best there
-is, only within `PretendDevice`.
+torch's Python backend for PrivateUse1 registers the device type ``pretend``. Its tensors hold a CPU tensor each, and
+every operation on them is checked as an accelerator would check it: operands on two devices raise, as does a generator
+of the other device. Copies between the devices and waits for the device are listed. The device is there, and is the
+best there is, only within `PretendDevice`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,12 @@ class _Backend(registration._DummyBackendModule):
 
     def stream(self, stream: Any) -> Any:
         return contextlib.nullcontext()
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        pass
 
     def get_device_name(self, device: Any = None) -> str:
         return "a pretended accelerator"

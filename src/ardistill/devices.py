@@ -23,7 +23,7 @@ def best_device() -> torch.device:
     found = torch.accelerator.current_accelerator()
     assert found is not None
     index = int(os.environ.get("LOCAL_RANK", torch.accelerator.current_device_index()))
-    return torch.device(found.type, index)
+    return torch.device(found.type, index % torch.accelerator.device_count())
 
 
 def resolve_device(device: Device = None) -> torch.device:
@@ -36,8 +36,10 @@ def resolve_device(device: Device = None) -> torch.device:
         return best_device()
     try:
         found = torch.device(device)
+        if found.type == "meta":
+            raise RuntimeError("its tensors hold no numbers")
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"expected auto or a device that this machine has, such as cpu or cuda:0, got {str(device)!r}: {reason}"
@@ -53,6 +55,11 @@ def device_of(module: nn.Module) -> torch.device:
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def synchronize(device: Device = None) -> None:
+    """Wait until the device, the best there is if not given, has done all that it was asked to."""
+    torch.get_device_module(resolve_device(device)).synchronize()
 
 
 def device_name(device: torch.device) -> str:

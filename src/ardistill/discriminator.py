@@ -48,7 +48,7 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The heads; the teacher that they read is no part of it and is not trained.
+    """The heads, on the teacher's device; the teacher that they read is no part of it and is not trained.
 
     Args:
         teacher: Frozen.
@@ -80,10 +80,11 @@ class Discriminator(nn.Module):
             self.time = nn.Linear(256, config.hidden)
             width = self._width(example)
             self.heads = nn.ModuleList([Head(width, config.hidden) for _ in self._blocks])
+        self.to(teacher.device)
 
     def _width(self, example: Condition) -> int:
         shape = (1, *self.teacher.sample_shape)
-        device = next(self.teacher.transformer.parameters()).device
+        device = self.teacher.device
         condition = {name: value.to(device) for name, value in example.items()}
         with torch.no_grad():
             return self._read(torch.zeros(shape, device=device), torch.full((1,), 500.0, device=device), condition)[

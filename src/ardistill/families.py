@@ -98,7 +98,8 @@ def _hunyuan(transformer: Any, latents: Tensor, timestep: Tensor, condition: Con
         "image_meta_size": torch.cat([original, _pixel_size(latents, 0.0, 0.0)], dim=1),
         "style": torch.zeros(len(latents), device=latents.device, dtype=torch.long),
     }
-    return {"hidden_states": latents, "timestep": timestep, "image_rotary_emb": rotary, **size_facts, **condition}
+    times = timestep.to(latents.dtype)  # the class takes from it the dtype that it embeds time, size and style in
+    return {"hidden_states": latents, "timestep": times, "image_rotary_emb": rotary, **size_facts, **condition}
 
 
 def _z_image(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -348,8 +349,19 @@ class Family:
 
     @staticmethod
     def cast(transformer: Any, latents: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
-        """Latents and embeddings in the dtype of the weights that they meet; scales and integers stay as they are."""
-        dtype = transformer.dtype
+        """Latents and embeddings in the dtype of the weights that they meet; scales and integers stay as they are.
+
+        Raises:
+            ValueError: Autocast is on in another 16-bit dtype than the weights have, which torch cannot mix.
+        """
+        dtype, kind = transformer.dtype, latents.device.type
+        if torch.is_autocast_enabled(kind) and dtype in (torch.float16, torch.bfloat16):
+            asked = torch.get_autocast_dtype(kind)
+            if asked != dtype:
+                raise ValueError(
+                    f"the weights are {dtype}, autocast asks for {asked}: leave autocast out, or move the weights with "
+                    ".to(torch.float32)"
+                )
         embeddings = {name: x.to(dtype) for name, x in condition.items() if x.is_floating_point() and x.ndim > 1}
         return latents.to(dtype), condition | embeddings
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
-from ardistill.devices import resolve_device
+from ardistill.devices import resolve_device, synchronize
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, family_of, transformer_class
 from ardistill.lora import add_adapters
@@ -241,8 +241,7 @@ def _measure(config: dict[str, Any], shape: tuple[int, ...], text_tokens: int, d
         for _ in range(4):
             began = time.perf_counter()
             family.call(transformer, noise, torch.full((1,), 500.0, device=device), condition)
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
+            synchronize(device)
             times.append(time.perf_counter() - began)
     return min(times[1:])
 

@@ -374,7 +374,7 @@ class Teacher:
 
         def call(latents: Tensor, given: Condition) -> Tensor:
             times = torch.full((len(latents),), timestep, device=latents.device)
-            return at_least_float32(self.family.call(self.transformer, latents, times, given)[:, :channels])
+            return self.family.call(self.transformer, latents, times, given)[:, :channels].float()
 
         if self.embeds_guidance or bool((guidance == 1).all()):
             return call(states, condition)
@@ -416,7 +416,7 @@ class Teacher:
             )
         self.check_condition(condition)
         to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
-        state, condition = self._brought_here(at_least_float32(noise), condition)
+        state, condition = self._brought_here(noise.float(), condition)
         states, denoised = [state], []
         for s in tqdm(range(knots.num_steps), disable=not progress):
             prediction = self.predict(state, knots.timesteps[s], condition)
@@ -424,11 +424,6 @@ class Teacher:
             state = to_state[s][0] * state + to_state[s][1] * prediction
             states.append(state)
         return Trajectory(torch.stack(states, 1), torch.stack(denoised, 1))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """A tensor of bfloat16 or float16 in float32; another as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def seeded_generator(key: str) -> torch.Generator:

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import pkgutil
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
+from refusals import Refusal, check_refusal
 from tiny_families import TINY, open_gates
+from tiny_pipelines import PIPELINES, save
 
+import ardistill
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.devices import best_device, resolve_device
-from ardistill.discriminator import Adversary, Discriminator
+from ardistill.discriminator import Adversary
+from ardistill.evaluation import (
+    Judge,
+    Sampler,
+    compare,
+    distance_to_solver,
+    draw_samples,
+    exposure_bias,
+    feature_network,
+    validation_grid,
+)
+from ardistill.hub import export
+from ardistill.real_data import save_real
 from ardistill.sampling import sample
 from ardistill.schedule import Knots
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
+from ardistill.training import distill
+from ardistill.trajectories import TrajectoryDataset, record
 
 
 @pytest.fixture
@@ -40,3 +64,230 @@ def test_the_device_has_an_accelerators_rules(pretend):
     assert pretend.events == ["wait"]
     torch.ones(3).to("pretend").cpu()
     assert pretend.events == ["wait", "to device", "to host"]
+
+
+def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
+    """The whole way from record to export, no device named anywhere.
+
+    Args:
+        name: A key of `PIPELINES`.
+        folder: Where this way writes.
+        shared: The teacher's folder.
+
+    Returns:
+        What is compared between two devices: trajectories, samples, decoded images and the student's weights.
+    """
+    teacher = Teacher.from_pretrained(shared, guidance_scale=1.5, **SIZES.get(name, {}))
+    texts = ["a red cat", "a dog on the moon", "a photo of the moon", "the dog"] if teacher.takes_text else None
+    record(teacher, folder / "data", 4, prompts=texts, solver_steps=2, num_steps=[1, 2], progress=False)
+    data = TrajectoryDataset(folder / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    open_gates(student)
+    settings = {"max_steps": 2, "batch_size": 2, "tracker": None, "learning_rate": 1e-3}
+    validate = validation_grid(teacher, data, folder / "samples", count=2)
+    student = distill(student, data, folder / "run", TrainingConfig(**settings), validate=validate, progress=False)
+    read = Student.from_pretrained(folder / "run")
+    states, denoised, condition = data.stacked()
+    drawn = sample(read, states[:, 0], condition)
+    images = teacher.decode(states[:, -1])
+    judge = Judge(feature_network(_Pooled()))
+    arms = {"teacher": Sampler.of_teacher(teacher, 2), "student": Sampler.of_student(student)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of so few samples for their features
+        found = compare(teacher, images, arms, states[:, 0], condition, judge, labels=data.labels)
+    exposure_bias(read, teacher, states, denoised, condition, data.manifest.knots)
+    distance_to_solver(read, teacher, states[:, 0], condition)
+    real = {key: x for key, x in condition.items() if key != "guidance"}
+    save_real(folder / "real.safetensors", states[:, -1], real)
+    adversary = Adversary.of_real(
+        teacher, folder / "real.safetensors", AdversarialConfig(warmup_steps=1, adaptive=True)
+    )
+    tuned = TrainingConfig(**settings, inputs="student")
+    distill(read.requires_grad_(True), data, folder / "tuned", tuned, adversary=adversary, progress=False)
+    export(student, teacher, folder / "export")
+    draw_samples(student, teacher, folder / "samples.npz", count=2, prompts=texts)
+    return {
+        "states": states,
+        "drawn": drawn,
+        "images": found.images["student"],
+        "weights": torch.cat([x.detach().flatten().cpu() for x in student.parameters()]),
+    }
+
+
+class _Pooled(torch.nn.Module):
+    """Features of images, (n, c): their channels' means."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+
+SIZES = {
+    "cogview4": {"height": 96, "width": 96},
+    "flux": {"height": 16, "width": 16},
+    "flux2": {"height": 32, "width": 32},
+    "qwen-image": {"height": 16, "width": 16},
+    "wan": {"height": 16, "width": 16, "num_frames": 1},
+    "z-image": {"height": 16, "width": 16},
+}
+"""Heights and widths in pixels, of families whose own size is larger than a test needs, or not to be told from text."""
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_case_01_the_whole_way_of_every_family_on_an_accelerator(name, tmp_path):
+    """No device is named, and all is done on the accelerator; what is kept is on the CPU and as a CPU makes it."""
+    save(name, tmp_path / "teacher")
+    expected = _way(name, tmp_path / "cpu", tmp_path / "teacher")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with PretendDevice():
+        found = _way(name, tmp_path / "pretend", tmp_path / "teacher")
+        assert found.pop("drawn").device == DEVICE
+    assert json.loads((tmp_path / "pretend/run/environment.json").read_text())["device"] == "a pretended accelerator"
+    for key, value in found.items():
+        assert value.device.type == "cpu"
+        assert torch.allclose(value, expected[key], atol=1e-3), f"{key}: {(value - expected[key]).abs().max()}"
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Family to the samples and the solver's states of its weights and noise in float32."""
+    return {}
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("weights", DTYPES)
+def test_case_02_weights_noise_and_autocast_of_any_dtype_draw(name, weights, exact):
+    """Samples and solver states are float32 and near those of float32 weights, whatever the dtypes that meet."""
+    tiny = TINY[name]
+    knots = Knots("flow", (1000.0, 500.0), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))
+    transformer = tiny.transformer().to(DTYPES[weights])
+    teacher = Teacher(transformer, DDIMScheduler(), latent_shape=tiny.latents)
+    student = Student.from_teacher(teacher, StudentConfig(knots, 2)).eval()
+    open_gates(student)
+    noise = torch.randn(2, *tiny.latents, generator=torch.Generator().manual_seed(0))
+    condition = tiny.condition(2)
+    if "guidance" in condition:
+        condition["guidance"].fill_(4.0)  # Flux embeds 1000 times it in 16 bits, where 3500 is 3504
+    if name not in exact:
+        plain = Student.from_teacher(Teacher(tiny.transformer(), DDIMScheduler()), student.config).eval()
+        open_gates(plain)
+        exact[name] = sample(plain, noise, condition)
+    for noise_dtype in DTYPES.values():
+        given = {key: x.to(noise_dtype) if x.is_floating_point() and x.ndim > 2 else x for key, x in condition.items()}
+        for autocast in (None, torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+                if autocast is not None and weights.endswith("16") and autocast != DTYPES[weights]:
+                    with pytest.raises(ValueError, match="leave autocast out"):
+                        sample(student, noise, condition)
+                    continue
+                drawn = sample(student, noise.to(noise_dtype), given)
+                solved = teacher.solve_ode(noise.to(noise_dtype), given, knots)
+            assert drawn.dtype == solved.states.dtype == torch.float32
+            assert drawn.isfinite().all() and solved.states.isfinite().all()
+            error = (drawn - exact[name]).square().mean().sqrt() / exact[name].square().mean().sqrt()
+            exactly = weights == "float32" and noise_dtype == torch.float32 and autocast is None
+            assert float(error) < (1e-6 if exactly else 0.1), (noise_dtype, autocast)
+
+
+def _functions():
+    """Every function and method of the package."""
+    for module in pkgutil.walk_packages(ardistill.__path__, "ardistill."):
+        found = importlib.import_module(module.name)
+        for value in vars(found).values():
+            members = vars(value).values() if inspect.isclass(value) else [value]
+            for member in members:
+                member = getattr(member, "__func__", member)
+                if inspect.isfunction(member) and member.__module__.startswith("ardistill"):
+                    yield member
+
+
+def test_case_01_no_function_has_the_cpu_as_its_default_device():
+    defaults = {
+        f"{function.__module__}.{function.__qualname__}": parameter.default
+        for function in _functions()
+        for parameter in inspect.signature(function).parameters.values()
+        if "device" in parameter.name and parameter.default is not parameter.empty
+    }
+    assert len(defaults) > 20 and set(defaults.values()) <= {None, "auto"}, defaults
+
+
+def test_of_several_processes_each_has_an_accelerator_and_accelerates_flag_is_heeded(pretend, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert best_device() == torch.device("pretend", 3 % torch.accelerator.device_count())
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert best_device() == torch.device("cpu")
+
+
+def test_a_model_stays_where_its_user_put_it(pretend, teacher, tmp_path):
+    """A teacher on the CPU is recorded, distilled, compared and drawn with there, though there is an accelerator."""
+    record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+    settings = TrainingConfig(max_steps=1, batch_size=2, tracker=None)
+    student = distill(student, data, tmp_path / "run", settings, progress=False)
+    assert teacher.device == student.device == torch.device("cpu")
+    assert "to device" not in pretend.events
+    states, _, condition = data.stacked()
+    moved = Student.from_pretrained(tmp_path / "run")
+    assert moved.device == DEVICE
+    drawn = sample(moved, states[:, 0], condition).cpu()
+    assert torch.allclose(drawn, sample(student, states[:, 0], condition), rtol=1e-4, atol=1e-3)
+    assert distance_to_solver(moved, teacher, states[:, 0], condition) >= 0  # on two devices at once
+
+
+def test_two_trainings_of_one_process_may_differ_in_device_and_precision(teacher, tmp_path):
+    record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+    settings = {"max_steps": 1, "batch_size": 2, "tracker": None}
+    for name, precision in (("no", "no"), ("bf16", "bf16")):
+        distill(student, data, tmp_path / name, TrainingConfig(**settings, mixed_precision=precision), progress=False)
+    with PretendDevice():
+        student.to("pretend").requires_grad_(True)
+        found = distill(student, data, tmp_path / "pretend", TrainingConfig(**settings), progress=False)
+        assert found.device == DEVICE
+
+
+RECORD = "record --teacher zoo/fashion --num_trajectories 2 --guidance_scale 1 --solver_steps 2 --num_steps [1]"
+_KNOTS = Knots("flow", (1000.0,), (0.0, 1.0), (1.0, 0.0))
+NONE_LIKE_IT = "expected auto or a device that this machine has"
+REFUSALS = {
+    "unknown-kind": Refusal(f"{RECORD} --out out --device gpu", NONE_LIKE_IT, "such as cpu or cuda:0, got 'gpu'"),
+    "absent-index": Refusal(f"{RECORD} --out out --device cuda:99", NONE_LIKE_IT, "such as cpu or cuda:0"),
+    "absent-kind": Refusal(f"{RECORD} --out out --device hpu", NONE_LIKE_IT, "such as cpu or cuda:0"),
+    "no-numbers": Refusal(f"{RECORD} --out out --device meta", NONE_LIKE_IT, "such as cpu.*hold no numbers"),
+    "misspelt-index": Refusal(f"{RECORD} --out out --device cuda:x", NONE_LIKE_IT, "such as cpu or cuda:0"),
+    "empty": Refusal([*RECORD.split(), "--out", "out", "--device", ""], NONE_LIKE_IT, "such as cpu or cuda:0, got ''"),
+    "distill": Refusal("distill --trajectories x --out y --device gpu", NONE_LIKE_IT, "such as cpu"),
+    "finetune": Refusal(
+        "finetune --student x --trajectories x --real x --out y --device gpu", NONE_LIKE_IT, "such as cpu"
+    ),
+    "sample": Refusal("sample --student x --device gpu", NONE_LIKE_IT, "such as cpu"),
+    "encode": Refusal("encode --teacher zoo/fashion --images x --out y --device gpu", NONE_LIKE_IT, "such as cpu"),
+    "cost": Refusal("cost --teacher zoo/fashion --device gpu", NONE_LIKE_IT, "such as cpu"),
+    "recipe": Refusal("compare --recipe recipe.yaml --device gpu", NONE_LIKE_IT, "such as cpu"),
+    "teacher": Refusal(lambda: Teacher.from_pretrained("zoo/emoji", device="gpu"), NONE_LIKE_IT, "such as cpu"),
+    "student": Refusal(lambda: Student.from_pretrained("nowhere", "gpu"), NONE_LIKE_IT, "such as cpu"),
+    "features": Refusal(lambda: feature_network("fashion-classifier", device="gpu"), NONE_LIKE_IT, "such as cpu"),
+    "judge": Refusal(lambda: Judge.zoo("fashion", "cuda:99"), NONE_LIKE_IT, "such as cpu"),
+    "autocast": Refusal(
+        lambda: _half_under_another_autocast(), "torch.float16, autocast asks for", "leave autocast out"
+    ),
+}
+
+
+def _half_under_another_autocast():
+    teacher = Teacher(TINY["dit"].transformer().half(), DDIMScheduler())
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.solve_ode(torch.randn(1, 4, 8, 8), {"class_labels": torch.tensor([0])}, _KNOTS)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_input_is_refused_with_its_remedy(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = {"record": {"teacher": "zoo/fashion", "guidance_scale": 1, "num_trajectories": 2}, "distill": {}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "arms": {"one": {}}}))
+    check_refusal(REFUSALS[name], capsys)
+    assert [x.name for x in tmp_path.iterdir()] == ["recipe.yaml"]

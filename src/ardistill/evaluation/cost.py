@@ -9,6 +9,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ardistill.devices import synchronize
+
 
 def count_macs(run: Callable[[], object]) -> float:
     """Multiply-accumulates of ``run``: torch's FlopCounterMode (matmul, convolution, attention), halved.
@@ -26,8 +28,7 @@ def latency_ms(run: Callable[[], object], repeats: int = 5) -> float:
     for _ in range(repeats + 1):
         began = time.perf_counter()
         run()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+        synchronize()
         times.append(time.perf_counter() - began)
     del times[0]
     return 1000 * sorted(times)[len(times) // 2]
