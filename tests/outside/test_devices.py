@@ -83,7 +83,7 @@ def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
     data = TrajectoryDataset(folder / "data", 2)
     student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
     open_gates(student)
-    settings = {"max_steps": 2, "batch_size": 2, "tracker": None, "learning_rate": 1e-3}
+    settings = {"max_steps": 2, "batch_size": 2, "tracker": None, "learning_rate": 1e-6}
     validate = validation_grid(teacher, data, folder / "samples", count=2)
     student = distill(student, data, folder / "run", TrainingConfig(**settings), validate=validate, progress=False)
     read = Student.from_pretrained(folder / "run")
