@@ -133,9 +133,20 @@ def _only_variant(files: Iterable[str], where: Any, wanted: str | None = None) -
     return found.pop()
 
 
-def variant_of(folder: Path, wanted: str | None = None) -> str | None:
-    """Which variant of the weights in a part's folder to load; None: those of no variant."""
-    return _only_variant((x.name for x in folder.iterdir()), folder, wanted)
+def weight_options(folder: Path, wanted: str | None = None) -> dict[str, Any]:
+    """How ``from_pretrained`` is told which weights of a part to load: their variant, and whether they are safetensors.
+
+    Args:
+        folder: Of the part.
+        wanted: Variant to load; the only one there is if not given.
+
+    Raises:
+        ValueError: There are several variants and none was named, or not the wanted one.
+    """
+    files = [x.name for x in folder.iterdir()]
+    variant = _only_variant(files, folder, wanted)
+    ours = [x for x in files if _variants([x]) == {variant or ""}]
+    return {"variant": variant} | ({"use_safetensors": any(x.endswith(".safetensors") for x in ours)} if ours else {})
 
 
 def _read(path: Path) -> Any:
@@ -173,13 +184,13 @@ def load_transformer(source: Source) -> Any:
         kind = config["quantization_config"].get("quant_method", "")
         raise ValueError(f"{source.name}: its weights are quantised ({kind}); name the model that they were made from")
     folder = source.folder / "transformer"
-    variant = variant_of(folder, source.variant)
-    if source.variant and variant != source.variant:
+    options = weight_options(folder, source.variant)
+    if source.variant and options["variant"] != source.variant:
         raise ValueError(
             f"{folder} has no weights of the variant {source.variant}, but of no variant; leave :{source.variant} out"
         )
     try:
-        return found.from_pretrained(source.folder, subfolder="transformer", variant=variant, torch_dtype=torch.float32)
+        return found.from_pretrained(source.folder, subfolder="transformer", torch_dtype=torch.float32, **options)
     except OSError as error:
         raise ValueError(
             f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())}); download or save it again"
@@ -243,6 +254,16 @@ class Companions(Mapping[str, Any]):
         """Whether it lies in a folder of its own; else it is a setting."""
         return isinstance(self.index[name], list) and (self.source / name).is_dir()
 
+    def check(self) -> None:
+        """See that diffusers has the classes of its own parts, before any of them is needed.
+
+        Raises:
+            ValueError: It has not.
+        """
+        for name in self._names:
+            if self.is_component(name) and self.index[name][0] == "diffusers":
+                self._class_of(name)
+
     def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
@@ -266,7 +287,7 @@ class Companions(Mapping[str, Any]):
         part_class = self._class_of(name)
         options: dict[str, Any] = {}
         if issubclass(part_class, nn.Module):
-            options["variant"] = self._variant_of(name)
+            options = self._weights(name)
             if dtype is not None:
                 options["torch_dtype" if self.index[name][0] == "diffusers" else "dtype"] = dtype
         part = part_class.from_pretrained(self.source, subfolder=name, **options)
@@ -289,10 +310,11 @@ class Companions(Mapping[str, Any]):
             )
         return found
 
-    def _variant_of(self, name: str) -> str | None:
+    def _weights(self, name: str) -> dict[str, Any]:
         """Of a part's weights; of no variant where it has not the one that was asked for but those."""
-        wanted = self.variant if self.variant in _variants(x.name for x in (self.source / name).iterdir()) else None
-        return variant_of(self.source / name, wanted)
+        folder = self.source / name
+        wanted = self.variant if self.variant in _variants(x.name for x in folder.iterdir()) else None
+        return weight_options(folder, wanted)
 
     def copy(self, name: str, folder: Path) -> None:
         """Write a part where diffusers alone finds it and loads it in float32, as it does its own classes.
@@ -304,7 +326,7 @@ class Companions(Mapping[str, Any]):
             folder: New folder.
         """
         source, is_module = self.source / name, issubclass(self._class_of(name), nn.Module)
-        if is_module and self._variant_of(name):
+        if is_module and self._weights(name)["variant"]:
             self.load(name, torch.float32).save_pretrained(folder)
             return
         for file in source.rglob("*"):

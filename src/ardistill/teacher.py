@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
-from ardistill.loading import Companions, find, load_scheduler, load_transformer
+from ardistill.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
 from ardistill.schedule import Knots, knots_from_scheduler
 
 
@@ -114,6 +114,7 @@ class Teacher:
             )
         scheduler = load_scheduler(source)
         companions = Companions(source.folder, source.variant)
+        companions.check()
         if "transformer_2" in companions:
             raise ValueError(f"{name} has a second transformer for a part of the path (as Wan 2.2): not supported")
         transformer = load_transformer(source)
