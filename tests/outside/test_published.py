@@ -68,7 +68,7 @@ def test_case_04_older_class_names_are_those_that_diffusers_maps():
 def test_case_04_every_command_takes_older_class_names(folders, here, family):
     teacher = folders(family)
     assert read(family, "transformer/config.json")["_class_name"] == "Transformer2DModel"
-    run("cost", "--teacher", teacher, "--height", 64, "--width", 64, "--history_layers", 2)
+    run("cost", "--teacher", teacher, "--height", 8, "--width", 8, "--history_layers", 2)
     run("record", "--teacher", teacher, "--out", "data", "--num_trajectories", 2, "--guidance_scale", 2.0,
         "--solver_steps", 4, "--num_steps", "[2]", *guided(family))  # fmt: skip
     loaded = Teacher.from_pretrained(teacher)
@@ -142,7 +142,7 @@ def test_case_05_a_hub_id_with_one_variant_is_loaded_offline_from_the_cache(here
     for name in ("me/teacher", "me/teacher@v1", "me/teacher@v1:fp16"):
         teacher = Teacher.from_pretrained(name)
         assert teacher.fingerprint() == expected and teacher.name == name and teacher.draws_images
-    run("cost", "--teacher", "me/teacher@v1", "--height", 64, "--width", 64, "--history_layers", 2)
+    run("cost", "--teacher", "me/teacher@v1", "--height", 8, "--width", 8, "--history_layers", 2)
     with pytest.raises(ValueError, match=r"found no folder .*me/teacher, and could not load .* with --teacher"):
         Teacher.from_pretrained("me/teacher@v2")
 
@@ -257,7 +257,9 @@ def test_case_08_sd3_goes_down_to_its_own_last_sigma(steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", STORAGE)
 def test_every_published_teacher_is_counted_and_recorded(folders, here, family):
-    run("cost", "--teacher", folders(family), "--history_layers", 1, "--text_tokens", 16, "--height", 64, "--width", 64)
+    run(
+        "cost", "--teacher", folders(family), "--history_layers", 1, "--text_tokens", 16, "--height", 8, "--width", 8
+    )  # of latents
     size = [] if family == "dit" else ["--height", 64, "--width", 64]
     run("record", "--teacher", folders(family), "--out", "data", "--num_trajectories", 2, "--guidance_scale", 2.0,
         "--solver_steps", 4, "--num_steps", "[2]", *guided(family), *size)  # fmt: skip
@@ -274,7 +276,9 @@ def test_the_readmes_commands_run_on_published_teachers(folders, here, family, c
             "--solver_steps", 4, "--num_steps", "[2]", "--seed", seed, *guided(family), *size)  # fmt: skip
     run("distill", "--trajectories", "data", "--out", "run", "--num_steps", 2, "--history_layers", 1,
         "--training.max_steps", 2, "--training.batch_size", 2)  # fmt: skip
-    run("evaluate", "--student", "run", "--trajectories", "held_out", "--features", "scenes-detector")
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    torch.jit.trace(network, torch.zeros(1, 3, 64, 64)).save("network.pt")
+    run("evaluate", "--student", "run", "--trajectories", "held_out", "--features", "network.pt")
     run("export", "--student", "run", "--out", "export")
     given = {"class_labels": [1, 2]} if family == "dit" else {"prompt": PROMPTS, **SIZE}
     if family == "pixart":
@@ -285,7 +289,7 @@ def test_the_readmes_commands_run_on_published_teachers(folders, here, family, c
         assert dtypes == {torch.float32}  # case 3: of one dtype, whatever the teacher's parts are stored in
         pipeline.set_progress_bar_config(disable=True)
         images.append(pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt").images)
-    assert torch.equal(*images) and images[0].isfinite().all()
+    assert torch.allclose(*images, atol=1e-5) and images[0].isfinite().all(), (images[0] - images[1]).abs().max()
 
 
 @pytest.mark.parametrize("storage", [Storage(torch.bfloat16), Storage(torch.float16, variant="fp16")])
