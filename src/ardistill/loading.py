@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ from ardistill.families import transformer_class
 from ardistill.schedule import check_scheduler
 from ardistill.zoo import FOLDERS
 
+logger = logging.getLogger(__name__)
 ZOO = {f"zoo/{name}": folder / "teacher" for name, folder in FOLDERS.items()}
 """Name of an embedded teacher -> its folder."""
 _HUB_NAME = re.compile(r"(?P<base>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@:\s]+))?(?::(?P<variant>\w+))?")
@@ -189,6 +192,8 @@ def load_transformer(source: Source) -> Any:
         raise ValueError(
             f"{folder} has no weights of the variant {source.variant}, but of no variant; leave :{source.variant} out"
         )
+    if options["variant"] and not source.variant:
+        logger.warning("%s has weights of the variant %s alone; they are loaded", folder, options["variant"])
     try:
         return found.from_pretrained(source.folder, subfolder="transformer", torch_dtype=torch.float32, **options)
     except OSError as error:
@@ -215,6 +220,10 @@ def load_scheduler(source: Source) -> Any:
         check_scheduler(scheduler)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if "clip_sample" in inspect.signature(scheduler_class.__init__).parameters and scheduler.config.get("clip_sample"):
+        logger.warning(
+            "%s: clip_sample is not followed, the teacher's ODE is solved without clipping; set it to false", path
+        )
     return scheduler
 
 
@@ -325,18 +334,18 @@ class Companions(Mapping[str, Any]):
             name: Of the part, one with a folder of its own.
             folder: New folder.
         """
-        source, is_module = self.source / name, issubclass(self._class_of(name), nn.Module)
-        if is_module and self._weights(name)["variant"]:
+        source = self.source / name
+        has_weights = bool(_variants(x.name for x in source.iterdir()))
+        if has_weights and self._weights(name)["variant"]:
             self.load(name, torch.float32).save_pretrained(folder)
             return
         for file in source.rglob("*"):
-            match = _WEIGHTS.fullmatch(file.name)
-            if file.is_file() and not (match and (match["variant"] or match["older"])):
+            if file.is_file() and not _variants([file.name]) - {""}:
                 target = folder / file.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+                shutil.copyfile(file, target)  # without the modes of a cache that is read-only
         path = folder / "config.json"
-        if is_module and self.index[name][0] == "transformers" and path.is_file():
+        if has_weights and self.index[name][0] == "transformers" and path.is_file():
             config = {key: value for key, value in _read(path).items() if key != "torch_dtype"}
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
 

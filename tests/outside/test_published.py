@@ -94,11 +94,12 @@ def same_as_plain(folder, family, tmp_path, **storage):
     ],
     ids=["variant", "variant-shards", "shards", "bf16"],
 )
-def test_case_05_weights_are_found_however_they_are_stored(tmp_path, storage):
+def test_case_05_weights_are_found_however_they_are_stored(tmp_path, storage, caplog):
     folder = publish("pixart", tmp_path / "teacher", storage)
     assert same_as_plain(folder, "pixart", tmp_path, dtype=storage.dtype)
     teacher = Teacher.from_pretrained(folder)
     assert teacher.transformer.dtype == torch.float32
+    assert bool(storage.variant) == ("of the variant fp16 alone; they are loaded" in caplog.text)
     assert all(value.dtype == torch.float32 for value in teacher.encode(PROMPTS).values() if value.is_floating_point())
 
 
@@ -215,6 +216,15 @@ def test_case_07_the_last_state_is_the_schedulers():
     solver.set_timesteps(4)
     knots = knots_from_scheduler(solver, 4)
     assert knots.sigma[-1] / knots.alpha[-1] == pytest.approx(float(solver.sigmas[-1]), rel=1e-5)
+
+
+def test_case_07_clipping_that_is_not_followed_is_said(tmp_path, caplog):
+    folder = publish("dit", tmp_path / "teacher", Storage())
+    Teacher.from_pretrained(folder)
+    assert "clip_sample" not in caplog.text
+    diffusers.DDIMScheduler(clip_sample=True).save_pretrained(folder / "scheduler")
+    Teacher.from_pretrained(folder)
+    assert "clip_sample is not followed" in caplog.text and "set it to false" in caplog.text
 
 
 def test_case_07_a_shift_terminal_holds_without_dynamic_shifting():
