@@ -319,7 +319,7 @@ def _start(path: str, config: Any) -> Any:
     from ardistill.student import Student
 
     found = Student.from_pretrained(path, "cpu")
-    there, asked = asdict(found.config), asdict(config)
+    there, asked = asdict(found.config), asdict(config) | {"teacher": found.config.teacher}  # its fingerprint decides
     differing = [f"{name} is {x!r} there, {asked[name]!r} asked for" for name, x in there.items() if x != asked[name]]
     if differing:
         raise ValueError(f"{path} is another student ({'; '.join(differing)}); give its own options and trajectories")
@@ -672,7 +672,7 @@ def _recorded_seed(settings: Path) -> int:
 
 def _judge(teacher: str, features: str | None, weights: str | None, reference: str | None, device: str) -> Any:
     from ardistill.evaluation import Judge, feature_network, load_images
-    from ardistill.teacher import ZOO
+    from ardistill.loading import ZOO
     from ardistill.zoo.reference import NETWORKS
 
     embedded = teacher.removeprefix("zoo/") if teacher in ZOO else None

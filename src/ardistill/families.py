@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ import diffusers
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from torch import Tensor, nn
+
+from ardistill.schedule import scheduler_grid, uniform_grid
 
 Condition = dict[str, Tensor]
 """What the transformer is conditioned on besides the time, one row per sample: for DiT ``class_labels`` (b,), for text
@@ -173,8 +175,9 @@ def _mu_by_tokens(config: Any, sample_shape: tuple[int, ...], num_steps: int) ->
 
 
 def _linear_mu(config: Any, tokens: int) -> float:
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return config.base_shift + slope * (tokens - config.base_image_seq_len)
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return base + (most - base) / (last - first) * (tokens - first)
 
 
 def _mu_lumina2(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
@@ -196,7 +199,14 @@ def _mu_flux2(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> flo
 def _mu_cogview4(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
     """Follows the side of the image instead of its area."""
     tokens = math.prod(sample_shape[-2:]) // 4
-    return config.base_shift + config.max_shift * math.sqrt(tokens / config.base_image_seq_len)
+    base, most = config.get("base_shift", 0.25), config.get("max_shift", 0.75)
+    return base + most * math.sqrt(tokens / config.get("base_image_seq_len", 256))
+
+
+def _grid_cogview4(scheduler: Any, num_steps: int) -> list[float]:
+    """Whole timesteps from the last one to 1."""
+    last = scheduler.config.num_train_timesteps
+    return [int(last + (1 - last) * i / max(num_steps - 1, 1)) / last for i in range(num_steps)]
 
 
 SEQUENCE_LENGTH = "_max_sequence_length"
@@ -299,6 +309,9 @@ class Family:
     """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
     mu: Callable[[Any, tuple[int, ...], int], float] = _mu_by_tokens
     """(scheduler's config, shape of the latents, solver steps) -> shift, for schedulers that shift dynamically."""
+    grid: Callable[[Any, int], list[float]] = uniform_grid
+    """(scheduler, solver steps) -> flow-matching sigmas before they are shifted, noisiest first: as the family's
+    pipeline spaces them, which may leave it to its scheduler."""
     shift_times: bool = True
     """Whether the network is told shifted times."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -452,6 +465,7 @@ FAMILIES: dict[str, Family] = {
         encode=_encode_plain,
         default_size=60,
         time_embedding="time_embedder",
+        grid=scheduler_grid,
     ),
     "SD3Transformer2DModel": Family(
         ("transformer_blocks",),
@@ -460,6 +474,7 @@ FAMILIES: dict[str, Family] = {
         text="last",
         pipeline="StableDiffusion3Pipeline",
         encode=_encode_sd3,
+        grid=scheduler_grid,
     ),
     "ZImageTransformer2DModel": Family(
         ("layers",),
@@ -506,6 +521,7 @@ FAMILIES: dict[str, Family] = {
         text="first",
         pipeline="AuraFlowPipeline",
         encode=_encode_plain,
+        grid=scheduler_grid,
         time_embedding="time_step_proj",
     ),
     "QwenImageTransformer2DModel": Family(
@@ -531,6 +547,7 @@ FAMILIES: dict[str, Family] = {
         encode=_encode_plain,
         encodes_to_longest=True,
         mu=_mu_cogview4,
+        grid=_grid_cogview4,
         shift_times=False,
     ),
     "Lumina2Transformer2DModel": Family(
@@ -584,12 +601,31 @@ def register_family(transformer_class: type, family: Family) -> None:
     _OWN[name] = transformer_class
 
 
-def transformer_class(name: str) -> Any:
-    """The class of that name, of a known family.
+PUBLISHED_AS = {
+    "Transformer2DModel": {
+        "ada_norm_zero": "DiTTransformer2DModel",
+        "ada_norm_single": "PixArtTransformer2DModel",
+    }
+}
+"""Class name in older published configurations -> their ``norm_type`` -> today's name, as diffusers maps them."""
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """Today's name of the transformer class that a diffusers configuration is of."""
+    name = config["_class_name"]
+    return PUBLISHED_AS.get(name, {}).get(config.get("norm_type", ""), name)
+
+
+def transformer_class(config: Mapping[str, Any] | str) -> Any:
+    """The class of a known family that a configuration is of.
+
+    Args:
+        config: A diffusers transformer's configuration with its ``_class_name``, or a class name.
 
     Raises:
         ValueError: No such family is known.
     """
+    name = config if isinstance(config, str) else class_name(config)
     family_of(name)
     return _OWN.get(name) or getattr(diffusers, name)
 

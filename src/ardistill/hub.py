@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import ModelCardData, snapshot_download
+from huggingface_hub import ModelCardData
 
 from ardistill import families, history, pipeline, schedule
 from ardistill import student as student_module
 from ardistill.evaluation import draw_samples
+from ardistill.loading import Companions, find, split_name
 from ardistill.student import Student
-from ardistill.teacher import Companions, Teacher
+from ardistill.teacher import Teacher
 
 
 def pipeline_source(base: str) -> str:
@@ -44,7 +45,8 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
         has_picture: Whether ``samples.png`` lies beside the card.
     """
     config = student.config
-    teacher = config.teacher or "an unnamed teacher"
+    name = split_name(config.teacher)[0]  # of a folder its last part alone: a path tells nothing to others
+    teacher = Path(name).name if Path(name).is_absolute() else name or "an unnamed teacher"
     kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
     guidance = f"The teacher's guidance of {config.guidance_scale:g} is absorbed: each step is one evaluation."
     if config.is_told_guidance:
@@ -149,7 +151,7 @@ def export(
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):
-                shutil.copytree(companions.source / part, folder / part)
+                companions.copy(part, folder / part)
         else:
             companions[part].save_pretrained(folder / part)
             index[part] = [type(companions[part]).__module__.split(".")[0], type(companions[part]).__name__]
@@ -165,15 +167,20 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     Raises:
         ValueError: The folder holds no exported student.
     """
-    if not Path(folder).is_dir():
-        folder = snapshot_download(str(folder))
-    companions = Companions(folder)
+    remedy = "name the folder that export wrote, or the id that it was uploaded to"
+    found = find(folder, parts=["*"], remedy=remedy).folder
+    companions = Companions(found)
     index = companions.index
     if "student" not in index:
         raise ValueError(f"expected an exported student in {folder}, found none")
-    parts = dict(companions)
-    for part in ("transformer", "scheduler"):
-        parts[part] = getattr(diffusers, index[part][1]).from_pretrained(Path(folder) / part)
+    transformer = getattr(diffusers, index["transformer"][1]).from_pretrained(found / "transformer")
+    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(found / "scheduler")
+    # In one dtype: of exports of an older version text encoders are in another.
+    parts = {
+        name: companions.load(name, transformer.dtype) if companions.is_component(name) else companions[name]
+        for name in companions
+    }
+    parts |= {"transformer": transformer, "scheduler": scheduler}
     base = getattr(diffusers, index["_base_class_name"])
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}

@@ -153,12 +153,16 @@ class Manifest:
         store.publish(MANIFEST, seal(self._json().encode()))
 
     def joins(self, other: Manifest) -> bool:
-        """Whether both say the same recording: times may differ by rounding, as kinds of hardware do."""
+        """Whether both say the same recording: times may differ by rounding, as kinds of hardware do.
+
+        The teacher's name may differ, too, as it does where a folder was moved: its fingerprint decides.
+        """
 
         def times(knots: Knots) -> list[float]:
             return [*knots.timesteps, *knots.alpha, *knots.sigma]
 
-        if replace(self, knots=other.knots) != other or self.knots.prediction_type != other.knots.prediction_type:
+        alike = replace(self, knots=other.knots, teacher=other.teacher)
+        if alike != other or self.knots.prediction_type != other.knots.prediction_type:
             return False
         ours, theirs = times(self.knots), times(other.knots)
         return len(ours) == len(theirs) and all(

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
@@ -21,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from ardistill.config import CostConfig
 from ardistill.devices import resolve_device, synchronize
 from ardistill.evaluation.cost import count_macs
-from ardistill.families import Family, family_of, transformer_class
+from ardistill.families import Family, class_name, family_of, transformer_class
+from ardistill.loading import find, read_transformer_config
 from ardistill.lora import add_adapters
 from ardistill.sampling import sample
 from ardistill.schedule import Knots, nested_indices
 from ardistill.store import read_json
 from ardistill.student import Student, StudentConfig
-from ardistill.teacher import ZOO
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"DiT-{size}/{patch}": {
@@ -77,23 +76,23 @@ def transformer_config(name: str) -> dict[str, Any]:
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    source = str(ZOO.get(name, name))
-    if Path(source).suffix == ".json" and Path(source).is_file():
-        found = read_json(Path(source))
+    if Path(name).suffix == ".json" and Path(name).is_file():
+        found = read_json(Path(name))
         if not isinstance(found, dict) or "_class_name" not in found:
-            raise ValueError(f"{source}: expected the config.json of a diffusers transformer, with its _class_name")
+            raise ValueError(f"{name}: expected the config.json of a diffusers transformer, with its _class_name")
         return found
     try:
-        return dict(diffusers.DiTTransformer2DModel.load_config(source, subfolder="transformer"))
-    except OSError as error:
+        source = find(name, parts=["transformer/config.json"])
+        return read_transformer_config(source.folder, source.name)
+    except ValueError as error:
         raise ValueError(
-            f"expected one of {', '.join(ARCHITECTURES)}, a diffusers folder, a config.json or a Hub id, got {name!r}"
+            f"expected one of {', '.join(ARCHITECTURES)}, a diffusers folder, a config.json or a Hub id, got {name!r}: "
+            f"{error}"
         ) from error
 
 
 def _make(config: dict[str, Any]) -> Any:
-    options = {key: value for key, value in config.items() if not key.startswith("_")}
-    return transformer_class(config["_class_name"])(**options)
+    return transformer_class(config).from_config(config)
 
 
 def _knots(solver_steps: int, prediction_type: str = "epsilon") -> Knots:
@@ -133,14 +132,14 @@ class _FullPrompts(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _fake(class_name: str, text_tokens: int) -> Iterator[None]:
+def _fake(name: str, text_tokens: int) -> Iterator[None]:
     """Within, tensors have shapes alone."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), _FullPrompts(text_tokens):
             yield
     except DataDependentOutputException as error:
         raise ValueError(
-            f"{class_name} asks for values of its inputs as it runs, so that it cannot be counted without its weights"
+            f"{name} asks for values of its inputs as it runs, so that it cannot be counted without its weights"
         ) from error
 
 
@@ -152,10 +151,10 @@ def plan(options: CostConfig) -> Cost:
     """
     where = None if options.device is None else resolve_device(options.device)  # before anything is counted
     config = transformer_config(options.teacher)
-    family = family_of(config["_class_name"])
+    family = family_of(class_name(config))
     nested_indices(options.solver_steps, options.num_steps)
     guided = 2 if options.guidance_scale > 1 else 1
-    with _fake(config["_class_name"], options.text_tokens):
+    with _fake(class_name(config), options.text_tokens):
         transformer = _make(config)
         base = [*transformer.parameters()]
         student = Student(transformer, StudentConfig(_knots(options.num_steps), options.history_layers, options.mask))
@@ -233,7 +232,7 @@ def _activations(student: Student, shape: tuple[int, ...], family: Family, optio
 def _measure(config: dict[str, Any], shape: tuple[int, ...], text_tokens: int, device: torch.device) -> float:
     """Seconds of one evaluation of one sample, random weights, the best of three."""
     transformer = _make(config).to(device).eval()
-    family = family_of(config["_class_name"])
+    family = family_of(class_name(config))
     example = family.example_condition(transformer, 1, text_tokens)
     condition = {name: value.to(device) for name, value in example.items()}
     noise, times = torch.zeros(1, *shape, device=device), []

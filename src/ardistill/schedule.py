@@ -7,8 +7,10 @@ variance-preserving schedules, Euler for flow matching. Coefficients are compute
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,44 +127,145 @@ def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
     return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
 
 
+_SOLVER_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "use_karras_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "invert_sigmas": (False,),
+    "stochastic_sampling": (False,),
+    "thresholding": (False,),
+    "timestep_type": ("discrete",),
+    "algorithm_type": ("dpmsolver++", "dpmsolver", "deis", "data_prediction", "noise_prediction"),
+}
+"""Options of diffusers' schedulers that change the path from noise to image -> the values that leave it alone."""
+_NO_TEACHERS = {
+    "LCM": "it belongs to a model that was distilled already",
+    "TCD": "it belongs to a model that was distilled already",
+    "Inverse": "it runs from image to noise",
+}
+"""Part of a scheduler's class name -> why its model's probability-flow ODE is no teacher's."""
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Refuse a scheduler whose path from noise to image the solver would not follow.
+
+    What only chooses how the same ODE is integrated is accepted: the solver's order, ``timestep_spacing`` and
+    ``steps_offset`` (the solver always starts at pure noise), ``lower_order_final``, ``variance_type``, and classes
+    that add noise, such as DDPM. ``clip_sample`` is not followed either, since a student could not.
+
+    Args:
+        scheduler: Of diffusers.
+
+    Raises:
+        ValueError: An option or the class is not honoured; the message names it and the value to set.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    for part, reason in _NO_TEACHERS.items():
+        if part in name:
+            raise ValueError(
+                f"{name} is no teacher's scheduler: {reason}; set another _class_name in "
+                "scheduler/scheduler_config.json, such as DDIMScheduler, or name the model that it was made from"
+            )
+    known = inspect.signature(type(scheduler).__init__).parameters
+    for option, values in _SOLVER_OPTIONS.items():
+        value = config.get(option, values[0])
+        if option in known and (value or False) not in values:
+            raise ValueError(
+                f"the option {option}={value!r} of {name} changes the path from noise to image and is not followed; "
+                f"set {option} to {json.dumps(values[0])} in scheduler/scheduler_config.json"
+            )
+    if config.get("use_flow_sigmas") and config.get("final_sigmas_type", "zero") != "zero":
+        raise ValueError(
+            f"the option final_sigmas_type={config.final_sigmas_type!r} of {name} leaves noise in the image and is not "
+            'followed; set final_sigmas_type to "zero" in scheduler/scheduler_config.json'
+        )
+    if config.get("use_flow_sigmas") and config.get("prediction_type") != "flow_prediction":
+        raise ValueError(
+            f"use_flow_sigmas=True of {name} goes with the prediction_type flow_prediction, got "
+            f"{config.get('prediction_type')!r}; set one of both in scheduler/scheduler_config.json"
+        )
+
+
+def uniform_grid(scheduler: Any, num_steps: int) -> list[float]:
+    """Flow-matching sigmas before they are shifted: uniform from 1 to 1 / ``num_steps``, as most pipelines say."""
+    return [1 - i / num_steps for i in range(num_steps)]
+
+
+def scheduler_grid(scheduler: Any, num_steps: int) -> list[float]:
+    """Flow-matching sigmas before they are shifted, as the scheduler spaces them where its pipeline passes none.
+
+    ``FlowMatch...`` goes down to its own least sigma, which is that of timestep 1, shifted; with ``use_flow_sigmas``
+    the steps are a little shorter than ``1 / num_steps``, and a DPM-Solver starts a little below 1.
+    """
+    config = scheduler.config
+    least = 1 / config.num_train_timesteps
+    if config.get("use_flow_sigmas"):
+        width = (1 - least) / num_steps
+        first = 1 - least if "DPMSolver" in type(scheduler).__name__ else 1.0
+        return [first - width * i for i in range(num_steps)]
+    if not config.get("use_dynamic_shifting"):
+        least = config.shift * least / (1 + (config.shift - 1) * least)
+    return [1 - (1 - least) * i / max(num_steps - 1, 1) for i in range(num_steps)]
+
+
 def _shifted(sigma: list[float], config: Any, mu: float | None) -> list[float]:
     """Flow-matching sigmas under the scheduler's shift; a dynamic one is ``mu``."""
     if not config.get("use_dynamic_shifting"):
         shift = config.get("shift", config.get("flow_shift", 1.0))
-        return [shift * s / (1 + (shift - 1) * s) for s in sigma]
-    if mu is None:
-        raise ValueError("dynamic shifting needs mu, which the family computes from the size of the latents")
-    weight = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-    found = [weight * s / (weight * s + 1 - s) for s in sigma]
+        found = [shift * s / (1 + (shift - 1) * s) for s in sigma]
+    else:
+        if mu is None:
+            raise ValueError("dynamic shifting needs mu, which the family computes from the size of the latents")
+        weight = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+        found = [weight * s / (weight * s + 1 - s) for s in sigma]
     if config.get("shift_terminal"):
         stretch = (1 - found[-1]) / (1 - config.shift_terminal) or 1.0
         found = [1 - (1 - s) / stretch for s in found]
     return found
 
 
-def knots_from_scheduler(scheduler: Any, num_steps: int, mu: float | None = None, shift_times: bool = True) -> Knots:
-    """The trailing grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
+def _last_signal(scheduler: Any) -> float:
+    """alpha² of the state that a variance-preserving scheduler ends in: the clean image's, or that of timestep 0."""
+    known, config = inspect.signature(type(scheduler).__init__).parameters, scheduler.config
+    noisy = "set_alpha_to_one" in known and not config.get("set_alpha_to_one", True)
+    noisy |= "final_sigmas_type" in known and config.get("final_sigmas_type") == "sigma_min"
+    return float(scheduler.alphas_cumprod[0]) if noisy else 1.0
+
+
+def knots_from_scheduler(
+    scheduler: Any,
+    num_steps: int,
+    mu: float | None = None,
+    shift_times: bool = True,
+    grid: Callable[[Any, int], list[float]] = uniform_grid,
+) -> Knots:
+    """The grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
 
     Variance-preserving schedulers (those with ``alphas_cumprod``): timesteps round(T (1 - i/S)) - 1, as diffusers'
-    ``timestep_spacing="trailing"``. Flow matching (``FlowMatch...``, or ``use_flow_sigmas``, as in Wan's UniPC): sigma
-    uniform from 1 to 0, then shifted.
+    ``timestep_spacing="trailing"``, whatever the scheduler's own is: the others do not start at pure noise (Lin et al.
+    2023, arXiv:2305.08891). Flow matching (``FlowMatch...``, or ``use_flow_sigmas``, as in Wan's UniPC): sigma from 1
+    to 0 as ``grid`` spaces it, then shifted.
 
     Args:
         scheduler: Of diffusers.
         num_steps: Solver steps.
         mu: For schedulers with ``use_dynamic_shifting``: how far.
         shift_times: Whether the network is told the shifted times, as nearly all are.
+        grid: (scheduler, num_steps) -> flow-matching sigmas before the shift, noisiest first.
 
     Raises:
-        ValueError: The scheduler has no noise schedule that we know, or more steps than training times are asked for.
+        ValueError: The scheduler has no noise schedule that we know or an option that is not honoured, or more steps
+            than training times are asked for.
     """
     config = scheduler.config
     if not 1 <= num_steps <= config.num_train_timesteps:
         raise ValueError(f"expected 1 to {config.num_train_timesteps} solver steps, got {num_steps}")
-    grid = [1 - i / num_steps for i in range(num_steps)]
+    check_scheduler(scheduler)
     if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
-        sigma = _shifted(grid, config, mu)
-        timesteps = [s * config.num_train_timesteps for s in (sigma if shift_times else grid)]
+        uniform = grid(scheduler, num_steps)
+        sigma = _shifted(uniform, config, mu)
+        timesteps = [s * config.num_train_timesteps for s in (sigma if shift_times else uniform)]
         return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
@@ -171,9 +274,13 @@ def knots_from_scheduler(scheduler: Any, num_steps: int, mu: float | None = None
         )
     if config.prediction_type not in PREDICTION_TYPES[:3]:
         raise ValueError(f"unknown prediction type {config.prediction_type!r}; known: {PREDICTION_TYPES[:3]}")
-    times = [round(config.num_train_timesteps * u) - 1 for u in grid]
-    final = 1.0 if config.get("set_alpha_to_one", True) else float(scheduler.alphas_cumprod[0])
-    signal = [*(float(scheduler.alphas_cumprod[t]) for t in times), final]
+    times = [round(config.num_train_timesteps * (1 - i / num_steps)) - 1 for i in range(num_steps)]
+    signal = [*(float(scheduler.alphas_cumprod[t]) for t in times), _last_signal(scheduler)]
+    if config.prediction_type == "epsilon" and signal[0] < 1e-7:
+        raise ValueError(
+            "the first timestep is pure noise (rescale_betas_zero_snr), of which a model of prediction_type epsilon "
+            "says nothing; set rescale_betas_zero_snr to false in scheduler/scheduler_config.json"
+        )
     return Knots(
         config.prediction_type,
         tuple(float(t) for t in times),

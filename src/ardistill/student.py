@@ -572,4 +572,4 @@ def _make_transformer(described: Any, path: Path) -> nn.Module:
     """Of a configuration that was found in ``path``; its weights are random."""
     if not isinstance(described, dict) or "_class_name" not in described:
         raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
-    return transformer_class(described["_class_name"]).from_config(described)
+    return transformer_class(described).from_config(described)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +18,9 @@ from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
 from ardistill.devices import Device, device_of, resolve_device
-from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of, transformer_class
+from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
+from ardistill.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
 from ardistill.schedule import Knots, knots_from_scheduler
-from ardistill.zoo import FOLDERS
-
-ZOO = {f"zoo/{name}": folder / "teacher" for name, folder in FOLDERS.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,9 @@ class Teacher:
         """Load from ``zoo/fashion`` or ``zoo/emoji``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
-            name: Where the pipeline is, or an original DiT's ``.pt`` file; a Hub id is downloaded once, whole.
+            name: Where the pipeline is, or an original DiT's ``.pt`` file; a Hub id is downloaded once, whole. Behind
+                it may stand ``@REVISION`` of a Hub id, and ``:VARIANT`` where weights are there in several variants, as
+                in ``org/model@main:fp16``. The teacher's ``name`` becomes what finds it from any folder.
             height: Of the images, in pixels; the model's own if not given.
             width: Same.
             num_frames: Of a video.
@@ -105,37 +104,26 @@ class Teacher:
             options: Of the constructor.
 
         Raises:
-            ValueError: No transformer and scheduler of known classes are found there, or there is no such device.
+            ValueError: No transformer and scheduler of known classes are found there, the weights are quantised or
+                of several variants, the scheduler has an option that is not honoured, or there is no such device.
         """
         where = resolve_device(device)
-        source = str(ZOO.get(str(name), name))
-        if Path(source).suffix == ".pt" and Path(source).is_file():
-            transformer, scheduler = load_original_dit(source)
-            return cls(transformer, scheduler, name=str(name), **options).to(where)
-        if not Path(source).is_dir():
-            if Path(source).is_absolute() or source.startswith(".") or source.count("/") != 1:
-                raise ValueError(f"expected a diffusers folder at {source}, found none")
-            source = diffusers.DiffusionPipeline.download(source)
-        try:
-            config = diffusers.DiTTransformer2DModel.load_config(source, subfolder="transformer")
-            scheduler_config = diffusers.DDIMScheduler.load_config(source, subfolder="scheduler")
-        except OSError as error:
+        source = find(name)
+        if source.folder.suffix == ".pt" and source.folder.is_file():
+            transformer, scheduler = load_original_dit(source.folder)
+            return cls(transformer, scheduler, name=source.name, **options).to(where)
+        if not source.folder.is_dir():
             raise ValueError(
-                f"{name}: expected subfolders transformer and scheduler of a diffusers pipeline"
-            ) from error
-        class_name = config["_class_name"]
-        if class_name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero":
-            class_name = "DiTTransformer2DModel"  # as facebook/DiT-XL-2-256 was published
-        found = transformer_class(class_name)
-        scheduler_class = getattr(diffusers, scheduler_config["_class_name"], None)
-        if scheduler_class is None:
-            raise ValueError(f"{name}: unknown scheduler {scheduler_config['_class_name']!r}; diffusers has none such")
-        transformer = found.from_pretrained(source, subfolder="transformer")
-        scheduler = scheduler_class.from_config(scheduler_config)
-        companions = Companions(source)
+                f"expected a diffusers folder or an original DiT's .pt file, got {source.folder}; load it with "
+                "from_single_file of its diffusers pipeline and name the folder that save_pretrained writes"
+            )
+        scheduler = load_scheduler(source)
+        companions = Companions(source.folder, source.variant)
+        companions.check()
         if "transformer_2" in companions:
             raise ValueError(f"{name} has a second transformer for a part of the path (as Wan 2.2): not supported")
-        teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
+        transformer = load_transformer(source)
+        teacher = cls(transformer, scheduler, companions=companions, name=source.name, **options)
         if height or width or num_frames > 1:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
         return teacher.to(where)
@@ -268,11 +256,15 @@ class Teacher:
         return weight_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
-        """The solver's trailing grid of ``num_steps`` steps."""
+        """The solver's grid of ``num_steps`` steps: trailing, or as the family's pipeline spaces flow-matching sigmas.
+
+        Raises:
+            ValueError: The scheduler's options are not honoured or do not fit, or it is of an unknown kind.
+        """
         config, mu = self.scheduler.config, None
         if config.get("use_dynamic_shifting"):
             mu = self.family.mu(config, self.sample_shape, num_steps)
-        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times)
+        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times, self.family.grid)
 
     @torch.no_grad()
     def encode(
@@ -493,73 +485,6 @@ def join_conditions(parts: Sequence[Condition]) -> Condition:
 def _pad_tokens(value: Tensor, tokens: int) -> Tensor:
     padding = value.new_zeros(len(value), tokens - value.shape[1], *value.shape[2:])
     return torch.cat([value, padding], dim=1)
-
-
-class Companions(Mapping[str, Any]):
-    """What a pipeline folder has besides transformer and scheduler: VAE, text encoders, class names; loaded when asked.
-
-    Args:
-        source: A diffusers pipeline folder; one without ``model_index.json`` has none.
-    """
-
-    def __init__(self, source: str | Path) -> None:
-        self.source = Path(source)
-        path = self.source / "model_index.json"
-        try:
-            index = json.loads(path.read_bytes()) if path.is_file() else {}
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read ({error}); save or download the pipeline again") from error
-        if not isinstance(index, dict):
-            raise ValueError(f"{path}: expected the index of a diffusers pipeline, got {type(index).__name__}")
-        self.index = index
-        self.pipeline_class = index["_class_name"] if isinstance(index.get("_class_name"), str) else ""
-        self._names = [
-            name
-            for name, value in index.items()
-            if not name.startswith("_")
-            and name not in ("transformer", "scheduler")
-            and not (isinstance(value, list) and value[0] is None)
-        ]
-        self._loaded: dict[str, Any] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def is_component(self, name: str) -> bool:
-        """Whether it lies in a folder of its own; else it is a setting."""
-        return isinstance(self.index[name], list) and (self.source / name).is_dir()
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        if not self.is_component(name):
-            return self.index[name]
-        if name not in self._loaded:
-            library, class_name = self.index[name]
-            if library not in ("diffusers", "transformers"):  # a folder must not choose what is imported and run
-                raise ValueError(
-                    f"{self.source / name}: expected a part of diffusers or transformers, model_index.json says "
-                    f"{library!r}"
-                )
-            if importlib.util.find_spec(library) is None:
-                raise ValueError(f"{self.source / name} needs {library}: pip install 'ardistill[text]'")
-            part = getattr(importlib.import_module(library), class_name).from_pretrained(self.source, subfolder=name)
-            self._loaded[name] = part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
-        return self._loaded[name]
-
-    @property
-    def pixels_per_latent(self) -> int:
-        """Along height and width; 1 where there is no VAE."""
-        vae = self.get("vae")
-        if vae is None:
-            return 1
-        if vae.config.get("scale_factor_spatial"):
-            return vae.config.scale_factor_spatial
-        halvings = vae.config.get("temperal_downsample") or vae.config.block_out_channels[1:]
-        return 2 ** len(halvings) * (2 if hasattr(vae, "bn") else 1)
 
 
 def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
