@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData, snapshot_download
 from ardistill import families, history, pipeline, schedule
 from ardistill import student as student_module
 from ardistill.evaluation import draw_samples
+from ardistill.store import whole_folder
 from ardistill.student import Student
 from ardistill.teacher import Companions, Teacher
 
@@ -116,14 +117,19 @@ def export(
             f"diffusers has no class {class_name}, so that its folder would not load with diffusers alone; "
             "Student.from_pretrained loads what distill wrote"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     if student.config.fingerprint and student.config.fingerprint != teacher.fingerprint():
         raise ValueError(
             f"the student was distilled from {student.config.teacher or 'another teacher'} "
             f"({student.config.fingerprint[:12]}), not from {teacher.name or 'this one'} ({teacher.fingerprint()[:12]})"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as made:
+        _write(student, teacher, made, figures, picture)
+
+
+def _write(student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None) -> None:
+    """The files of an export."""
     student.save_transformer(folder / "transformer")
     teacher.scheduler.save_pretrained(folder / "scheduler")
     source = pipeline_source(teacher.pipeline_class)
@@ -131,7 +137,7 @@ def export(
     name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     (folder / f"{name}.py").write_text(source)
     if picture is not None:
-        shutil.copy(picture, folder / "samples.png")
+        shutil.copyfile(picture, folder / "samples.png")
     elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
     (folder / "README.md").write_text(model_card(student, figures, (folder / "samples.png").exists()))
@@ -139,7 +145,7 @@ def export(
         "_class_name": [name, "ARDPipeline"],
         "_base_class_name": teacher.pipeline_class,
         "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", class_name],
+        "transformer": ["diffusers", student.class_name],
         "scheduler": ["diffusers", type(teacher.scheduler).__name__],
         **{name: [None, None] for name in teacher.absent},
         "student": asdict(replace(student.config, lora_rank=0)),
@@ -149,11 +155,19 @@ def export(
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):
-                shutil.copytree(companions.source / part, folder / part)
+                _copy(companions.source / part, folder / part)
         else:
             companions[part].save_pretrained(folder / part)
             index[part] = [type(companions[part]).__module__.split(".")[0], type(companions[part]).__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copy the contents of files, not their permissions: a cache may be read-only."""
+    for path in (x for x in sorted(source.rglob("*")) if x.is_file()):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def load(folder: str | Path) -> diffusers.DiffusionPipeline:

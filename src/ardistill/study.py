@@ -54,7 +54,7 @@ class Study:
     def __init__(self, recipe: str | Path, out: str | Path | None = None, device: str = "cpu") -> None:
         try:
             found = yaml.safe_load(Path(recipe).read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{recipe} cannot be read as a recipe: {error}") from error
         if not isinstance(found, dict) or not {"record", "distill", "arms"} <= set(found) <= set(SECTIONS):
             raise ValueError(

@@ -15,10 +15,10 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of, transformer_class
+from ardistill.progress import bar as progress_bar
 from ardistill.schedule import Knots, knots_from_scheduler
 from ardistill.zoo import FOLDERS
 
@@ -131,7 +131,7 @@ class Teacher:
         if "transformer_2" in companions:
             raise ValueError(f"{name} has a second transformer for a part of the path (as Wan 2.2): not supported")
         teacher = cls(transformer, scheduler, companions=companions, name=str(name), **options)
-        if height or width or num_frames > 1:
+        if height is not None or width is not None or num_frames != 1:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
         return teacher
 
@@ -142,7 +142,7 @@ class Teacher:
             ValueError: Height or width is missing, not a multiple of what the VAE and the packing need, the class takes
                 squares alone, or so many frames are not to be had.
         """
-        if not (height and width):
+        if height is None or width is None:
             raise ValueError("expected both height and width, or neither")
         factor = self.pixels_per_latent
         unit = factor * self.family.packing
@@ -177,8 +177,9 @@ class Teacher:
             return images
         x = images.to(vae.device, vae.dtype)
         is_video = vae.config.get("latents_mean") is not None and vae.config.get("scaling_factor") is None
-        latents = vae.encode(x.unsqueeze(2) if is_video else x).latent_dist.mode().float()
-        latents = _scale(vae, latents).cpu()
+        encoded = vae.encode(x.unsqueeze(2) if is_video else x)
+        mean = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents  # AutoencoderTiny's
+        latents = _scale(vae, mean.float()).cpu()
         return latents[:, :, 0] if latents.ndim > 1 + len(self.sample_shape) else latents
 
     @property
@@ -388,7 +389,7 @@ class Teacher:
         self.check_condition(condition)
         to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
         state, states, denoised = noise, [noise], []
-        for s in tqdm(range(knots.num_steps), disable=not progress):
+        for s in progress_bar(range(knots.num_steps), disable=not progress):
             prediction = self.predict(state, knots.timesteps[s], condition).to(noise.dtype)
             denoised.append(to_denoised[s][0] * state + to_denoised[s][1] * prediction)
             state = to_state[s][0] * state + to_state[s][1] * prediction

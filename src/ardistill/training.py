@@ -25,12 +25,12 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from tqdm import tqdm
 
 from ardistill import checkpoints
 from ardistill.config import TrainingConfig
 from ardistill.discriminator import Adversary
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
+from ardistill.progress import bar as progress_bar
 from ardistill.sampling import sample
 from ardistill.sharding import shard
 from ardistill.store import read_json, sealed_json, write_whole
@@ -195,7 +195,7 @@ def _train(
     model = accelerator.prepare_model(student, evaluation_mode=config.shard)
     stepper = accelerator.prepare_optimizer(optimizer)
 
-    bar = tqdm(total=config.max_steps, initial=first, desc="distil", disable=not (progress and first_process))
+    bar = progress_bar(total=config.max_steps, initial=first, desc="distil", disable=not (progress and first_process))
     for step in range(first, config.max_steps):
         seen = torch.zeros(1 + student.num_steps, device=device)  # the loss, and the error of each step
         for part in range(config.gradient_accumulation_steps):

@@ -23,10 +23,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from ardistill.errors import cache_variable
 from ardistill.families import Condition
 from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.progress import bar as progress_bar
 from ardistill.schedule import Knots, nested_indices
 from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
 from ardistill.store import SEAL, Store, check_seal, seal
@@ -258,7 +259,7 @@ def make_missing(
     chance = random.SystemRandom()
     every = set(range(manifest.num_shards))
     missing = every - manifest.present(store)
-    bar = tqdm(total=len(every), desc="record", unit="shard", disable=not progress)
+    bar = progress_bar(total=len(every), desc="record", unit="shard", disable=not progress)
     bar.update(len(every) - len(missing))
     make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device) if missing else None
     while missing and make is not None:
@@ -567,10 +568,12 @@ def load_prompts(source: str) -> list[str]:
         try:
             import datasets
         except ImportError as error:
-            raise ValueError(f"{source} is no file; to read it as a data set: pip install datasets") from error
+            raise ValueError(f"{source} is no file; to read it as a data set: pip install 'ardistill[text]'") from error
         try:
             rows = datasets.load_dataset(source, split="train")
         except Exception as error:  # of many kinds, for a name that is not there
+            if cache_variable(error) is not None:  # it is not the prompts that are at fault
+                raise
             raise ValueError(f"{source} cannot be read as a data set, split train: {error}") from error
         column = next((name for name in ("prompt", "text") if name in rows.column_names), None)
         if column is None:
