@@ -170,6 +170,11 @@ def _causes(error: dcp.api.CheckpointException) -> str:
     return "; ".join(dict.fromkeys(str(cause) for cause, _trace in error.failures.values()))
 
 
+def last_step(folder: Path) -> int:
+    """Optimiser steps done at the last checkpoint, whole or not; 0 if there is none."""
+    return max(map(step_of, _all(folder)), default=0)
+
+
 def step_of(path: Path) -> int:
     """Optimiser steps done at a checkpoint."""
     return int(path.name.removeprefix("step-"))

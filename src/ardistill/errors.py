@@ -94,10 +94,10 @@ class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM asked this process to end; ``args[0]`` is the signal's number."""
 
 
-def version() -> str:
-    """The installed version of ardistill."""
+def version(package: str = "ardistill") -> str:
+    """The installed version of a package."""
     try:
-        return metadata.version("ardistill")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "(not installed)"
 

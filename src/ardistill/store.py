@@ -7,6 +7,7 @@ and put whole, as object stores do it. Nothing here locks: whoever publishes las
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -154,7 +155,7 @@ class Store:
         assert self.folder is not None
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"  # of this call: threads, forks, other machines
         try:
-            temporary.write_bytes(data)
+            _write(temporary, data)
             _publish(temporary, self.folder / name)
             return True
         except FileNotFoundError:
@@ -192,7 +193,7 @@ def write_whole(path: Path, data: bytes) -> None:
         OSError: It cannot be written; what was there before is as it was.
     """
     with whole_file(path) as temporary:
-        temporary.write_bytes(data)
+        _write(temporary, data)
 
 
 def check_target(path: str | Path) -> None:
@@ -263,6 +264,11 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     sync_folder(folder.parent)
 
 
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 def _publish(temporary: Path, path: Path) -> None:
     """Rename a file once all of it is on disk, readable for those who may read any new file of this process."""
     mask = os.umask(0)
@@ -282,8 +288,11 @@ def _sync(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last, as ``fsync`` does a file's contents; where its file system can do that."""
-    with contextlib.suppress(OSError):
+    try:
         _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES):
+            raise
 
 
 def _reason(error: Exception) -> str:

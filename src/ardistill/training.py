@@ -10,9 +10,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from ardistill import checkpoints
 from ardistill.config import TrainingConfig
 from ardistill.discriminator import Adversary
+from ardistill.errors import version
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.progress import bar as progress_bar
 from ardistill.sampling import sample
@@ -59,7 +59,8 @@ def distill(
     validate: Callable[[Student, int], np.ndarray | None] | None = None,
     progress: bool = True,
 ) -> Student:
-    """Train a student; the same call again resumes from the last whole checkpoint.
+    """Train a student; the same call again resumes from the last whole checkpoint, and with a larger ``max_steps`` goes
+    on from its end, where no step depends on how many there are.
 
     Args:
         student: Trained in place.
@@ -382,24 +383,49 @@ def _claim_folder(folder: Path, facts: dict[str, Any]) -> None:
             before["training"] = asdict(TrainingConfig()) | before.get("training", {})
             before["data"] = {"draws": "rows"} | before.get("data", {})
             before.setdefault("start", facts["start"])
+            steps = before["training"]["max_steps"]
+            whether = _can_change_steps(folder, steps, facts["training"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: expected the settings of a run; restore it, or choose a new folder") from error
         differing = [
             f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
             for part, values in facts.items()
             for name, value in values.items()
-            if before.get(part, {}).get(name) != value and not (part == "training" and name in _FREE)
+            if before.get(part, {}).get(name) != value and not (part == "training" and name in {*_FREE, "max_steps"})
         ]
+        differing += [f"training.max_steps is {steps} there, {whether}"] if whether else []
         if differing:
             raise ValueError(
-                f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, or repeat its own settings"
+                f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, where --start {folder} (of "
+                f"finetune: --student {folder}) goes on from it, or repeat its own settings"
             )
+        if steps != facts["training"]["max_steps"]:
+            changed = read_json(path)
+            changed.setdefault("training", {})["max_steps"] = facts["training"]["max_steps"]
+            write_whole(path, sealed_json(changed))
         _write_environment(folder)
         return
     if any(x.name != _LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
     write_whole(path, sealed_json(facts))
     _write_environment(folder)
+
+
+def _can_change_steps(folder: Path, steps: int, training: dict[str, Any]) -> str:
+    """Why a run of ``steps`` steps cannot go on as one of ``training``'s; empty if it can, or if they are the same.
+
+    It can where no step depends on how many there are: then it ends as a run that had as many from the start.
+    """
+    asked, done = training["max_steps"], checkpoints.last_step(folder / "checkpoints")
+    if asked == steps:
+        return ""
+    if training["lr_scheduler"] not in ("constant", "constant_with_warmup"):
+        return f"{asked} asked for, and the learning rate of lr_scheduler {training['lr_scheduler']} depends on it"
+    if training["inputs"] == "mixed" and training["student_share"]:
+        return f"{asked} asked for, and the share of the student's inputs (mixed) depends on it"
+    if asked < done:
+        return f"{asked} asked for, and {done} are done: ask for as many or more, or take one of its checkpoints"
+    return ""
 
 
 def _write_environment(folder: Path) -> None:
@@ -425,11 +451,14 @@ def _logged_at(line: bytes) -> float:
 def environment() -> dict[str, Any]:
     """What a figure depends on besides the configuration: versions, git commit of the working directory, device."""
     packages = ("ardistill", "torch", "diffusers", "accelerate", "numpy")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = ""
+    with suppress(OSError):  # there may be no git
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = asked.stdout.strip()
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "git_commit": git.stdout.strip() or None,
+        "packages": {name: version(name) for name in packages},
+        "git_commit": commit or None,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
