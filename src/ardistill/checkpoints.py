@@ -83,7 +83,10 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
     except dcp.api.CheckpointException as error:  # of whatever process
         if first:
             shutil.rmtree(temporary, ignore_errors=True)  # what is full has room again
-        raise OSError(f"{path} cannot be written ({_causes(error)}); the checkpoints before it are whole") from error
+        raise OSError(
+            f"{path} cannot be written ({_causes(error)}); the checkpoints before it are whole: free space there, then "
+            "the same command again goes on"
+        ) from error
     if first:
         write_whole(temporary / "state.json", json.dumps(rest).encode())
         files = {file.name: _facts(file) for file in sorted(temporary.iterdir())}

@@ -312,9 +312,15 @@ def _distill(
         errors.say(f"at its start the student draws {distance:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, start=start, validate=validate)
-    last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
-    text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
-    return {"out": out, "student": str(Path(out) / "student"), "loss": last["loss"], "text": text}
+    loss = _log(out)[-1].get("loss", math.nan)
+    text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
+    return {"out": out, "student": str(Path(out) / "student"), "loss": loss, "text": text}
+
+
+def _log(out: str) -> list[dict[str, Any]]:
+    """Lines of a run's log; an empty one where the log was taken away."""
+    path = Path(out) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else [{}]
 
 
 def _start(path: str, config: Any) -> Any:
@@ -392,7 +398,7 @@ def _finetune(
     adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
     validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
     run(loaded.requires_grad_(True), data, out, training, start=student, adversary=adversary, validate=validate)
-    log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    log = _log(out)
     adversarial_plot(log, Path(out) / "adversarial.png")
     text = f"{loaded.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
     return {"out": out, "student": str(Path(out) / "student"), **_numbers(log[-1]), "text": text}
@@ -797,7 +803,8 @@ class _Parser(jsonargparse.ArgumentParser):
             for found in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
                 if hint := _nearest("".join(found), self.known_keys()):
                     hints.append(hint)
-        errors.say(f"{self.prog}: error: {' '.join([*dict.fromkeys(hints), *message.split()])}")
+        words = " ".join([*dict.fromkeys(hints), *message.split()])
+        errors.say(f"{self.prog}: error: {words} (--help says what there is)")
         sys.exit(2)
 
 

@@ -186,9 +186,16 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     if "student" not in index:
         raise ValueError(f"expected an exported student in {folder}, found none")
     parts = dict(companions)
-    for part in ("transformer", "scheduler"):
-        parts[part] = getattr(diffusers, index[part][1]).from_pretrained(Path(folder) / part)
-    base = getattr(diffusers, index["_base_class_name"])
+    try:
+        classes = {part: getattr(diffusers, index[part][1]) for part in ("transformer", "scheduler")}
+        base = getattr(diffusers, index["_base_class_name"])
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{folder}/model_index.json is damaged, or names a class that this diffusers lacks ({error}); update "
+            "diffusers, or export again"
+        ) from error
+    for part, kind in classes.items():
+        parts[part] = kind.from_pretrained(Path(folder) / part)
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}
     return pipeline.few_step_pipeline(base)(**parts, **missing)
