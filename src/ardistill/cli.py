@@ -539,7 +539,7 @@ def _compare(
 
     from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
     from ardistill.evaluation import compare as run
-    from ardistill.store import write_whole
+    from ardistill.store import check_folder, write_whole
     from ardistill.student import Student
     from ardistill.trajectories import TrajectoryDataset
 
@@ -558,6 +558,7 @@ def _compare(
         raise ValueError("arms are a recipe's: name it with --recipe")
     if not students or not trajectories or not out:
         raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
+    check_folder(out)
     names = [f"{run.name}{step}" for run, step in map(_run_of, students)]
     if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ import signal
 import ssl
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -262,7 +264,9 @@ def one_line(name: Callable[[], str], goes_on: Callable[[], str], debug: bool = 
             _leave_stdout()
             raise SystemExit(128 + signal.SIGPIPE) from None
         status, line = explain(error)
-        say(f"{prog()}: error: {line}{_report(error) if status == BUG else ''}")
+        line = f"{prog()}: error: {line}{_report(error) if status == BUG else ''}"
+        say(line)
+        _tell_launcher(line)
         _leave_stdout()
         raise SystemExit(status) from None
 
@@ -315,6 +319,15 @@ def _leave_stdout() -> None:
         return
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+
+
+def _tell_launcher(line: str) -> None:
+    """Let torchrun and accelerate launch show the line as the cause in their own report of a process that failed."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        facts = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": facts}))
 
 
 def _report(error: BaseException) -> str:

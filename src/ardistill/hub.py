@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData, snapshot_download
 from ardistill import families, history, pipeline, schedule
 from ardistill import student as student_module
 from ardistill.evaluation import draw_samples
-from ardistill.store import whole_folder
+from ardistill.store import check_folder, whole_folder
 from ardistill.student import Student
 from ardistill.teacher import Companions, Teacher
 
@@ -119,6 +119,7 @@ def export(
         )
     if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
+    check_folder(folder)
     if student.config.fingerprint and student.config.fingerprint != teacher.fingerprint():
         raise ValueError(
             f"the student was distilled from {student.config.teacher or 'another teacher'} "

@@ -211,6 +211,19 @@ def check_target(path: str | Path) -> None:
         raise ValueError(f"{path} cannot be written: name a file in a folder that you may write")
 
 
+def check_folder(folder: str | Path) -> None:
+    """See that a folder can be made or written to, before the work whose results it is to hold.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    found = Path(folder).resolve()
+    while not found.exists():
+        found = found.parent
+    if not found.is_dir() or not os.access(found, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: {found} is a file or read-only; name another folder")
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to, in the same folder, which is renamed to ``path`` once all of it is on disk.

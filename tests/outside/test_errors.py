@@ -266,6 +266,19 @@ def test_case_22_anything_else_is_a_bug_with_its_traceback_in_a_file(capsys):
         raise KeyError
 
 
+def test_case_22_the_launcher_is_told_the_line(tmp_path, monkeypatch, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit), one_line(lambda: "ardistill x", lambda: ""):
+        raise ValueError("expected this, got that")
+    line = "ardistill x (process 1): error: expected this, got that"
+    assert capsys.readouterr().err == f"{line}\n"
+    failure = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert line in str(ChildFailedError("ardistill", {1: failure}))
+
+
 def test_case_22_nobody_reads_stdout(world):
     reading, writing = os.pipe()
     os.close(reading)
@@ -275,7 +288,10 @@ def test_case_22_nobody_reads_stdout(world):
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
 
     log = world.parent / "log"
-    assert ended(apart(lambda: main(["cost", "--teacher", "DiT-S/2"]), log, broken)) == 128 + signal.SIGPIPE
+    assert (
+        ended(apart(lambda: main(["trajectories", "info", "--trajectories", "data"]), log, broken))
+        == 128 + signal.SIGPIPE
+    )
     assert log.read_text() == ""
     os.close(writing)
 
@@ -593,9 +609,11 @@ PLACES = {
     "record-file": Refusal(f"{RECORD} --out file/data", "file/data cannot be", "Not a directory"),
     "record-long": Refusal(f"{RECORD} --out {'x' * 300}", "File name too long", "goes on|shorter|cannot be"),
     "distill-long": Refusal(f"{DISTILL} --out {'x' * 300}", "File name too long", "name a shorter path"),
-    "export-file": Refusal("export --student run --out file", "file", "new folder|Not a directory"),
+    "export-file": Refusal("export --student run --out file/x", "file/x cannot be written", "name another folder"),
     "evaluate-file": Refusal(
-        "evaluate --student run --trajectories held_out --device cpu --out file", "file: File exists", "new folder"
+        "evaluate --student run --trajectories held_out --device cpu --out file",
+        "file cannot be written",
+        "name another",
     ),
     "fewer-steps": Refusal(f"{DISTILL} --training.max_steps 1", "max_steps is 2 there, 1 asked", "as many or more"),
     "fewer-rows": Refusal(f"{RECORD} --out data --shard_size 4", "num_trajectories is 6 there", "new folder"),
