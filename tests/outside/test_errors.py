@@ -641,6 +641,14 @@ def test_a_recipe_nested_without_end_is_refused(world, capsys):
     check_refusal(Refusal("compare --recipe deep.yaml", "deep.yaml cannot be read", "recipe"), capsys)
 
 
+def test_debug_raises_in_the_installed_command_too(monkeypatch):
+    from ardistill.__main__ import main as installed
+
+    monkeypatch.setattr(sys, "argv", ["ardistill", "trajectories", "info", "--trajectories", "nowhere", "--debug"])
+    with pytest.raises(ValueError, match="expected trajectories"):
+        installed()
+
+
 def test_training_does_not_need_git(world, monkeypatch):
     from ardistill.training import environment
 
