@@ -218,7 +218,7 @@ def test_bad_input_is_named(teacher, folder):
     with pytest.raises(ValueError, match="expected 1 to 8 steps"):
         TrajectoryDataset(folder / "data", 9)
     with pytest.raises(ValueError, match="holds other trajectories"):
-        record(teacher, folder / "data", 21, solver_steps=8, num_steps=(1, 2, 4), shard_size=8)
+        record(teacher, folder / "data", 19, solver_steps=8, num_steps=(1, 2, 4), shard_size=8)
     data = TrajectoryDataset(folder / "data", 4)
     with pytest.raises(ValueError, match="not the student's knots"):
         distill(make(teacher, TrajectoryDataset(folder / "data", 2)), data, folder / "run", CONFIG)

@@ -358,7 +358,7 @@ def test_a_shard_of_another_recording_or_in_anothers_place_is_refused(teacher, r
 def test_manifests_of_other_versions_are_refused(recorded):
     path = recorded / "manifest.json"
     data = json.loads(path.read_text())
-    for version in (2, 4, "3", None, [3]):
+    for version in (2, 5, "3", None, [3]):
         path.write_text(json.dumps(data | {"version": version}))
         with pytest.raises(ValueError, match="version"):
             TrajectoryDataset(recorded, 2)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -23,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ardistill.store import write_whole
+from ardistill.store import sync_folder, write_whole
 
 VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -82,17 +81,22 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
     try:
         _run(dcp.save, tensors, storage_writer=writer)
     except dcp.api.CheckpointException as error:  # of whatever process
-        raise OSError(f"{path} cannot be written ({_causes(error)}); the checkpoints before it are whole") from error
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)  # what is full has room again
+        raise OSError(
+            f"{path} cannot be written ({_causes(error)}); the checkpoints before it are whole: free space there, then "
+            "the same command again goes on"
+        ) from error
     if first:
         write_whole(temporary / "state.json", json.dumps(rest).encode())
         files = {file.name: _facts(file) for file in sorted(temporary.iterdir())}
         write_whole(temporary / "manifest.json", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
-        _sync(temporary)
+        sync_folder(temporary)
         for broken in _all(folder):  # of this step or a later one: else training had begun there
             if step_of(broken) >= step:
                 _remove(broken)
         temporary.rename(path)
-        _sync(folder)
+        sync_folder(folder)
         for old in _all(folder)[keep:]:
             if step_of(old) != good:
                 _remove(old)
@@ -169,6 +173,11 @@ def _causes(error: dcp.api.CheckpointException) -> str:
     return "; ".join(dict.fromkeys(str(cause) for cause, _trace in error.failures.values()))
 
 
+def last_step(folder: Path) -> int:
+    """Optimiser steps done at the last checkpoint, whole or not; 0 if there is none."""
+    return max(map(step_of, _all(folder)), default=0)
+
+
 def step_of(path: Path) -> int:
     """Optimiser steps done at a checkpoint."""
     return int(path.name.removeprefix("step-"))
@@ -228,12 +237,3 @@ class _Newer(Exception):
 def _facts(file: Path) -> dict[str, Any]:
     with open(file, "rb") as opened:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder last, as ``fsync`` does a file's contents."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -16,7 +17,9 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import yaml
 
+from ardistill import errors
 from ardistill.config import AdversarialConfig, CostConfig, QuickstartConfig, TrainingConfig
+from ardistill.progress import calm_libraries
 
 Result = dict[str, Any]
 """What a command found; its entry ``text`` is for people, all others are for ``--json``."""
@@ -99,6 +102,8 @@ def _record(
     heights, widths = (x if isinstance(x, list) else [x] for x in (height, width))
     if not 1 <= len(scales) <= 2:
         raise ValueError(f"expected one guidance scale, or the lowest and the highest, got {scales}")
+    if num_frames < 1:
+        raise ValueError(f"expected num_frames of 1 (an image) or more, got {num_frames}")
     if len(heights) != len(widths) or not heights:
         raise ValueError(f"expected as many heights as widths, got {heights} and {widths}")
     sizes = zip(heights, widths, strict=True)
@@ -118,7 +123,9 @@ def _record(
         num_trajectories,
         prompts=load_prompts(prompts) if prompts else None,
         guidance_range=(scales[0], scales[-1]),
-        sample_shapes=[loaded.latent_shape(*size, num_frames) if any(size) else loaded.sample_shape for size in sizes],
+        sample_shapes=[
+            loaded.sample_shape if size == (None, None) else loaded.latent_shape(*size, num_frames) for size in sizes
+        ],
         solver_steps=solver_steps,
         num_steps=num_steps,
         seed=seed,
@@ -207,7 +214,7 @@ def _show(
 
     if count < 1:
         raise ValueError(f"expected 1 trajectory or more, got {count}")
-    data = TrajectoryDataset(trajectories, num_steps or info(trajectories)["num_steps"][-1])
+    data = TrajectoryDataset(trajectories, info(trajectories)["num_steps"][-1] if num_steps is None else num_steps)
     rows = range(first, min(first + count, len(data)) if first < len(data) else first + 1)
     trajectory_grid(_teacher_of(data.manifest, teacher, device), data, out, rows)
     return {"out": out, "count": len(rows), "text": f"{len(rows)} trajectories in {out}"}
@@ -304,12 +311,18 @@ def _distill(
         distance = distance_to_solver(student, loaded.to(where), states[:, 0], condition)
         if not online:
             loaded.transformer.to("cpu")
-        _say(f"at its start the student draws {distance:.1%} from the teacher's {num_steps}-step solver")
+        errors.say(f"at its start the student draws {distance:.1%} from the teacher's {num_steps}-step solver")
     validate = validation_grid(loaded, data, Path(out) / "samples") if loaded.draws_images else None
     run(student, data, out, training, start=start, validate=validate)
-    last = json.loads((Path(out) / "metrics.jsonl").read_text().splitlines()[-1])
-    text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {last['loss']:.5f}"
-    return {"out": out, "student": str(Path(out) / "student"), "loss": last["loss"], "text": text}
+    loss = _log(out)[-1].get("loss", math.nan)
+    text = f"{num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
+    return {"out": out, "student": str(Path(out) / "student"), "loss": loss, "text": text}
+
+
+def _log(out: str) -> list[dict[str, Any]]:
+    """Lines of a run's log; an empty one where the log was taken away."""
+    path = Path(out) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else [{}]
 
 
 def _start(path: str, config: Any) -> Any:
@@ -391,7 +404,7 @@ def _finetune(
     adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
     validate = validation_grid(found, data, Path(out) / "samples") if found.draws_images else None
     run(loaded.requires_grad_(True), data, out, training, start=student, adversary=adversary, validate=validate)
-    log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    log = _log(out)
     adversarial_plot(log, Path(out) / "adversarial.png")
     text = f"{loaded.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
     return {"out": out, "student": str(Path(out) / "student"), **_numbers(log[-1]), "text": text}
@@ -440,7 +453,7 @@ def _sample(
     texts = [prompt] if prompt is not None else load_prompts(prompts) if prompts else None
     loaded = Student.from_pretrained(student, device)
     found = _teacher_of(loaded.config, teacher, device)
-    if height or width:
+    if height is not None or width is not None:
         found.sample_shape = found.latent_shape(height, width)
     conditions: dict[str, Any] = {"class_labels": class_labels, "prompts": texts, "guidance_scale": guidance_scale}
     draw_samples(loaded, found, out, count=count, seed=seed, **conditions)
@@ -529,6 +542,7 @@ def _compare(
 
     from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
     from ardistill.evaluation import compare as run
+    from ardistill.store import check_folder, write_whole
     from ardistill.student import Student
     from ardistill.trajectories import TrajectoryDataset
 
@@ -547,6 +561,7 @@ def _compare(
         raise ValueError("arms are a recipe's: name it with --recipe")
     if not students or not trajectories or not out:
         raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
+    check_folder(out)
     names = [f"{run.name}{step}" for run, step in map(_run_of, students)]
     if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
         raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
@@ -577,7 +592,7 @@ def _compare(
     exposure_bias_plot(curves, Path(out) / "exposure_bias.png")
     pictures = {"Error per step": Path(out) / "exposure_bias.png"}
     found.write(out, f"Students of {manifest.teacher}", columns=data.prompts or None, pictures=pictures)
-    (Path(out) / "figures.md").write_text(found.markdown())
+    write_whole(Path(out) / "figures.md", found.markdown().encode())
     return found.to_dict() | {"out": out, "text": f"{found.table()}\nReport: {Path(out) / 'report.html'}"}
 
 
@@ -603,10 +618,6 @@ def _export(student: str, out: str, teacher: str | None = None) -> Result:
     run(loaded, _teacher_of(loaded.config, teacher, "cpu"), out, figures=figures, picture=picture)
     text = f'DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)'
     return {"out": out, "evaluated": bool(figures), "text": text}
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _teacher_of(facts: Any, name: str | None, device: Any = "auto") -> Any:
@@ -751,7 +762,7 @@ def _check_recipe(path: str, parser: _Parser) -> None:
 
     try:
         recipe = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read as a recipe: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: expected a YAML mapping with a section per command, got {type(recipe).__name__}")
@@ -779,7 +790,8 @@ class _Parser(jsonargparse.ArgumentParser):
             for found in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
                 if hint := _nearest("".join(found), self.known_keys()):
                     hints.append(hint)
-        _say(f"{self.prog}: error: {' '.join([*dict.fromkeys(hints), *message.split()])}")
+        words = " ".join([*dict.fromkeys(hints), *message.split()])
+        errors.say(f"{self.prog}: error: {words} (--help says what there is)")
         sys.exit(2)
 
 
@@ -792,6 +804,7 @@ def build_parser() -> _Parser:
     )
     parser = _Parser(prog="ardistill", description=description, epilog=epilog)
     parser.add_argument("--config", action="config", help="Recipe: a YAML file with a section per command.")
+    parser.add_argument("--version", action="version", version=f"ardistill {errors.version()}")
     _add_commands(parser, COMMANDS, "command", "commands, in the order of the way")
     return parser
 
@@ -818,10 +831,32 @@ def _add_commands(parser: _Parser, commands: dict[str, Any], dest: str, title: s
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Errors of the user's input and of the disk are one line and exit status 2; --debug raises them."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    # --num-steps is --num_steps
-    arguments = [re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), x) for x in arguments]
+    """Entry point. Whatever goes wrong is one line and an exit status, as `errors.explain` says; --debug raises it."""
+    calm_libraries()
+    arguments = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    running: dict[str, Any] = {"command": "ardistill"}
+    with errors.one_line(lambda: running["command"], lambda: _goes_on(running), debug="--debug" in arguments):
+        _run(arguments, running)
+
+
+def _underscored(word: str) -> str:
+    """--training.max-steps=1 is --training.max_steps=1; a value is left as it is."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _run(arguments: list[str], running: dict[str, Any]) -> None:
+    """Parse a command line, run its command and print what it found.
+
+    Args:
+        arguments: Words of the command line.
+        running: Filled with the command's name and its options, for whatever may have to be said of it.
+
+    Raises:
+        SystemExit: With status 2 where the command line is wrong, 1 where a recording is not whole.
+    """
     parser = build_parser()
     before = list(itertools.takewhile(lambda word: word not in COMMANDS, arguments))
     for option, value in itertools.pairwise(before):
@@ -833,23 +868,47 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     name = parsed.command
     action = parsed[name].action if isinstance(COMMANDS[name], dict) else ""
-    debug = (parsed[name][action] if action else parsed[name]).debug
-    try:
-        chosen, command = parser.instantiate(parsed)[name], COMMANDS[name]  # configurations look at their values
-        if isinstance(command, dict):
-            name, command, chosen = f"{name} {action}", command[action], chosen[action]
-        options = dict(vars(chosen))
-        options.pop("config", None)
-        as_json, _ = options.pop("json"), options.pop("debug")
-        with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
-            result = command(**options)
-    except (ValueError, OSError) as error:
-        if debug:
-            raise
-        _say(f"ardistill {name}: error: {' '.join(str(error).split())}")
-        sys.exit(2)
+    running["command"] = " ".join(["ardistill", name, action]).strip()
+    chosen, command = parser.instantiate(parsed)[name], COMMANDS[name]  # configurations look at their values
+    if isinstance(command, dict):
+        command, chosen = command[action], chosen[action]
+    options = dict(vars(chosen))
+    options.pop("config", None)
+    as_json, _ = options.pop("json"), options.pop("debug")
+    _check_numbers(options)
+    running |= options
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
+        result = command(**options)
     text = result.pop("text")
     if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
-        print(json.dumps(result) if as_json else text)
+        print(json.dumps(result) if as_json else text, flush=True)
     if result.get("whole") is False:
         sys.exit(1)
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Refuse numbers that no option takes, whatever its command.
+
+    Raises:
+        ValueError: One is infinite, not a number, or an integer that is larger than torch and NumPy take.
+    """
+    for name, value in options.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"expected a finite number for --{name}, got {number}")
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError(f"expected a number of 64 bits for --{name}, got {number}; take a smaller one")
+
+
+def _goes_on(running: dict[str, Any]) -> str:
+    """How to go on after an interrupt."""
+    checkpoints = Path(str(running.get("out")), "checkpoints")
+    if running["command"] in ("ardistill distill", "ardistill finetune"):
+        names = (
+            sorted(x.name for x in checkpoints.glob("step-*") if x.name[5:].isdigit()) if checkpoints.is_dir() else []
+        )
+        where = f"from {checkpoints / names[-1]}" if names else "from the start, there is no checkpoint yet"
+        return f"the same command again goes on {where}"
+    if running["command"] == "ardistill record":
+        return "the same command again makes the shards that are missing"
+    return "what is there is whole, run the same command again"

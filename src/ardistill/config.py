@@ -86,6 +86,8 @@ class TrainingConfig:
         _check(self, 0, "lr_warmup_steps", "through_steps")
         _check_real(self, True, "learning_rate", "max_grad_norm")
         _check_real(self, False, "weight_decay", "ema_decay", "student_share")
+        if type(self.seed) is not int or not abs(self.seed) < 2**43:  # times a million it has to fit in 64 bits
+            raise ValueError(f"expected a seed of -2^43 to 2^43, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
         if self.detach_history and not self.sequential:
@@ -218,3 +220,4 @@ class CostConfig:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
         _check(self, 1, "text_tokens")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
+        _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))

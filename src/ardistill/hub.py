@@ -17,6 +17,7 @@ from ardistill import families, history, pipeline, schedule
 from ardistill import student as student_module
 from ardistill.evaluation import draw_samples
 from ardistill.loading import Companions, find, split_name
+from ardistill.store import check_folder, whole_folder
 from ardistill.student import Student
 from ardistill.teacher import Teacher
 
@@ -118,14 +119,20 @@ def export(
             f"diffusers has no class {class_name}, so that its folder would not load with diffusers alone; "
             "Student.from_pretrained loads what distill wrote"
         )
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
+    check_folder(folder)
     if student.config.fingerprint and student.config.fingerprint != teacher.fingerprint():
         raise ValueError(
             f"the student was distilled from {student.config.teacher or 'another teacher'} "
             f"({student.config.fingerprint[:12]}), not from {teacher.name or 'this one'} ({teacher.fingerprint()[:12]})"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as made:
+        _write(student, teacher, made, figures, picture)
+
+
+def _write(student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None) -> None:
+    """The files of an export."""
     student.save_transformer(folder / "transformer")
     teacher.scheduler.save_pretrained(folder / "scheduler")
     source = pipeline_source(teacher.pipeline_class)
@@ -133,7 +140,7 @@ def export(
     name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     (folder / f"{name}.py").write_text(source)
     if picture is not None:
-        shutil.copy(picture, folder / "samples.png")
+        shutil.copyfile(picture, folder / "samples.png")
     elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
     (folder / "README.md").write_text(model_card(student, figures, (folder / "samples.png").exists()))
@@ -141,7 +148,7 @@ def export(
         "_class_name": [name, "ARDPipeline"],
         "_base_class_name": teacher.pipeline_class,
         "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", class_name],
+        "transformer": ["diffusers", student.class_name],
         "scheduler": ["diffusers", type(teacher.scheduler).__name__],
         **{name: [None, None] for name in teacher.absent},
         "student": asdict(replace(student.config, lora_rank=0)),
@@ -173,15 +180,20 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     index = companions.index
     if "student" not in index:
         raise ValueError(f"expected an exported student in {folder}, found none")
-    transformer = getattr(diffusers, index["transformer"][1]).from_pretrained(found / "transformer")
-    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(found / "scheduler")
+    try:
+        classes = {part: getattr(diffusers, index[part][1]) for part in ("transformer", "scheduler")}
+        base = getattr(diffusers, index["_base_class_name"])
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{folder}/model_index.json is damaged, or names a class that this diffusers lacks ({error}); update "
+            "diffusers, or export again"
+        ) from error
+    loaded = {part: kind.from_pretrained(found / part) for part, kind in classes.items()}
     # In one dtype: of exports of an older version text encoders are in another.
+    dtype = loaded["transformer"].dtype
     parts = {
-        name: companions.load(name, transformer.dtype) if companions.is_component(name) else companions[name]
-        for name in companions
-    }
-    parts |= {"transformer": transformer, "scheduler": scheduler}
-    base = getattr(diffusers, index["_base_class_name"])
+        name: companions.load(name, dtype) if companions.is_component(name) else companions[name] for name in companions
+    } | loaded
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}
     return pipeline.few_step_pipeline(base)(**parts, **missing)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ardistill.devices import Device, resolve_device
 from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.progress import bar as progress_bar
 from ardistill.schedule import nested_indices
 from ardistill.shards import decode_shard, encode_shard
 from ardistill.store import Store
@@ -89,7 +89,7 @@ def verify(folder: str | Path, progress: bool = True) -> Inspection:
                 read(store, manifest)
             except ValueError as error:
                 broken[name] = str(error)
-    for shard in tqdm(range(manifest.num_shards), desc="verify", unit="shard", disable=not progress):
+    for shard in progress_bar(range(manifest.num_shards), desc="verify", unit="shard", disable=not progress):
         name = shard_name(shard)
         known.add(name)
         if name not in sizes:
@@ -159,7 +159,7 @@ def repair(teacher: Teacher, folder: str | Path, device: Device = None, progress
                 f"what {manifest.teacher or 'the teacher'} makes here is {difference:.1%} away from {name}, which is "
                 "intact; nothing was changed: look for another version of torch or diffusers than it was recorded with"
             )
-    for shard in tqdm(range(manifest.num_shards), desc="repair", unit="shard", disable=not progress):
+    for shard in progress_bar(range(manifest.num_shards), desc="repair", unit="shard", disable=not progress):
         if shard_name(shard) in before.broken:
             store.publish(shard_name(shard), encode_shard(manifest.layout(shard), make(shard)))
     make_missing(store, manifest, teacher, where, progress)
@@ -205,7 +205,7 @@ def export_parquet(folder: str | Path, out: str | Path, progress: bool = True) -
         raise ValueError(f"expected {out} to be empty or to hold this export; choose a new folder")
     manifest.publish(target)
     there, count = files.sizes(), manifest.num_shards
-    for number in tqdm(range(count), desc="export", unit="shard", disable=not progress):
+    for number in progress_bar(range(count), desc="export", unit="shard", disable=not progress):
         name = f"train-{number:05d}-of-{count:05d}.parquet"
         if name in there:
             continue

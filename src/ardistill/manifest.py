@@ -18,7 +18,8 @@ from ardistill.shards import DTYPES, Layout, check_size
 from ardistill.store import SEAL, Store, check_seal, seal
 from ardistill.teacher import seeded_generator
 
-VERSION = 3
+VERSION = 4
+"""Version 3, which is read, too, identified a recording by its number of trajectories as well."""
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.json"
 """Distinct prompts, in the order of their numbers."""
@@ -69,6 +70,7 @@ _TESTS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda x: type(x) is int,
     "num_trajectories": _is_count,
     "shard_size": _is_count,
+    "former_identity": lambda x: x == "" or _is_hash(x),
 }
 """What each entry of a manifest must be; nothing in it names a file."""
 
@@ -104,7 +106,10 @@ class Manifest:
     """What states are stored in."""
     seed: int
     num_trajectories: int
+    """May grow: all other facts are fixed."""
     shard_size: int
+    former_identity: str = ""
+    """What the shards of a recording call it that began as version 3; empty of any other."""
 
     @property
     def num_shards(self) -> int:
@@ -143,8 +148,19 @@ class Manifest:
 
     @cached_property
     def recording(self) -> str:
-        """Identity of the recording: SHA-256 of what the manifest says."""
-        return hashlib.sha256(self._json().encode()).hexdigest()
+        """Identity of the recording, which each shard holds: SHA-256 of all facts but the number of trajectories, which
+        may grow.
+        """
+        if self.former_identity:
+            return self.former_identity
+        fixed = {name: value for name, value in asdict(self).items() if name != "num_trajectories"}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+    def as_version_3(self) -> Manifest:
+        """The same recording, identified as version 3 did."""
+        facts = {name: value for name, value in asdict(self).items() if name != "former_identity"}
+        text = json.dumps({"version": 3, "seal": SEAL, **facts}, indent=1)
+        return replace(self, former_identity=hashlib.sha256(text.encode()).hexdigest())
 
     def _json(self) -> str:
         return json.dumps({"version": VERSION, "seal": SEAL, **asdict(self)}, indent=1)
@@ -153,21 +169,25 @@ class Manifest:
         store.publish(MANIFEST, seal(self._json().encode()))
 
     def joins(self, other: Manifest) -> bool:
-        """Whether both say the same recording: times may differ by rounding, as kinds of hardware do.
+        """Whether both say the same recording, however many trajectories of it."""
+        return not self.differences(other)
 
-        The teacher's name may differ, too, as it does where a folder was moved: its fingerprint decides.
+    def differences(self, found: Manifest) -> list[str]:
+        """What another manifest says otherwise, in words; nothing of the number of trajectories.
+
+        Times may differ by rounding, as kinds of hardware do. The teacher's name may differ, too, as it does where a
+        folder was moved: its fingerprint decides.
         """
-
-        def times(knots: Knots) -> list[float]:
-            return [*knots.timesteps, *knots.alpha, *knots.sigma]
-
-        alike = replace(self, knots=other.knots, teacher=other.teacher)
-        if alike != other or self.knots.prediction_type != other.knots.prediction_type:
-            return False
-        ours, theirs = times(self.knots), times(other.knots)
-        return len(ours) == len(theirs) and all(
-            math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in zip(ours, theirs, strict=True)
-        )
+        skipped = ("num_trajectories", "former_identity", "knots", "teacher")
+        names = [
+            x.name for x in fields(self) if x.name not in skipped and getattr(self, x.name) != getattr(found, x.name)
+        ]
+        words = [
+            f"{name} is {_told(getattr(found, name))} there, {_told(getattr(self, name))} asked for" for name in names
+        ]
+        if not _close(self.knots, found.knots) and "solver_steps" not in names:
+            words.append("the times of the solver's steps (knots) are others")
+        return words
 
     def present(self, store: Store) -> set[int]:
         """Shards whose file is there; it may still be broken inside.
@@ -199,13 +219,15 @@ class Manifest:
         version = data.pop("version", None) if type(data) is dict else None
         if version is None:
             raise ValueError(f"{where} is not a whole manifest (it has no version); {remedy}")
-        if version != VERSION:
+        if version not in (3, VERSION) or type(version) is not int:
             raise ValueError(
-                f"{where}: version {version!r}, this ardistill reads {VERSION}; read it with the version that wrote it "
-                "(a newer one: pip install -U ardistill), or record again"
+                f"{where}: version {version!r}, this ardistill reads 3 and {VERSION}; read it with the version that "
+                "wrote it (a newer one: pip install -U ardistill), or record again"
             )
         check_seal(raw, where)
-        data.pop("seal", None)
+        identity = data.pop("seal", "").removeprefix("sha256:")
+        if version == 3:
+            data["former_identity"] = identity
         if wrong := sorted(set(data) ^ set(_TESTS)):
             raise ValueError(f"{where} is not a whole manifest ({', '.join(wrong)}: missing or not known); {remedy}")
         for name, test in _TESTS.items():
@@ -218,6 +240,21 @@ class Manifest:
             data[name] = tuple(data[name])
         data["sample_shapes"] = tuple(tuple(shape) for shape in data["sample_shapes"])
         return cls(knots=knots, **data)
+
+
+def _told(value: Any) -> str:
+    """A fact as an error names it; of a checksum its beginning."""
+    return value[:12] if _is_hash(value) else repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}..."
+
+
+def _close(ours: Knots, theirs: Knots) -> bool:
+    """Whether times are the same but for rounding."""
+    flat = [[*knots.timesteps, *knots.alpha, *knots.sigma] for knots in (ours, theirs)]
+    return (
+        ours.prediction_type == theirs.prediction_type
+        and len(flat[0]) == len(flat[1])
+        and all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in zip(*flat, strict=True))
+    )
 
 
 def _shard_number(name: str) -> int | None:

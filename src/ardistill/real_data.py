@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
+from ardistill.errors import cache_variable
 from ardistill.families import Condition
+from ardistill.progress import bar
+from ardistill.store import check_target, whole_file
 from ardistill.teacher import Teacher, weight_fingerprint
 
 CAPTIONS = ("prompt", "text", "caption")
@@ -41,6 +43,10 @@ def encode_images(
     Raises:
         ValueError: The source cannot be read, lacks what the teacher is conditioned on, or has labels that it lacks.
     """
+    check_target(path)
+    for name, value in (("limit", 1 if limit is None else limit), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"expected a {name} of 1 image or more, got {value}; leave it out for all images")
     try:
         import datasets
     except ImportError as error:
@@ -49,6 +55,8 @@ def encode_images(
         folder = {"path": "imagefolder", "data_dir": source} if Path(source).is_dir() else {"path": source}
         rows = datasets.load_dataset(**folder, split="train")
     except Exception as error:  # of many kinds
+        if cache_variable(error) is not None:  # it is not the images that are at fault
+            raise
         raise ValueError(
             f"{source} cannot be read as a folder of images or a data set, split train: {error}"
         ) from error
@@ -61,7 +69,7 @@ def encode_images(
     condition = teacher.encode(found) if teacher.takes_text else {"class_labels": torch.tensor(found)}
     teacher.check_condition(condition)
     latents = []
-    for first in tqdm(range(0, len(rows), batch_size), desc="encode", unit="batch"):
+    for first in bar(range(0, len(rows), batch_size), desc="encode", unit="batch"):
         images = [_to_size(image, teacher) for image in rows[first : first + batch_size]["image"]]
         latents.append(teacher.encode_images(torch.stack(images)))
     save_real(path, torch.cat(latents), condition)
@@ -87,11 +95,10 @@ def _to_size(image: Image.Image, teacher: Teacher) -> Tensor:
 def save_real(path: str | Path, latents: Tensor, condition: Condition) -> None:
     """Write latents (n, c, h, w) and their condition, one row each."""
     tensors = {f"condition.{name}": value.contiguous() for name, value in condition.items()}
-    temporary = Path(path).with_suffix(".tmp")
     tensors |= {"latents": latents.contiguous()}
     facts = {"shape": json.dumps(list(latents.shape[1:])), "sha256": weight_fingerprint(tensors)}
-    safetensors.torch.save_file(tensors, temporary, metadata=facts)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=facts)
 
 
 def load_real(path: str | Path, teacher: Teacher) -> tuple[Tensor, Condition]:

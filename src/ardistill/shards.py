@@ -134,7 +134,10 @@ def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
         batch = reader.get_batch(0)
         batch.validate(full=True)
         if reader.num_record_batches != 1 or batch.num_rows != layout.rows:
-            raise ValueError(f"{where}: expected {layout.rows} rows in one batch, found {batch.num_rows}")
+            raise ValueError(
+                f"{where}: expected {layout.rows} rows in one batch, found {batch.num_rows}; if trajectories were "
+                "added since it was opened, open it again, else `ardistill trajectories repair` makes it again"
+            )
         starts = []
         for column, dtype, shape in _columns(layout):
             array, width = batch.column(column), int(np.prod(shape[1:])) * dtype.itemsize

@@ -6,11 +6,15 @@ and put whole, as object stores do it. Nothing here locks: whoever publishes las
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +144,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             while not self._replace(name, data):
                 pass
-            self._sync()
+            sync_folder(self.folder)
         except OSError as error:
             raise ValueError(
                 f"{where} cannot be written: {_reason(error)}; what is there is whole, the same command again goes on"
@@ -151,7 +155,8 @@ class Store:
         assert self.folder is not None
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"  # of this call: threads, forks, other machines
         try:
-            _write_then_rename(temporary, self.folder / name, data)
+            _write(temporary, data)
+            _publish(temporary, self.folder / name)
             return True
         except FileNotFoundError:
             if not self.folder.is_dir():
@@ -159,14 +164,6 @@ class Store:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-
-    def _sync(self) -> None:
-        """So that the name is on disk, too, as the contents are."""
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -195,15 +192,120 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; what was there before is as it was.
     """
-    _write_then_rename(path.with_name(f"{path.name}.tmp"), path, data)
+    with whole_file(path) as temporary:
+        _write(temporary, data)
 
 
-def _write_then_rename(temporary: Path, path: Path, data: bytes) -> None:
-    with open(temporary, "wb") as file:
+def check_target(path: str | Path) -> None:
+    """See that a file can be written, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: Its folder is missing or may not be written, or it is a folder or a device itself.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"expected a file to write, {path} is a folder or a device; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"expected a folder {path.parent} for {path.name}, found none; make it, or name another path")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: name a file in a folder that you may write")
+
+
+def check_folder(folder: str | Path) -> None:
+    """See that a folder can be made or written to, before the work whose results it is to hold.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    found = Path(folder).resolve()
+    while not found.exists():
+        found = found.parent
+    if not found.is_dir() or not os.access(found, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: {found} is a file or read-only; name another folder")
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to, in the same folder, which is renamed to ``path`` once all of it is on disk.
+
+    If the block ends by an exception, nothing is left, and what was there before is as it was.
+
+    Raises:
+        ValueError: As `check_target`.
+        OSError: It cannot be written.
+    """
+    check_target(path)
+    path = Path(path).resolve()  # what a link points to is replaced, not the link
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        _publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write to, beside ``folder``, which takes its name once all of it is on disk.
+
+    If the block ends by an exception, nothing is left; what a killed process left is removed by the next one.
+
+    Args:
+        folder: Must not exist or be empty.
+
+    Raises:
+        ValueError: It is not empty.
+        OSError: It cannot be written.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"expected {folder} to be empty; choose a new folder")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            _sync(path) if path.is_file() else sync_folder(path)
+        sync_folder(temporary)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Rename a file once all of it is on disk, readable for those who may read any new file of this process."""
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
+    _sync(temporary)
     temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, as ``fsync`` does a file's contents; where its file system can do that."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES):
+            raise
 
 
 def _reason(error: Exception) -> str:
@@ -253,7 +355,7 @@ def read_json(path: Path) -> Any:
     try:
         raw = path.read_bytes()
         found = json.loads(raw)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error
     if isinstance(found, dict) and found.pop("seal", None) is not None:
         check_seal(raw, str(path), "write it again, from its run; if you changed it yourself, take out its seal")

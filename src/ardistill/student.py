@@ -25,7 +25,7 @@ from ardistill.families import Condition, family_of, transformer_class
 from ardistill.history import MASKS, History, Layout, attach_history
 from ardistill.lora import add_adapters, share_weights
 from ardistill.schedule import Knots
-from ardistill.store import read_json, sealed_json, write_whole
+from ardistill.store import read_json, sealed_json, whole_file, write_whole
 from ardistill.teacher import Teacher, weight_fingerprint
 from ardistill.trajectories import TrajectoryDataset
 
@@ -211,10 +211,8 @@ def _read_config(path: Path, data: Any) -> StudentConfig:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Publish a file under its name once all of it is written."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

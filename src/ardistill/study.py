@@ -15,6 +15,7 @@ from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.devices import Device, resolve_device
 from ardistill.discriminator import Adversary
 from ardistill.schedule import Knots
+from ardistill.store import read_json
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
@@ -55,7 +56,7 @@ class Study:
     def __init__(self, recipe: str | Path, out: str | Path | None = None, device: Device = None) -> None:
         try:
             found = yaml.safe_load(Path(recipe).read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{recipe} cannot be read as a recipe: {error}") from error
         if not isinstance(found, dict) or not {"record", "distill", "arms"} <= set(found) <= set(SECTIONS):
             raise ValueError(
@@ -200,6 +201,7 @@ class Study:
             data = self.data(student.config.knots, origin.get("num_trajectories"))
             against = AdversarialConfig(**options.get("adversarial", {}))
             adversary = Adversary.of_real(self.teacher, options["real"], against, training.get("seed", 0))
+            _check_steps(folder, TrainingConfig(**training))
             return distill(student, data, folder, TrainingConfig(**training), adversary=adversary, validate=validate)
         num_steps = options.get("num_steps", 4)
         data = self.data(options.get("knots", num_steps), options.get("num_trajectories"))
@@ -209,7 +211,19 @@ class Study:
         if evaluations := options.get("evaluations_per_step"):
             training["batch_size"] = evaluations // num_steps
         student = Student.from_teacher(self.teacher, config)
+        _check_steps(folder, TrainingConfig(**training))
         return distill(student, data, folder, TrainingConfig(**training), validate=validate)
+
+
+def _check_steps(folder: Path, training: TrainingConfig) -> None:
+    """Refuse to go on with a run of fewer steps, as ``distill`` would: arms that began at its end would not follow."""
+    path = folder / "config.json"
+    found = read_json(path).get("training", {}).get("max_steps", training.max_steps) if path.is_file() else None
+    if found not in (None, training.max_steps):
+        raise ValueError(
+            f"{folder} holds another run (training.max_steps is {found} there, {training.max_steps} asked for); give "
+            "the arm another name, or repeat its own settings"
+        )
 
 
 def _check_known(where: str, options: dict[str, Any], known: set[str]) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ardistill.conversion import load_original_dit
 from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
 from ardistill.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
+from ardistill.progress import bar as progress_bar
 from ardistill.schedule import Knots, knots_from_scheduler
 
 
@@ -124,7 +124,7 @@ class Teacher:
             raise ValueError(f"{name} has a second transformer for a part of the path (as Wan 2.2): not supported")
         transformer = load_transformer(source)
         teacher = cls(transformer, scheduler, companions=companions, name=source.name, **options)
-        if height or width or num_frames > 1:
+        if height is not None or width is not None or num_frames != 1:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
         return teacher.to(where)
 
@@ -135,7 +135,7 @@ class Teacher:
             ValueError: Height or width is missing, not a multiple of what the VAE and the packing need, the class takes
                 squares alone, or so many frames are not to be had.
         """
-        if not (height and width):
+        if height is None or width is None:
             raise ValueError("expected both height and width, or neither")
         factor = self.pixels_per_latent
         unit = factor * self.family.packing
@@ -172,8 +172,9 @@ class Teacher:
             return images.cpu()
         x = images.to(vae.device, vae.dtype)
         is_video = vae.config.get("latents_mean") is not None and vae.config.get("scaling_factor") is None
-        latents = vae.encode(x.unsqueeze(2) if is_video else x).latent_dist.mode().float()
-        latents = _scale(vae, latents).cpu()
+        encoded = vae.encode(x.unsqueeze(2) if is_video else x)
+        mean = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents  # AutoencoderTiny's
+        latents = _scale(vae, mean.float()).cpu()
         return latents[:, :, 0] if latents.ndim > 1 + len(self.sample_shape) else latents
 
     @property
@@ -410,7 +411,7 @@ class Teacher:
         to_state, to_denoised = knots.coefficients("state"), knots.coefficients("denoised")
         state, condition = self._brought_here(noise.float(), condition)
         states, denoised = [state], []
-        for s in tqdm(range(knots.num_steps), disable=not progress):
+        for s in progress_bar(range(knots.num_steps), disable=not progress):
             prediction = self.predict(state, knots.timesteps[s], condition)
             denoised.append(to_denoised[s][0] * state + to_denoised[s][1] * prediction)
             state = to_state[s][0] * state + to_state[s][1] * prediction

@@ -10,9 +10,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from tqdm import tqdm
 
 from ardistill import checkpoints
 from ardistill.config import TrainingConfig
 from ardistill.devices import Device, device_name, device_of, resolve_device
 from ardistill.discriminator import Adversary
+from ardistill.errors import version
 from ardistill.losses import inputs_and_targets, regression_loss, step_weights
+from ardistill.progress import bar as progress_bar
 from ardistill.sampling import sample
 from ardistill.sharding import shard
 from ardistill.store import read_json, sealed_json, write_whole
@@ -61,7 +61,8 @@ def distill(
     validate: Callable[[Student, int], np.ndarray | None] | None = None,
     progress: bool = True,
 ) -> Student:
-    """Train a student; the same call again resumes from the last whole checkpoint.
+    """Train a student; the same call again resumes from the last whole checkpoint, and with a larger ``max_steps`` goes
+    on from its end, where no step depends on how many there are.
 
     Args:
         student: Trained in place: one process trains it where it is, several launched by accelerate on their devices.
@@ -192,7 +193,7 @@ def _train(
     model = accelerator.prepare_model(student, evaluation_mode=config.shard)
     stepper = accelerator.prepare_optimizer(optimizer)
 
-    bar = tqdm(total=config.max_steps, initial=first, desc="distil", disable=not (progress and first_process))
+    bar = progress_bar(total=config.max_steps, initial=first, desc="distil", disable=not (progress and first_process))
     for step in range(first, config.max_steps):
         seen = torch.zeros(1 + student.num_steps, device=device)  # the loss, and the error of each step
         for part in range(config.gradient_accumulation_steps):
@@ -399,24 +400,49 @@ def _claim_folder(folder: Path, facts: dict[str, Any], device: torch.device) -> 
             before["training"] = asdict(TrainingConfig()) | before.get("training", {})
             before["data"] = {"draws": "rows"} | before.get("data", {})
             before.setdefault("start", facts["start"])
+            steps = before["training"]["max_steps"]
+            whether = _can_change_steps(folder, steps, facts["training"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: expected the settings of a run; restore it, or choose a new folder") from error
         differing = [
             f"{part}.{name} is {before.get(part, {}).get(name)!r} there, {value!r} asked for"
             for part, values in facts.items()
             for name, value in values.items()
-            if before.get(part, {}).get(name) != value and not (part == "training" and name in _FREE)
+            if before.get(part, {}).get(name) != value and not (part == "training" and name in {*_FREE, "max_steps"})
         ]
+        differing += [f"training.max_steps is {steps} there, {whether}"] if whether else []
         if differing:
             raise ValueError(
-                f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, or repeat its own settings"
+                f"{folder} holds another run ({'; '.join(differing)}); choose a new folder, where --start {folder} (of "
+                f"finetune: --student {folder}) goes on from it, or repeat its own settings"
             )
+        if steps != facts["training"]["max_steps"]:
+            changed = read_json(path)
+            changed.setdefault("training", {})["max_steps"] = facts["training"]["max_steps"]
+            write_whole(path, sealed_json(changed))
         _write_environment(folder, device)
         return
     if any(x.name != _LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
         raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
     write_whole(path, sealed_json(facts))
     _write_environment(folder, device)
+
+
+def _can_change_steps(folder: Path, steps: int, training: dict[str, Any]) -> str:
+    """Why a run of ``steps`` steps cannot go on as one of ``training``'s; empty if it can, or if they are the same.
+
+    It can where no step depends on how many there are: then it ends as a run that had as many from the start.
+    """
+    asked, done = training["max_steps"], checkpoints.last_step(folder / "checkpoints")
+    if asked == steps:
+        return ""
+    if training["lr_scheduler"] not in ("constant", "constant_with_warmup"):
+        return f"{asked} asked for, and the learning rate of lr_scheduler {training['lr_scheduler']} depends on it"
+    if training["inputs"] == "mixed" and training["student_share"]:
+        return f"{asked} asked for, and the share of the student's inputs (mixed) depends on it"
+    if asked < done:
+        return f"{asked} asked for, and {done} are done: ask for as many or more, or take one of its checkpoints"
+    return ""
 
 
 def _write_environment(folder: Path, device: torch.device) -> None:
@@ -446,20 +472,15 @@ def environment(device: Device = None) -> dict[str, Any]:
         device: That the figure was measured on; the best device there is if not given.
     """
     packages = ("ardistill", "torch", "diffusers", "accelerate", "numpy")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = ""
+    with suppress(OSError):  # there may be no git
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = asked.stdout.strip()
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
-        "git_commit": git.stdout.strip() or None,
+        "packages": {name: version(name) for name in packages},
+        "git_commit": commit or None,
         "platform": platform.platform(),
         "device": device_name(resolve_device(device)),
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str | None:
-    """A package's version; None where it is on the path without having been installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

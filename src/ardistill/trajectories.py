@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +25,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ardistill.devices import Device, resolve_device
+from ardistill.errors import cache_variable
 from ardistill.families import Condition
 from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.progress import bar as progress_bar
 from ardistill.schedule import Knots, nested_indices
 from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
 from ardistill.store import SEAL, Store, check_seal, seal
@@ -54,15 +57,18 @@ def record(
 ) -> Manifest:
     """Solve the teacher's ODE from seeded noise, with balanced labels, and keep what students of ``num_steps`` need.
 
-    Shards that are there already are not made again. Any number of processes may record into one folder at a time,
-    alike but for ``device`` and ``progress``: those of ``accelerate launch`` (RANK and WORLD_SIZE in the environment)
-    take every so many-th shard and then help the others, processes of their own take any that is missing. Each returns
-    once all shards are there.
+    Shards that are there already are not made again; with a larger ``num_trajectories`` those that are missing are
+    added, equal to what a recording of so many would have held from the start.
+
+    Any number of processes may record into one folder at a time, alike but for ``device`` and ``progress``: those of
+    ``accelerate launch`` (RANK and WORLD_SIZE in the environment) take every so many-th shard and then help the others,
+    processes of their own take any that is missing. Each returns once all shards are there. If one adds trajectories
+    meanwhile, the others help it.
 
     Args:
         teacher: Solved as it is, with its guidance.
         folder: Path, or URL of fsspec. Made if missing; must be empty or hold a part of the same recording.
-        num_trajectories: The last shard may be smaller.
+        num_trajectories: The last shard may be smaller; it is made anew where trajectories are added.
         prompts: For a teacher that takes text, used in turn; encoded once each and stored beside the shards.
         guidance_range: Guidance scales are drawn from it, uniformly, for students that are told of the scale; the
             teacher's own scale for all if not given.
@@ -88,8 +94,8 @@ def record(
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on class labels: leave the prompts out")
     distinct = list(dict.fromkeys(prompts or ()))
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
-        if value < 1:
-            raise ValueError(f"expected 1 {what} or more, got {value}")
+        if not 1 <= value < 10**12:
+            raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
     if not num_steps:
         raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
     where = teacher.device if device is None else resolve_device(device)
@@ -98,7 +104,7 @@ def record(
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     low, high = guidance_range or (teacher.guidance_scale, teacher.guidance_scale)
-    if not 1 <= low <= high:
+    if not 1 <= low <= high < math.inf:
         raise ValueError(f"expected guidance scales from 1 (none) up, lowest first, got {(low, high)}")
     manifest = Manifest(
         teacher=teacher.name,
@@ -134,15 +140,61 @@ def record(
 
 
 def _claim(store: Store, manifest: Manifest) -> Manifest:
-    """Publish the manifest, or see that the folder is this very recording's; what is there counts."""
+    """Publish the manifest, or see that the folder is this very recording's and add trajectories if it has fewer.
+
+    Raises:
+        ValueError: It is another recording's, which differs in what the error says, or has more trajectories.
+    """
     if not store.exists(MANIFEST):
         there = store.sizes()
-        if there and not store.exists(MANIFEST) and not _left_of(store, manifest, set(there)):
-            raise ValueError(f"expected {store} to be empty or to hold this recording; choose a new folder")
+        if there and not store.exists(MANIFEST):
+            known = [x for x in (manifest, manifest.as_version_3()) if _left_of(store, x, set(there))]
+            if not known:
+                raise ValueError(f"expected {store} to be empty or to hold this recording; choose a new folder")
+            manifest = known[0]
         manifest.publish(store)
     found = Manifest.read(store)
-    if not manifest.joins(found):
-        raise ValueError(f"{store} holds other trajectories than those asked for; choose a new folder")
+    differing = manifest.differences(found)
+    if not differing and manifest.num_trajectories > found.num_trajectories:
+        return _extend(store, found, manifest.num_trajectories)
+    if manifest.num_trajectories < found.num_trajectories:
+        differing.append(
+            f"num_trajectories is {found.num_trajectories} there, {manifest.num_trajectories} asked for: some can be "
+            "added, none taken away"
+        )
+    if differing:
+        raise ValueError(
+            f"{store} holds other trajectories than those asked for ({'; '.join(differing)}); choose a new folder, or "
+            "repeat its own settings"
+        )
+    return found
+
+
+def _extend(store: Store, found: Manifest, num_trajectories: int) -> Manifest:
+    """Publish a manifest of more trajectories. A last shard that was smaller is made anew with all its rows.
+
+    It is deleted before the new manifest is published, so that a kill in between leaves one that is missing, not one
+    that is short; and after it, as another process may have published it meanwhile by the old manifest.
+    """
+    grown, last = replace(found, num_trajectories=num_trajectories), found.num_shards - 1
+    is_short = found.num_rows(last) < grown.num_rows(last)
+    if is_short:
+        store.delete(shard_name(last))
+    grown.publish(store)
+    if is_short:
+        store.delete(shard_name(last))
+    return grown
+
+
+def _grown(store: Store, manifest: Manifest) -> Manifest:
+    """The manifest as it is now: another process may have added trajectories.
+
+    Raises:
+        ValueError: Another recording began in the store.
+    """
+    found = Manifest.read(store)
+    if found.recording != manifest.recording or found.num_trajectories < manifest.num_trajectories:
+        raise ValueError(f"another recording began in {store} meanwhile; choose a new folder for one of them")
     return found
 
 
@@ -260,7 +312,7 @@ def make_missing(
     chance = random.SystemRandom()
     every = set(range(manifest.num_shards))
     missing = every - manifest.present(store)
-    bar = tqdm(total=len(every), desc="record", unit="shard", disable=not progress)
+    bar = progress_bar(total=len(every), desc="record", unit="shard", disable=not progress)
     bar.update(len(every) - len(missing))
     make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device) if missing else None
     while missing and make is not None:
@@ -271,10 +323,17 @@ def make_missing(
             missing &= every - manifest.present(store)
         else:
             data = encode_shard(manifest.layout(shard), make(shard))
-            if Manifest.read(store) != manifest:
-                raise ValueError(f"another recording began in {store} meanwhile; choose a new folder for one of them")
+            _grown(store, manifest)
             store.publish(shard_name(shard), data)
             missing.discard(shard)
+            grown = _grown(store, manifest)
+            if grown != manifest:  # another process adds trajectories: helped, as any other
+                if grown.num_rows(shard) != manifest.num_rows(shard):
+                    store.delete(shard_name(shard))
+                manifest = grown
+                make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device)
+                every = set(range(manifest.num_shards))
+                missing, bar.total = every - manifest.present(store), len(every)
         bar.update(len(every) - len(missing) - bar.n)
     bar.close()
     store.sweep()
@@ -570,10 +629,12 @@ def load_prompts(source: str) -> list[str]:
         try:
             import datasets
         except ImportError as error:
-            raise ValueError(f"{source} is no file; to read it as a data set: pip install datasets") from error
+            raise ValueError(f"{source} is no file; to read it as a data set: pip install 'ardistill[text]'") from error
         try:
             rows = datasets.load_dataset(source, split="train")
         except Exception as error:  # of many kinds, for a name that is not there
+            if cache_variable(error) is not None:  # it is not the prompts that are at fault
+                raise
             raise ValueError(f"{source} cannot be read as a data set, split train: {error}") from error
         column = next((name for name in ("prompt", "text") if name in rows.column_names), None)
         if column is None:

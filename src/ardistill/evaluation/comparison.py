@@ -32,6 +32,7 @@ from ardistill.evaluation.plots import sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
 from ardistill.families import Condition
 from ardistill.sampling import sample
+from ardistill.store import write_whole
 from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.zoo.scenes.data import read_caption
@@ -205,7 +206,7 @@ class Comparison:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(self.to_dict(), indent=1))
+        write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1).encode())
         heads = [str(columns[int(i)]) if columns else str(int(i)) for i in self.labels[:20]]
         grid = {arm_label(arm): self.images[arm][:20] for arm in (shown or self.images)}
         sample_grid(grid, folder / "samples.png", heads)

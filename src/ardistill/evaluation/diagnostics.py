@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import sample_grid
 from ardistill.families import Condition
 from ardistill.losses import inputs_and_targets
+from ardistill.progress import bar
 from ardistill.sampling import sample
 from ardistill.schedule import Knots
+from ardistill.store import check_target, whole_file
 from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset
@@ -173,6 +174,7 @@ def draw_samples(
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
+    check_target(path)
     low, high = student.config.guidance_range
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
     if not low <= scale <= high:
@@ -193,7 +195,7 @@ def draw_samples(
     generator = torch.Generator().manual_seed(seed)
     student, images = student.to(where).eval(), []
     teacher.move_vae(where)
-    for first in tqdm(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
+    for first in bar(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
         rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
         condition = {key: value[rows] for key, value in table.items()}
         condition["guidance"] = torch.full((len(rows),), float(scale))
@@ -201,7 +203,8 @@ def draw_samples(
         images.append(teacher.decode(sample(student, noise, condition)[:, -1]))
     if str(path).endswith(".npz"):
         pixels = [((x + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for x in images]
-        np.savez(path, arr_0=np.concatenate(pixels))
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, arr_0=np.concatenate(pixels))
         return
     width = min(count, 10)
     blank = -count % width

@@ -77,8 +77,14 @@ def _inception(weights: str | Path | None, device: torch.device) -> ModuleFeatur
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        message = "inception features need torch-fidelity and a torchvision made for your torch"
-        raise ImportError(f"{message} (pip install torch-fidelity): {error}") from error
+        lacks_fidelity = isinstance(error, ImportError) and (error.name or "").startswith("torch_fidelity")
+        needed, remedy = (
+            "torchvision",
+            "pip install torchvision, in the build made for your torch (https://pytorch.org)",
+        )
+        if lacks_fidelity:
+            needed, remedy = "torch-fidelity", "pip install 'ardistill[fid]'"
+        raise ImportError(f"inception features need {needed} ({error}); {remedy}", name=needed) from error
 
     class Inception(FeatureExtractorInceptionV3):
         """torch-fidelity's network, with the loading of weights left to us (its own unpickles any object)."""
@@ -156,7 +162,7 @@ def feature_network(
     Raises:
         ValueError: ``source`` is neither a known name nor a file, ``weights`` do not belong to it, or there is no such
             device.
-        ImportError: torch-fidelity is missing.
+        ImportError: torch-fidelity or torchvision is missing, or does not fit torch.
     """
     if isinstance(source, str) and source in _KNOWN:
         return _KNOWN[source](weights, resolve_device(device))

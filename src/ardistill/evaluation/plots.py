@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ardistill.evaluation.report import arm_label
+from ardistill.store import whole_file
 
 EXPOSURE_CURVES = {
     "free_running": ("free-running: goes on from its own states", "o-", "#c0392b"),
@@ -66,7 +67,7 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
         for i, name in enumerate(heads[r]):
             at = ((i + 0.49) / count, 1.04)
             axes.text(*at, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.5)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> None:
@@ -113,7 +114,7 @@ def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path
     figure.legend(handles, labels, loc="lower center", frameon=False, fontsize=8)
     legend_share = (0.17 * len(shown) + 0.1) / 3.9
     figure.tight_layout(rect=(0, legend_share, 1, 1))
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -145,7 +146,13 @@ def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write a figure, in the format that the ending of ``path`` says."""
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or "png")
 
 
 def _positive(values: Sequence[float]) -> list[float]:

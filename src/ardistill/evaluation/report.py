@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ardistill.store import write_whole
+
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "fd": ("FD\n↓", "{:.3f}".format),
     "fd_to_teacher": ("FD to\nteacher\n↓", "{:.3f}".format),
@@ -155,4 +157,4 @@ def write_report(
         *body,
         "</body></html>\n",
     ]
-    Path(path).write_text("\n".join(page), encoding="utf-8")
+    write_whole(Path(path), "\n".join(page).encode())
