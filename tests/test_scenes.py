@@ -15,7 +15,7 @@ from ardistill.hub import export, load
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import ZOO, Teacher
-from ardistill.trajectories import load_prompts
+from ardistill.prompts import load_prompts
 from ardistill.zoo.scenes.data import (
     CATEGORIES,
     COMBINED,

@@ -92,7 +92,7 @@ def _record(
     """
     from ardistill.store import Store
     from ardistill.teacher import Teacher
-    from ardistill.trajectories import load_prompts
+    from ardistill.prompts import load_prompts
     from ardistill.trajectories import record as run
 
     scales = guidance_scale if isinstance(guidance_scale, list) else [guidance_scale]
@@ -427,7 +427,7 @@ def _sample(
     """
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
-    from ardistill.trajectories import load_prompts
+    from ardistill.prompts import load_prompts
 
     if prompt is not None and prompts:
         raise ValueError("expected a prompt or a file of prompts, got both")

@@ -17,7 +17,8 @@ from ardistill.schedule import Knots
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
-from ardistill.trajectories import TrajectoryDataset, load_prompts, record
+from ardistill.prompts import load_prompts
+from ardistill.trajectories import TrajectoryDataset, record
 
 Steps = int | Sequence[int] | Knots
 _RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}

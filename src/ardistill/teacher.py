@@ -165,6 +165,13 @@ class Teacher:
         return self.companions.get("vae") is not None or self.transformer.config.in_channels in (1, 3)
 
     @property
+    def image_channels(self) -> int:
+        """Channels of its images: 1 where it draws in grey, else 3."""
+        vae = self.companions.get("vae")
+        channels = self.sample_shape[0] if vae is None else vae.config.get("out_channels")
+        return 1 if channels == 1 else 3
+
+    @property
     def pixels_per_latent(self) -> int:
         """Along height and width; 1 where it draws pixels."""
         return getattr(self.companions, "pixels_per_latent", 1)
