@@ -23,10 +23,10 @@ from ardistill import Student, StudentConfig, Teacher, TrainingConfig, Trajector
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig
 from ardistill.evaluation import feature_network
+from ardistill.prompts import load_prompts
 from ardistill.real_data import load_real, save_real
 from ardistill.study import Study
 from ardistill.teacher import Companions
-from ardistill.prompts import load_prompts
 
 MANIFEST, SHARD, STUDENT = "data/manifest.json", "data/shard-00001.arrow", "run/student/student.json"
 MODEL, WEIGHTS = "run/student/transformer/config.json", "run/student/transformer/diffusion_pytorch_model.safetensors"

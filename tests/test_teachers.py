@@ -12,10 +12,10 @@ from tiny_pipelines import PIPELINES, save
 
 from ardistill.cli import main
 from ardistill.hub import load
+from ardistill.prompts import load_prompts
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.prompts import load_prompts
 from ardistill.trajectories import TrajectoryDataset, record
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]

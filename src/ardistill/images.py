@@ -74,7 +74,8 @@ def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
         raise ValueError(f"expected a folder of images, found none at {folder}; give the path of one")
     wanted, found, others = suffixes(), [], []
     for where, folders, files in os.walk(folder, followlinks=True):
-        above = [os.path.realpath(x) for x in (*Path(where).parents, where) if Path(x).is_relative_to(folder)]
+        here = Path(where)
+        above = [os.path.realpath(x) for x in (here, *here.parents) if x.is_relative_to(folder)]
         if len(set(above)) < len(above):  # a link to a folder above it
             folders.clear()
             continue
@@ -142,7 +143,7 @@ class ImageReader:
         mode = "L" if is_grey(opened) else "RGB"
         if image.mode in _ALPHA_MODES or "transparency" in opened.info:
             layered = image.convert("RGBA")
-            if layered.getchannel("A").getextrema()[0] < 255:
+            if np.asarray(layered.getchannel("A")).min() < 255:
                 self.say_once("alpha", "%s has transparent pixels: they are laid on white", name)
             white = Image.new("RGBA", layered.size, "white")
             return Image.alpha_composite(white, layered).convert(mode)
@@ -168,19 +169,21 @@ def _scaled(values: np.ndarray, opened: Image.Image) -> np.ndarray:
     """Bytes of pixels that have more bits, (h, w)."""
     values = values.astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    tags = getattr(opened, "tag_v2", {})  # of a TIFF file
+    tags: Any = getattr(opened, "tag_v2", {})  # of a TIFF file
     save = "save it as a PNG file of 8 or 16 bits"
     if opened.mode == "F":
         top = 1.0
         if not 0 <= low <= high <= 1:
             raise _Refused(f"expected floating-point pixels from 0 to 1, got {low:g} to {high:g}; {save}")
     else:
-        top = 65535.0 if max(tags.get(258, (16,))) != 12 else 4095.0
+        bits: Any = tags.get(258, (16,))
+        top = 4095.0 if max(bits) == 12 else 65535.0
         narrow = opened.mode == "I" and opened.format == "TIFF" and 0 < high <= 255
         if not 0 <= low <= high <= 65535 or narrow:
             raise _Refused(f"expected 16-bit pixels, got 32-bit ones from {low:g} to {high:g}; {save}")
-        if isinstance(opened.info.get("transparency"), int):
-            values[values == opened.info["transparency"]] = top
+        clear: Any = opened.info.get("transparency")
+        if isinstance(clear, int):
+            values[values == clear] = top
     if tags.get(262) == 0:  # white is zero
         values = top - values
     return (values / top * 255).round().astype(np.uint8)
@@ -269,19 +272,20 @@ def check_headers(paths: Sequence[Path], progress: bool = True) -> list[tuple[tu
 def _open_folder(folder: Path, channels: int | None, progress: bool) -> ImageSet:
     paths = find_images(folder)
     headers = check_headers(paths, progress)
-    for path, (size, _) in zip(paths, headers, strict=True):
+    for path, (size, _grey) in zip(paths, headers, strict=True):
         if size != headers[0][0]:
-            first, other = ("x".join(map(str, x)) for x in (headers[0][0], size))
+            one, another = ("x".join(map(str, x)) for x in (headers[0][0], size))
             raise ValueError(
-                f"expected images of one size in {folder}, {paths[0].relative_to(folder)} is {first} and "
-                f"{path.relative_to(folder)} is {other}; scale them alike, as the reference of a published figure was"
+                f"expected images of one size in {folder}, {paths[0].relative_to(folder)} is {one} and "
+                f"{path.relative_to(folder)} is {another}; scale them alike, as the reference of a published figure was"
             )
     greys = [grey for _, grey in headers]
     if channels is None:
         if any(greys) and not all(greys):
-            one, other = paths[greys.index(True)].relative_to(folder), paths[greys.index(False)].relative_to(folder)
+            grey, coloured = (paths[greys.index(x)].relative_to(folder) for x in (True, False))
             raise ValueError(
-                f"expected images all grey or all in colour in {folder}, {one} is grey and {other} is not; convert them"
+                f"expected images all grey or all in colour in {folder}, {grey} is grey and {coloured} is not; "
+                "convert them"
             )
         channels = 1 if greys[0] else 3
     if channels == 3 and all(greys):

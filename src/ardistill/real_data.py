@@ -113,8 +113,8 @@ def _of_folder(folder: Path, teacher: Teacher) -> _Source:
             return _of_metadata(folder, tables[0], rows, paths, teacher)
     if teacher.takes_text:
         raise ValueError(
-            f"{folder}: expected columns image and {' or '.join(COLUMNS)}, found no captions; add metadata.jsonl with a "
-            'line {"file_name": "1.png", "prompt": "a cat"} for each image'
+            f"{folder}: expected columns image and {' or '.join(COLUMNS)}, found no captions; add metadata.jsonl with "
+            'a line {"file_name": "1.png", "prompt": "a cat"} for each image'
         )
     inside = [path.relative_to(folder).parts for path in paths]
     names = sorted({parts[0] for parts in inside if len(parts) > 1})

@@ -13,11 +13,11 @@ import yaml
 
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.discriminator import Adversary
+from ardistill.prompts import load_prompts
 from ardistill.schedule import Knots
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
-from ardistill.prompts import load_prompts
 from ardistill.trajectories import TrajectoryDataset, record
 
 Steps = int | Sequence[int] | Knots

@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ardistill.conditions import ConditionTable, find_parts, look_up, open_conditions, publish_conditions
 from ardistill.families import Condition
-from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.schedule import Knots, nested_indices
 from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
-from ardistill.store import SEAL, Store, check_seal, seal
+from ardistill.store import Store
 from ardistill.teacher import Teacher
 
 
@@ -124,8 +123,8 @@ def record(
         )
     store = Store(folder)
     manifest = _claim(store, manifest)
-    if teacher.takes_text and not store.exists(CONDITIONS):
-        publish_conditions(store, teacher, distinct, device)
+    if teacher.takes_text:
+        publish_conditions(store, manifest, teacher, distinct, device, progress)
     if not manifest_only:
         make_missing(store, manifest, teacher, device, progress)
     return manifest
@@ -155,13 +154,6 @@ def _left_of(store: Store, manifest: Manifest, names: set[str]) -> bool:
     return bool(shards)
 
 
-def publish_conditions(store: Store, teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> None:
-    """Encode distinct prompts and store them with their embeddings, once each."""
-    store.publish(PROMPTS, json.dumps(list(prompts), ensure_ascii=False, indent=0).encode())
-    contiguous = {name: value.contiguous() for name, value in teacher.encode(prompts, device=device).items()}
-    store.publish(CONDITIONS, seal(safetensors.torch.save(contiguous, metadata={"seal": SEAL})))
-
-
 def read_prompts(store: Store, manifest: Manifest) -> list[str]:
     """The distinct prompts; none of a teacher of class labels.
 
@@ -178,28 +170,9 @@ def read_prompts(store: Store, manifest: Manifest) -> list[str]:
         intact = False
     if not intact:
         raise ValueError(
-            f"{where} does not hold the prompts that were recorded; delete it and {CONDITIONS}, record again"
+            f"{where} does not hold the prompts that were recorded; delete it and all files conditions*, record again"
         )
     return list(found)
-
-
-def read_conditions(store: Store, manifest: Manifest) -> Condition | None:
-    """Embeddings of the distinct prompts, one row each, mapped where the store is local; None of class labels.
-
-    Raises:
-        ValueError: The table is missing, broken, or of another number of prompts.
-    """
-    if not manifest.prompts:
-        return None
-    where, raw = store.where(CONDITIONS), store.read(CONDITIONS)
-    check_seal(raw, where)
-    try:
-        table = safetensors.torch.load(bytes(raw)) if store.folder is None else safetensors.torch.load_file(where)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{where} cannot be read ({error}); delete it and run the same record command") from error
-    if not table or any(len(value) != manifest.num_conditions for value in table.values()):
-        raise ValueError(f"{where}: expected {manifest.num_conditions} rows; delete it and run the same record command")
-    return table
 
 
 class ShardMaker:
@@ -216,7 +189,7 @@ class ShardMaker:
     """
 
     def __init__(
-        self, teacher: Teacher, manifest: Manifest, table: Condition | None, device: torch.device | str
+        self, teacher: Teacher, manifest: Manifest, table: ConditionTable | None, device: torch.device | str
     ) -> None:
         for name, ours, theirs in (
             ("weights", teacher.fingerprint()[:12], manifest.fingerprint[:12]),
@@ -238,7 +211,7 @@ class ShardMaker:
         manifest, teacher = self.manifest, self.teacher.to(self.device)
         layout, labels, guidance = manifest.layout(shard), manifest.labels(shard), manifest.guidance(shard)
         noise = teacher.noise(manifest.seed, shard, layout.rows, layout.sample_shape)
-        condition = {name: x.to(self.device) for name, x in _look_up(self.table, labels, guidance).items()}
+        condition = {name: x.to(self.device) for name, x in look_up(self.table, labels, guidance).items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=manifest.mixed_precision == "bf16"):
             solved = teacher.solve_ode(noise.to(self.device), condition, manifest.knots)
         states = solved.states[:, list(manifest.kept)].cpu()
@@ -260,7 +233,7 @@ def make_missing(
     missing = every - manifest.present(store)
     bar = tqdm(total=len(every), desc="record", unit="shard", disable=not progress)
     bar.update(len(every) - len(missing))
-    make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device) if missing else None
+    make = ShardMaker(teacher, manifest, open_conditions(store, manifest), device) if missing else None
     while missing and make is not None:
         # Own ones first, then another's: by chance, so that two helpers seldom meet. If they do, the last publish wins.
         own = [shard for shard in missing if shard % world_size == rank] if world_size > 1 else []
@@ -276,12 +249,6 @@ def make_missing(
         bar.update(len(every) - len(missing) - bar.n)
     bar.close()
     store.sweep()
-
-
-def _look_up(table: Condition | None, labels: Tensor, guidance: Tensor) -> Condition:
-    """Rows of the table of conditions, and the guidance; without a table the labels are the condition."""
-    rows = {"class_labels": labels} if table is None else {name: value[labels] for name, value in table.items()}
-    return rows | {"guidance": guidance}
 
 
 class TrajectoryDataset(Dataset):
@@ -341,7 +308,8 @@ class TrajectoryDataset(Dataset):
         names = [shard_name(next(i for i in range(count) if i not in found))] if len(found) < count else []
         if self.manifest.prompts:
             sizes = self.store.sizes()
-            names += [name for name in (CONDITIONS, PROMPTS) if name not in sizes]
+            names += [part.name for part in find_parts(sizes, self.manifest)[1][:1]]
+            names += [PROMPTS] if PROMPTS not in sizes else []
         if names:
             raise ValueError(
                 f"{self.store.where(names[0])} is missing; run the same record command again, it makes what is missing"
@@ -399,8 +367,8 @@ class TrajectoryDataset(Dataset):
         return read_prompts(self.store, self.manifest)
 
     @cached_property
-    def _table(self) -> Condition | None:
-        return read_conditions(self.store, self.manifest)
+    def _table(self) -> ConditionTable | None:
+        return open_conditions(self.store, self.manifest)
 
     @cached_property
     def _shapes(self) -> Tensor:
@@ -424,7 +392,7 @@ class TrajectoryDataset(Dataset):
             for shard in numbers.unique().tolist():
                 at = numbers == shard
                 guidance[at] = self.manifest.guidance(shard)[indices[at] - shard * size]
-        return _look_up(self._table, indices % self.manifest.num_conditions, guidance)
+        return look_up(self._table, indices % self.manifest.num_conditions, guidance)
 
     def _indices(self, rows: slice | Tensor) -> Tensor:
         """Numbers of trajectories. Not by indexing all of them: 8 MB a batch of a million, and a heap full of holes."""
@@ -497,13 +465,12 @@ class TrajectoryDataset(Dataset):
         number, row = divmod(index, self.manifest.shard_size)
         shard = self.shard(number)
         states, denoised = shard.states[row].take(self._at, 0), shard.denoised[row].take(self._at[1:] - 1, 0)
-        label, guidance = torch.tensor(int(shard.labels[row])), torch.tensor(float(shard.guidance[row]))
-        table = self._table
-        condition = {"class_labels": label} if table is None else {name: x[label] for name, x in table.items()}
+        labels, guidance = torch.tensor([int(shard.labels[row])]), torch.tensor([float(shard.guidance[row])])
+        condition = look_up(self._table, labels, guidance)
         return {
             "states": torch.from_numpy(states.astype(np.float32, copy=False)),
             "denoised": torch.from_numpy(denoised.astype(np.float32, copy=False)),
-            "condition": condition | {"guidance": guidance},
+            "condition": {name: value[0] for name, value in condition.items()},
         }
 
 

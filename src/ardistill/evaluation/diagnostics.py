@@ -169,10 +169,8 @@ def draw_samples(
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
-    low, high = student.config.guidance_range
+    student.config.check_guidance(guidance_scale)
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
-    if not low <= scale <= high:
-        raise ValueError(f"the student was distilled at guidance {low:g} to {high:g}, got {scale:g}")
     name = teacher.name or "the teacher"
     if teacher.takes_text:
         if class_labels or not prompts:
