@@ -134,11 +134,11 @@ class StudentConfig:
             return
         (low, high), given = self.guidance_range, torch.as_tensor(scale, dtype=torch.float32)
         if not bool(((given >= low - 1e-4) & (given <= high + 1e-4)).all()):
-            known = f"{low:g} to {high:g}" if self.is_told_guidance else f"{low:g}, which it has absorbed"
+            known = f"{low:g} to {high:g}" if self.is_told_guidance else f"{low:g} alone"
             wrong = f"{float(given.min()):g}" + (f" to {float(given.max()):g}" if given.numel() > 1 else "")
             raise ValueError(
-                f"expected a guidance scale of {known}, as in its distillation, got {wrong}; leave it out, or distil "
-                "at it"
+                f"the student was distilled at guidance {known}, got {wrong}; leave the scale out, or distil another "
+                "student at it"
             )
 
 
