@@ -233,6 +233,7 @@ def test_case_21_embeddings_keep_the_encoders_precision(tmp_path, encoder, dtype
 
 def test_case_21_cost_plans_what_is_used(tmp_path):
     TINY["sd3"].transformer().save_config(tmp_path)
+    config = str(tmp_path / "config.json")
     costs = [
         plan(options)
         for options in (
@@ -245,7 +246,7 @@ def test_case_21_cost_plans_what_is_used(tmp_path):
     assert costs[0].bytes_on_disk == costs[1].bytes_on_disk
     assert costs[2].bytes_per_prompt * 2 == costs[0].bytes_per_prompt
     assert costs[2].bytes_on_disk == pytest.approx(costs[0].bytes_on_disk / 2, rel=0.01)
-    options = CostConfig(str(tmp_path / "config.json"), num_prompts=20_000, num_trajectories=100, history_layers=1)
+    options = CostConfig(config, num_prompts=20_000, num_trajectories=100, history_layers=1)
     assert "(100 of them are used)" in describe(plan(options), options)
 
 
