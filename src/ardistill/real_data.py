@@ -73,6 +73,8 @@ def encode_images(
         raise ValueError(f"expected the path of a file to write in a folder that is there, got {path}; make the folder")
     found = (_of_folder(Path(source), teacher) if Path(source).is_dir() else _of_data_set(source, teacher)).first(limit)
     check_headers([image for image in found.images if isinstance(image, Path)])
+    if teacher.takes_text:
+        teacher.say_cut_prompts(list(found.values))
     condition = (
         teacher.encode(list(found.values)) if teacher.takes_text else {"class_labels": torch.tensor(found.values)}
     )
