@@ -23,10 +23,10 @@ from ardistill import Student, StudentConfig, Teacher, TrainingConfig, Trajector
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig
 from ardistill.evaluation import feature_network
+from ardistill.prompts import load_prompts
 from ardistill.real_data import load_real, save_real
 from ardistill.study import Study
 from ardistill.teacher import Companions
-from ardistill.trajectories import load_prompts
 
 MANIFEST, SHARD, STUDENT = "data/manifest.json", "data/shard-00001.arrow", "run/student/student.json"
 MODEL, WEIGHTS = "run/student/transformer/config.json", "run/student/transformer/diffusion_pytorch_model.safetensors"
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     for name, size in (("real", 8), ("fits", 28)):
         save_real(folder / f"{name}.safetensors", torch.zeros(2, 1, size, size), {"class_labels": torch.arange(2)})
     (folder / "empty").mkdir()
-    for name, text in {"full/notes.txt": "mine", "empty.txt": "\n", "rows.jsonl": '{"text": "a cat"}\n'}.items():
+    for name, text in {"full/notes.txt": "mine", "empty.txt": "\n", "rows.jsonl": '{"words": "a cat"}\n'}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     (folder / "foreign/vae").mkdir(parents=True)
@@ -129,7 +129,7 @@ TYPED = [
     Case(f"{RECORD} --solver_steps 0", "solver steps"),
     Case(f"{RECORD} --num_steps [8]", "expected 1 to 4 steps"),
     Case(f"{RECORD} --num_steps []", "num_steps"),
-    Case(f"{RECORD} --prompts rows.jsonl", "key prompt"),
+    Case(f"{RECORD} --prompts rows.jsonl", "expected a column prompt"),
     Case(f"{RECORD} --prompts nowhere.txt", "expected prompts in nowhere.txt"),
     Case(f"{RECORD} --prompts empty.txt", "holds no prompts"),
     Case(f"{RECORD} --prompts noise.bin", "noise.bin"),

@@ -174,7 +174,7 @@ def test_a_user_chooses_size_and_guidance_of_what_is_drawn(pixart, tmp_path, cap
             assert torch.allclose(found, expected, atol=1e-4)
         images[scale] = expected
     assert not torch.allclose(images[1.0], images[3.0], atol=1e-3)
-    with pytest.raises(ValueError, match=r"guidance scale of 1.0 to 3.0"):
+    with pytest.raises(ValueError, match=r"distilled at guidance 1 to 3, got 9"):
         stranger(**given, guidance_scale=9.0)
     assert "Guidance of 1 to 3 is an input" in (tmp_path / "export" / "README.md").read_text()
     draw = ["sample", "--student", tmp_path / "run", "--out", tmp_path / "drawn.npz", "--count", 2, "--json"]

@@ -163,7 +163,7 @@ def test_from_images_to_a_finetuned_student_by_the_commands(tmp_path, capsys):
     """Two classes in subfolders, images of any size; and captions for a teacher of text."""
     save("dit", tmp_path / "teacher")
     for i in range(6):
-        path = tmp_path / "images" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path = tmp_path / "images" / ("0", "1")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20 + i, 30), (40 * i, 0, 255 - 40 * i)).save(path)
     teacher = ["--teacher", str(tmp_path / "teacher")]

@@ -12,10 +12,10 @@ from tiny_families import open_gates
 from transformers import CLIPTokenizer
 
 from ardistill.hub import export, load
+from ardistill.prompts import load_prompts
 from ardistill.sampling import sample
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import ZOO, Teacher
-from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import (
     CATEGORIES,
     COMBINED,

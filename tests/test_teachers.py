@@ -12,10 +12,11 @@ from tiny_pipelines import PIPELINES, save
 
 from ardistill.cli import main
 from ardistill.hub import load
+from ardistill.prompts import load_prompts
 from ardistill.sampling import sample
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.trajectories import TrajectoryDataset, load_prompts, record
+from ardistill.trajectories import TrajectoryDataset, record
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
 TEXT = [name for name in PIPELINES if name != "dit"]
@@ -196,7 +197,7 @@ def test_prompts_come_from_a_file_or_a_data_set(tmp_path, monkeypatch):
     (tmp_path / "me" / "prompts").mkdir(parents=True)  # as a Hub id is read, from a folder of that name
     (tmp_path / "me" / "prompts" / "train.jsonl").write_text((tmp_path / "prompts.jsonl").read_text())
     (tmp_path / "me" / "others").mkdir()
-    (tmp_path / "me" / "others" / "train.jsonl").write_text('{"caption": "a"}')
+    (tmp_path / "me" / "others" / "train.jsonl").write_text('{"words": "a"}')
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "torn.jsonl").write_text('{"prompt": "a')
     (tmp_path / "numbers.jsonl").write_text('{"prompt": "a"}\n{"prompt": 5}')
@@ -208,7 +209,7 @@ def test_prompts_come_from_a_file_or_a_data_set(tmp_path, monkeypatch):
         assert load_prompts(source) == PROMPTS
     assert load_prompts("separated.jsonl") == ["a\u2028b"]
     for source, message in (
-        ("me/others", "expected a column prompt or text, found caption"),
+        ("me/others", "expected a column prompt or text or caption, one alone, found words"),
         ("me/absent", "cannot be read as a data set"),
         ("me/absent-2.47M", "cannot be read as a data set"),
         ("numbers.jsonl", "prompt 2: expected text, got 5"),

@@ -78,8 +78,9 @@ def _record(
         guidance_scale: Classifier-free guidance that the student will absorb; 1 is none. Two numbers, [1.0, 4.0]: drawn
             between them for each trajectory, and an input of the student, so that its user can choose.
         guidance_channels: Guide only so many first channels (the original DiT: 3); all if not given.
-        prompts: For a text-to-image teacher: a text file of one prompt a line, a JSONL file with the key prompt, or
-            the Hub id of a data set with the column prompt or text; zoo/scenes: the embedded teacher's. Used in turn.
+        prompts: For a text-to-image teacher: a .txt file of one prompt a line, a .jsonl, .json, .csv, .tsv or .parquet
+            file or the Hub id of a data set with one column prompt, text or caption, or another one that is named
+            behind a colon; zoo/scenes: the embedded teacher's. Used in turn.
         negative_prompt: Of the unguided branch.
         height: Of the images, in pixels; the model's own if not given. Several, [512, 768]: a shard has one of them.
         width: Same, as many.
@@ -93,9 +94,9 @@ def _record(
         manifest_only: Leave the shards out, for distill --online.
         device: auto, cpu, cuda, cuda:1, ...
     """
+    from ardistill.prompts import load_prompts
     from ardistill.store import Store
     from ardistill.teacher import Teacher
-    from ardistill.trajectories import load_prompts
     from ardistill.trajectories import record as run
 
     scales = guidance_scale if isinstance(guidance_scale, list) else [guidance_scale]
@@ -352,7 +353,9 @@ def _encode(
 
     Args:
         teacher: Whose VAE and text encoders encode.
-        images: A folder of images (a subfolder per class, or metadata.jsonl with captions), or the id of a data set.
+        images: A folder of images (a subfolder per class, or metadata.jsonl, .csv or .parquet with file_name and a
+            caption or label), or the id of a data set. Which class a folder stands for is told: the one that the
+            teacher calls so, or the number that it is called.
         out: File to write, .safetensors.
         height: Of the images, in pixels; the model's own if not given. Images are scaled and cut to it.
         width: Same.
@@ -445,8 +448,8 @@ def _sample(
         device: auto, cpu, cuda, ...
     """
     from ardistill.evaluation import draw_samples
+    from ardistill.prompts import load_prompts
     from ardistill.student import Student
-    from ardistill.trajectories import load_prompts
 
     if prompt is not None and prompts:
         raise ValueError("expected a prompt or a file of prompts, got both")
@@ -483,7 +486,8 @@ def _evaluate(
         features: Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript
             file; the teacher's own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
-        reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
+        reference: Folder of real images of one size, with all its subfolders, or an .npz file of ADM's suite with the
+            images in arr_0: for FD to the data, KID, precision and recall; left out if not given.
         clip: Of prompts: a CLIP whose mean score is told, as openai/clip-vit-large-patch14, an id or a folder.
         preference: Of prompts: a CLIP fitted to human preference, as yuvalkirstain/PickScore_v1.
         device: auto, cpu, cuda, ...
@@ -533,7 +537,8 @@ def _compare(
         features: Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript
             file; the teacher's own for an embedded teacher, else inception.
         feature_weights: State dict of inception; downloaded if not given.
-        reference: Folder of real images, for FD to the data, KID, precision and recall; left out if not given.
+        reference: Folder of real images of one size, with all its subfolders, or an .npz file of ADM's suite with the
+            images in arr_0: for FD to the data, KID, precision and recall; left out if not given.
         clip: Of prompts: a CLIP whose mean score is told, as openai/clip-vit-large-patch14, an id or a folder.
         preference: Of prompts: a CLIP fitted to human preference, as yuvalkirstain/PickScore_v1.
         device: auto, cpu, cuda, ...
@@ -564,7 +569,10 @@ def _compare(
     check_folder(out)
     names = [f"{run.name}{step}" for run, step in map(_run_of, students)]
     if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
-        raise ValueError(f"expected run folders of different names, other than teacher and solver; got {names}")
+        raise ValueError(
+            f"expected run folders of different names, other than teacher and solver; got {names}: rename one, or link "
+            "to it under another name"
+        )
     loaded = {name: Student.from_pretrained(path, device) for name, path in zip(names, students, strict=True)}
     sets = {s.config.knots: TrajectoryDataset(trajectories, s.config.knots) for s in loaded.values()}
     manifest = next(iter(sets.values())).manifest
@@ -576,7 +584,7 @@ def _compare(
         f"solver_{n}": Sampler.of_teacher(teacher_model, n) for n in sorted({knots.num_steps for knots in sets})
     }
     samplers |= {name: Sampler.of_student(student) for name, student in loaded.items()}
-    judge = _judge(manifest.teacher, features, feature_weights, reference, device)
+    judge = _judge(manifest.teacher, teacher_model, features, feature_weights, reference, device)
     judge = replace(judge, text_scores=_text_scores(clip, preference, device))
     data = next(iter(sets.values()))
     states, _, condition = data.stacked()
@@ -654,43 +662,78 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
             f"{path} was distilled at guidance {low:g} to {high:g}, the trajectories have {lowest:g} to {highest:g}; "
             "record held-out ones with the student's"
         )
-    settings = _run_of(path)[0] / "config.json"
-    if settings.is_file() and _recorded_seed(settings) == manifest.seed:
-        raise ValueError(
-            f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
-            "record others with another --seed"
-        )
+    run, checked = _run_of(path)[0], set()
+    while run not in checked:  # then what it started from
+        checked.add(run)
+        settings = run / "config.json"
+        if not _is_run(run):
+            errors.say(
+                f"{path}: not checked whether the trajectories are held out, there are no settings of a run in {run}; "
+                f"see that its training had another seed than {manifest.seed}"
+            )
+            return
+        seed, start = _trained_on(settings)
+        if seed == manifest.seed:
+            raise ValueError(
+                f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
+                "record others with another --seed"
+            )
+        run = _run_of(start)[0] if start else run
+
+
+def _is_run(path: Path) -> bool:
+    """Whether distill or finetune made this folder: it has settings, and a log or checkpoints."""
+    return (path / "config.json").is_file() and ((path / "metrics.jsonl").is_file() or (path / "checkpoints").is_dir())
 
 
 def _run_of(student: str) -> tuple[Path, str]:
-    """The run that a student is of, or its export; and "-step-..." of a checkpoint, else ""."""
-    path = Path(student).resolve()
-    if path.parent.name == "checkpoints":
+    """The run that a student is of, or the student's own folder; and "-step-..." of a checkpoint, else "".
+
+    What lies in a folder says what it is, not what it is called; its name is the one that the user gave.
+    """
+    path = Path(os.path.abspath(student))
+    if _is_run(path):
+        return path, ""
+    if path.parent.name == "checkpoints" and _is_run(path.parents[1]):
         return path.parents[1], f"-{path.name}"
-    return (path.parent if path.name == "student" else path), ""
+    return (path.parent if path.name == "student" and _is_run(path.parent) else path), ""
 
 
-def _recorded_seed(settings: Path) -> int:
-    """Of the trajectories that a run was trained on."""
+def _trained_on(settings: Path) -> tuple[int, str | None]:
+    """Seed of the trajectories that a run was trained on, and the student that it started from, if it did."""
     from ardistill.store import read_json
 
     found = read_json(settings)
     try:
-        return int(found["data"]["seed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{settings}: expected the settings of a run, which distill writes, with data.seed") from error
+        start = found.get("start") or {}
+        return int(found["data"]["seed"]), start.get("student") if isinstance(start, dict) else None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{settings}: expected the settings of a run, which distill writes, with data.seed; restore it"
+        ) from error
 
 
-def _judge(teacher: str, features: str | None, weights: str | None, reference: str | None, device: str) -> Any:
-    from ardistill.evaluation import Judge, feature_network, load_images
+def _judge(
+    teacher: str, model: Any, features: str | None, weights: str | None, reference: str | None, device: str
+) -> Any:
+    from ardistill.evaluation import Judge, feature_network
+    from ardistill.images import open_images
     from ardistill.loading import ZOO
     from ardistill.zoo.reference import NETWORKS
 
     embedded = teacher.removeprefix("zoo/") if teacher in ZOO else None
     if embedded and features in (None, NETWORKS[embedded]) and reference is None:
         return Judge.zoo(embedded, device)
+    real = open_images(reference, model.image_channels) if reference else None
+    if real is not None:
+        height, width = (n * model.pixels_per_latent for n in model.sample_shape[-2:])
+        if real.size != (width, height):
+            errors.say(
+                f"the images of {reference} are {real.size[0]}x{real.size[1]}, those that are drawn {width}x{height}: "
+                "a published FID has both alike"
+            )
     network = feature_network(features or "inception", weights=weights, device=device)
-    return Judge.of_images(network, load_images(reference)) if reference else Judge(network)
+    return Judge.of_images(network, real) if real is not None else Judge(network)
 
 
 def _text_scores(clip: str | None, preference: str | None, device: str) -> dict[str, Any]:

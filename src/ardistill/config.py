@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 def _check(config: Any, least: int, *names: str) -> None:
@@ -203,7 +203,9 @@ class CostConfig:
     num_trajectories: int = 100_000
     """To be recorded, kept at the knots of this student."""
     num_prompts: int = 0
-    """Distinct ones, for a teacher of text."""
+    """Distinct ones, for a teacher of text; those beyond num_trajectories are not used."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """What record stores states in, and embeddings of prompts unless the text encoders have 16 bits themselves."""
     max_steps: int = 300_000
     """Of the training."""
     text_tokens: int = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ardistill.conditions import find_parts, open_conditions, publish_conditions, read_part
 from ardistill.devices import Device, resolve_device
-from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.progress import bar as progress_bar
 from ardistill.schedule import nested_indices
 from ardistill.shards import decode_shard, encode_shard
@@ -21,8 +23,6 @@ from ardistill.trajectories import (
     ShardMaker,
     TrajectoryDataset,
     make_missing,
-    publish_conditions,
-    read_conditions,
     read_prompts,
 )
 
@@ -80,15 +80,18 @@ def verify(folder: str | Path, progress: bool = True) -> Inspection:
     manifest, sizes = Manifest.read(store), store.sizes()
     missing, broken, known = [], {}, {MANIFEST}
     if manifest.prompts:
-        for name, read in ((PROMPTS, read_prompts), (CONDITIONS, read_conditions)):
-            known.add(name)
-            if name not in sizes:
-                missing.append(name)
-                continue
-            try:
-                read(store, manifest)
-            except ValueError as error:
-                broken[name] = str(error)
+        known.add(PROMPTS)
+        if PROMPTS not in sizes:
+            missing.append(PROMPTS)
+        elif reason := _reason(lambda: read_prompts(store, manifest)):
+            broken[PROMPTS] = reason
+        present, lacking = find_parts(sizes, manifest)
+        missing += [part.name for part in lacking]
+        hidden = not progress or len(present) == 1
+        for part in progress_bar(present, desc="verify prompts", unit="file", disable=hidden):
+            known.add(part.name)
+            if reason := _reason(lambda part=part: read_part(store, part)):  # type: ignore[misc]
+                broken[part.name] = reason
     for shard in progress_bar(range(manifest.num_shards), desc="verify", unit="shard", disable=not progress):
         name = shard_name(shard)
         known.add(name)
@@ -97,6 +100,15 @@ def verify(folder: str | Path, progress: bool = True) -> Inspection:
         elif reason := _fault(store, manifest, shard):
             broken[name] = reason
     return Inspection(manifest.num_shards, missing, broken, sorted(set(sizes) - known), len(store.leftovers()))
+
+
+def _reason(read: Callable[[], Any]) -> str:
+    """What is wrong with a file that ``read`` reads; empty if nothing."""
+    try:
+        read()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _fault(store: Store, manifest: Manifest, shard: int) -> str:
@@ -144,9 +156,12 @@ def repair(teacher: Teacher, folder: str | Path, device: Device = None, progress
     manifest = Manifest.read(store)
     before = verify(folder, progress)
     lost = {*before.missing, *before.broken}
-    if CONDITIONS in lost:
-        publish_conditions(store, teacher, read_prompts(store, manifest), where)
-    make, difference = ShardMaker(teacher, manifest, read_conditions(store, manifest), where), None
+    if manifest.prompts:
+        for part in find_parts(store.sizes(), manifest)[0]:
+            if part.name in before.broken:
+                store.delete(part.name)
+        publish_conditions(store, manifest, teacher, read_prompts(store, manifest), where, progress)
+    make, difference = ShardMaker(teacher, manifest, open_conditions(store, manifest), where), None
     intact = [shard for shard in range(manifest.num_shards) if shard_name(shard) not in lost]
     if lost and intact:
         name = shard_name(intact[0])

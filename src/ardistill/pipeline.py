@@ -93,12 +93,6 @@ class _Remembering(nn.Module):
             return self.student.transformer(*args, **kwargs)
 
 
-def _check_guidance(config: StudentConfig, scale: float) -> None:
-    low, high = config.guidance_range
-    if config.is_told_guidance and not low <= scale <= high:
-        raise ValueError(f"expected a guidance scale of {low} to {high}, as in its distillation, got {scale}")
-
-
 def few_step_pipeline(base: type) -> type:
     """A pipeline class that draws as ``base`` does, in a student's steps.
 
@@ -153,15 +147,17 @@ def few_step_pipeline(base: type) -> type:
                 options.setdefault("max_sequence_length", self.config.max_sequence_length)
             knots = _FixedKnots(student, self.scheduler.config)
             if base.__name__ in EMBEDDED_GUIDANCE:
+                if not student.family.embeds_guidance(student.transformer) and options.get("guidance_scale") in (0, 1):
+                    del options["guidance_scale"]  # none: its network is not told any
                 options.setdefault("guidance_scale", student.config.guidance_scale)
-                _check_guidance(student.config, options["guidance_scale"])
+                student.config.check_guidance(options["guidance_scale"])
             else:
                 (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
                 scale = options.pop(name, None)
                 if student.config.is_told_guidance:
                     if scale is not None:
                         knots.guidance = scale + 1.0 - off  # some count from 0
-                    _check_guidance(student.config, knots.guidance)
+                    student.config.check_guidance(knots.guidance)
                 elif scale not in (None, off, 1.0):
                     raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
                 options[name] = off

@@ -170,8 +170,11 @@ def plan(options: CostConfig) -> Cost:
         whole = sum(p.numel() for p in student.parameters())
         count = sum(p.numel() for p in student.parameters() if p.requires_grad)
         activations = _activations(student, shape, family, options)
-    per_prompt = sum(value[0].numel() * value.element_size() for value in condition.values() if value.ndim > 1)
-    states = (2 * options.num_steps + 1) * noise.numel() * 4 + 8
+    width = 2 if options.dtype == "float16" else 4
+    sizes = {name: width if x.is_floating_point() else x.element_size() for name, x in condition.items()}
+    per_prompt = sum(x[0].numel() * sizes[name] for name, x in condition.items() if x.ndim > 1)
+    num_prompts = min(options.num_prompts, options.num_trajectories)  # others are not encoded
+    states = (2 * options.num_steps + 1) * noise.numel() * width + 8
     memory = {
         "weights": 4 * whole // options.num_devices,
         "gradients": 4 * count // options.num_devices,
@@ -190,7 +193,7 @@ def plan(options: CostConfig) -> Cost:
         memory=memory | {"total": sum(memory.values())},
         bytes_per_trajectory=states,
         bytes_per_prompt=per_prompt,
-        bytes_on_disk=states * options.num_trajectories + per_prompt * options.num_prompts,
+        bytes_on_disk=states * options.num_trajectories + per_prompt * num_prompts,
     )
     if where is None:
         return cost
@@ -263,7 +266,8 @@ def describe(cost: Cost, options: CostConfig) -> str:
     if cost.trained_parameters < cost.parameters:
         rows["adapters"] = f"{cost.trained_parameters:,} parameters trained beside the teacher's, which are shared"
     if cost.bytes_per_prompt:
-        rows["prompts"] = f"{cost.bytes_per_prompt:,} bytes each, stored once ({options.num_prompts:,} of them)"
+        num_prompts = min(options.num_prompts, options.num_trajectories)
+        rows["prompts"] = f"{cost.bytes_per_prompt:,} bytes each, stored once ({num_prompts:,} of them are used)"
     if cost.seconds is not None:
         recording, training = (cost.seconds[name] / 3600 for name in ("recording", "training"))
         rows["time"] = (

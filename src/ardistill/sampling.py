@@ -22,7 +22,8 @@ def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
         Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the image.
 
     Raises:
-        ValueError: Noise and condition are not of as many rows, or the noise is no batch.
+        ValueError: Noise and condition are not of as many rows, the noise is no batch, or a guidance scale is outside
+            of those that the student was distilled at.
     """
     rows = {len(value) for value in condition.values()}
     if noise.ndim < 4 or rows - {len(noise)}:
@@ -30,6 +31,7 @@ def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
             f"expected noise (b, c, h, w) and a condition of as many rows, got {tuple(noise.shape)} and "
             f"{sorted(rows)} rows"
         )
+    student.config.check_guidance(condition.get("guidance"))
     device = student.device
     noise = noise.to(device, torch.float32)
     condition = {name: value.to(device) for name, value in condition.items()}

@@ -117,6 +117,19 @@ class Store:
         except (OSError, RuntimeError) as error:  # torch's, where a file cannot be opened
             raise ValueError(f"{where} cannot be read: {_reason(error)}") from error
 
+    def read_head(self, name: str, count: int) -> bytes:
+        """The first bytes of a file, and no more of it.
+
+        Raises:
+            ValueError: It is missing or cannot be read.
+        """
+        if self.folder is not None:
+            return bytes(self.read(name)[:count])
+        try:
+            return bytes(self.fs.cat_file(self.where(name), 0, count))
+        except OSError as error:
+            raise ValueError(f"{self.where(name)} cannot be read: {_reason(error)}") from error
+
     def stamp(self, name: str) -> tuple[int, ...] | None:
         """What tells that a local file is the one that it was: another one of its name is another file, of another
         time. None of a remote one, or one that is missing.

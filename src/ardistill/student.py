@@ -122,6 +122,26 @@ class StudentConfig:
         """What it draws with if nothing is said: the middle of the range."""
         return sum(self.guidance_range) / 2
 
+    def check_guidance(self, scale: float | Tensor | None) -> None:
+        """Refuse a guidance scale that the student was not distilled at, whether its network is told of it or not.
+
+        Args:
+            scale: One, or one for each row; None is what it was distilled at.
+
+        Raises:
+            ValueError: One is outside of ``guidance_range``.
+        """
+        if scale is None or (isinstance(scale, Tensor) and not self.fingerprint):  # nothing is known of its training
+            return
+        (low, high), given = self.guidance_range, torch.as_tensor(scale, dtype=torch.float32)
+        if not bool(((given >= low - 1e-4) & (given <= high + 1e-4)).all()):
+            known = f"{low:g} to {high:g}" if self.is_told_guidance else f"{low:g} alone"
+            wrong = f"{float(given.min()):g}" + (f" to {float(given.max()):g}" if given.numel() > 1 else "")
+            raise ValueError(
+                f"the student was distilled at guidance {known}, got {wrong}; leave the scale out, or distil another "
+                "student at it"
+            )
+
 
 class _GuidedEmbedding:
     """Mixed into the class of a time embedding: adds what a linear layer makes of the guidance scale.

@@ -14,12 +14,13 @@ import yaml
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.devices import Device, resolve_device
 from ardistill.discriminator import Adversary
+from ardistill.prompts import load_prompts
 from ardistill.schedule import Knots
 from ardistill.store import read_json
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
-from ardistill.trajectories import TrajectoryDataset, load_prompts, record
+from ardistill.trajectories import TrajectoryDataset, record
 
 Steps = int | Sequence[int] | Knots
 _RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,8 @@ from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
 from ardistill.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
 from ardistill.progress import bar as progress_bar
 from ardistill.schedule import Knots, knots_from_scheduler
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ class Teacher:
         self.negative_prompt = negative_prompt
         self._vae_device: Device = None
         self._text_pipeline: Any = None
+        self._text_held = False
+        self._text_dtype = torch.float32
         self._null: Condition | None = None
 
     @classmethod
@@ -156,6 +162,13 @@ class Teacher:
     def draws_images(self) -> bool:
         """Whether what it draws can be looked at: through its VAE, or because it draws pixels."""
         return self.vae is not None or self.transformer.config.in_channels in (1, 3)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of its images: 1 where it draws in grey, else 3."""
+        vae = self.vae
+        channels = self.sample_shape[0] if vae is None else vae.config.get("out_channels")
+        return 1 if channels == 1 else 3
 
     @property
     def pixels_per_latent(self) -> int:
@@ -274,6 +287,8 @@ class Teacher:
         batch_size: int = 16,
         negative: bool = False,
         device: torch.device | str | None = None,
+        longest: str | None = None,
+        dtype: torch.dtype | None = torch.float32,
     ) -> Condition:
         """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
 
@@ -283,6 +298,9 @@ class Teacher:
             negative: Whether they are of the unguided branch.
             device: Where the text encoders run, and are taken away from afterwards; where the transformer is if not
                 given.
+            longest: Where the pipeline pads to the longest prompt, the longest of all that these belong to, from
+                ``longest_prompt``; the longest of these if not given.
+            dtype: What embeddings are given in; None: what the text encoders were saved in.
 
         Raises:
             ValueError: The teacher takes no text, or its folder has no text encoder, or there is no prompt.
@@ -291,22 +309,74 @@ class Teacher:
             raise ValueError(f"{self.name or 'the teacher'} is conditioned on class labels, not on prompts")
         if not prompts:
             raise ValueError("expected one prompt or more, got none")
-        if self._text_pipeline is None:
-            self._text_pipeline = self._load_text_pipeline()
         distinct = list(dict.fromkeys(prompts))
-        longest = []  # beside each part, where the length of all follows from the longest
-        if self.family.encodes_to_longest:
-            tokenizer = self._text_pipeline.tokenizer
-            longest = [max(distinct, key=lambda prompt: len(tokenizer(prompt).input_ids))]
+        longest = longest or self.longest_prompt(distinct)
+        beside = [] if longest is None else [longest]
         parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
-        self._text_pipeline.to(self.device if device is None else resolve_device(device))
         encode = (negative and self.family.encode_negative) or self.family.encode
-        encoded = [(len(part), encode(self._text_pipeline, part + longest)) for part in parts]
-        table = join_conditions([{name: x[:count] for name, x in found.items()} for count, found in encoded])
-        self._text_pipeline.to("cpu")
+        with self.text_encoders(device):
+            encoded = [(len(part), encode(self._text_pipeline, part + beside)) for part in parts]
+            kept = [
+                {name: x[:count].to("cpu", self._stored_dtype(x, dtype)) for name, x in found.items()}
+                for count, found in encoded
+            ]
+        table = join_conditions(kept)
         number = {prompt: i for i, prompt in enumerate(distinct)}
         rows = torch.tensor([number[prompt] for prompt in prompts])
-        return {name: value.cpu()[rows] for name, value in table.items()}
+        return {name: value[rows] for name, value in table.items()}
+
+    def _stored_dtype(self, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+        return (dtype or self._text_dtype) if x.is_floating_point() else x.dtype
+
+    @contextlib.contextmanager
+    def text_encoders(self, device: Device = None) -> Iterator[None]:
+        """Keep the text encoders on a device within; they are taken away from it afterwards.
+
+        On a CPU, which is slow or wrong in half precision, they run in float32.
+        """
+        if self._text_pipeline is None:
+            self._text_pipeline = self._load_text_pipeline()
+        if self._text_held:
+            yield
+            return
+        modules = [x for x in self._text_pipeline.components.values() if isinstance(x, nn.Module)]
+        where = self.device if device is None else resolve_device(device)
+        for module in modules:
+            module.to(where)
+            if where.type == "cpu":
+                module.float()
+        self._text_held = True
+        try:
+            yield
+        finally:
+            self._text_held = False
+            for module in modules:
+                module.to("cpu")
+
+    def longest_prompt(self, prompts: Sequence[str]) -> str | None:
+        """The prompt of the most tokens, where the pipeline pads all to it; None where it does not."""
+        if not self.family.encodes_to_longest:
+            return None
+        if self._text_pipeline is None:
+            self._text_pipeline = self._load_text_pipeline()
+        tokenizer = self._text_pipeline.tokenizer
+        return max(prompts, key=lambda prompt: len(tokenizer(prompt).input_ids))
+
+    def say_cut_prompts(self, prompts: Sequence[str]) -> None:
+        """Log how many prompts are longer than each of the text encoders reads; what is beyond has no effect."""
+        if self._text_pipeline is None:
+            self._text_pipeline = self._load_text_pipeline()
+        for name, tokenizer in self._text_pipeline.components.items():
+            limit = text_limit(self._text_pipeline, tokenizer) if name.startswith("tokenizer") else None
+            if limit is None:
+                continue
+            with _quiet():
+                lengths = [len(x) for x in tokenizer(list(prompts), truncation=False).input_ids]
+            if cut := sum(length > limit for length in lengths):
+                _LOG.warning(
+                    "%d of %d prompts are longer than the %d tokens of %s: the rest of each has no effect there",
+                    cut, len(lengths), limit, name,
+                )  # fmt: skip
 
     def _load_text_pipeline(self) -> Any:
         """Of diffusers' own class, whatever module the folder has of its own, without transformer and VAE."""
@@ -318,9 +388,12 @@ class Teacher:
         given = {"transformer": None, "vae": None, "scheduler": self.scheduler}
         for name, parameter in list(inspect.signature(base.__init__).parameters.items())[1:]:
             if name not in given and (name in self.companions or parameter.default is parameter.empty):
-                part = self.companions.get(name)
-                given[name] = part.float() if isinstance(part, nn.Module) else part
+                given[name] = self.companions.get(name)
         pipeline = base(**given)
+        modules = [x for x in pipeline.components.values() if isinstance(x, nn.Module)]
+        floating = {x.dtype for module in modules for x in module.parameters() if x.is_floating_point()}
+        if floating and torch.float32 not in {next(module.parameters()).dtype for module in modules}:
+            self._text_dtype = torch.bfloat16 if torch.bfloat16 in floating else torch.float16
         pipeline.transformer = SimpleNamespace(config=self.transformer.config)  # asked for widths
         if "max_sequence_length" in self.companions:
             pipeline.register_to_config(**{SEQUENCE_LENGTH: self.companions["max_sequence_length"]})
@@ -424,6 +497,27 @@ def seeded_generator(key: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
 
 
+def text_limit(pipeline: Any, tokenizer: Any) -> int | None:
+    """Tokens that a pipeline reads of a prompt through one of its tokenizers; None where that is not known."""
+    own = getattr(tokenizer, "model_max_length", None)
+    default = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
+    asked = pipeline.config.get(SEQUENCE_LENGTH, default.default) if default is not None else None
+    if asked and not type(tokenizer).__name__.startswith(("CLIP", "Bert")):  # which have a length of their own
+        return int(asked)
+    return int(own) if own and own < 100_000 else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tokenizers' own warnings, a line for each prompt that is too long."""
+    log = logging.getLogger("transformers.tokenization_utils_base")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def _unscale(vae: Any, latents: Tensor) -> Tensor:
     """What the VAE decodes, from what the ODE runs on; each kind of VAE has its own scale."""
     config = vae.config
@@ -478,12 +572,13 @@ def join_conditions(parts: Sequence[Condition]) -> Condition:
                 lengths = [value.shape[1] for value in values]
                 raise ValueError(f"prompts were encoded to different lengths {lengths} without a mask; pad them alike")
             longest = max(value.shape[1] for value in values)
-            values = [_pad_tokens(value, longest) for value in values]
+            values = [pad_tokens(value, longest) for value in values]
         joined[name] = torch.cat([value.to(values[0].device) for value in values])
     return joined
 
 
-def _pad_tokens(value: Tensor, tokens: int) -> Tensor:
+def pad_tokens(value: Tensor, tokens: int) -> Tensor:
+    """Embeddings or masks (n, t, ...) with zeros behind them, up to ``tokens``."""
     padding = value.new_zeros(len(value), tokens - value.shape[1], *value.shape[2:])
     return torch.cat([value, padding], dim=1)
 

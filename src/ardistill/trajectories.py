@@ -20,20 +20,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ardistill.conditions import ConditionTable, find_parts, look_up, open_conditions, publish_conditions
 from ardistill.devices import Device, resolve_device
-from ardistill.errors import cache_variable
 from ardistill.families import Condition
-from ardistill.manifest import CONDITIONS, MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.progress import bar as progress_bar
 from ardistill.schedule import Knots, nested_indices
 from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
-from ardistill.store import SEAL, Store, check_seal, seal
+from ardistill.store import Store
 from ardistill.teacher import Teacher
 
 
@@ -132,8 +130,8 @@ def record(
         )
     store = Store(folder)
     manifest = _claim(store, manifest)
-    if teacher.takes_text and not store.exists(CONDITIONS):
-        publish_conditions(store, teacher, distinct, where)
+    if teacher.takes_text:
+        publish_conditions(store, manifest, teacher, distinct, where, progress)
     if not manifest_only:
         make_missing(store, manifest, teacher, where, progress)
     return manifest
@@ -209,13 +207,6 @@ def _left_of(store: Store, manifest: Manifest, names: set[str]) -> bool:
     return bool(shards)
 
 
-def publish_conditions(store: Store, teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> None:
-    """Encode distinct prompts and store them with their embeddings, once each."""
-    store.publish(PROMPTS, json.dumps(list(prompts), ensure_ascii=False, indent=0).encode())
-    contiguous = {name: value.contiguous() for name, value in teacher.encode(prompts, device=device).items()}
-    store.publish(CONDITIONS, seal(safetensors.torch.save(contiguous, metadata={"seal": SEAL})))
-
-
 def read_prompts(store: Store, manifest: Manifest) -> list[str]:
     """The distinct prompts; none of a teacher of class labels.
 
@@ -232,28 +223,9 @@ def read_prompts(store: Store, manifest: Manifest) -> list[str]:
         intact = False
     if not intact:
         raise ValueError(
-            f"{where} does not hold the prompts that were recorded; delete it and {CONDITIONS}, record again"
+            f"{where} does not hold the prompts that were recorded; delete it and all files conditions*, record again"
         )
     return list(found)
-
-
-def read_conditions(store: Store, manifest: Manifest) -> Condition | None:
-    """Embeddings of the distinct prompts, one row each, mapped where the store is local; None of class labels.
-
-    Raises:
-        ValueError: The table is missing, broken, or of another number of prompts.
-    """
-    if not manifest.prompts:
-        return None
-    where, raw = store.where(CONDITIONS), store.read(CONDITIONS)
-    check_seal(raw, where)
-    try:
-        table = safetensors.torch.load(bytes(raw)) if store.folder is None else safetensors.torch.load_file(where)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{where} cannot be read ({error}); delete it and run the same record command") from error
-    if not table or any(len(value) != manifest.num_conditions for value in table.values()):
-        raise ValueError(f"{where}: expected {manifest.num_conditions} rows; delete it and run the same record command")
-    return table
 
 
 class ShardMaker:
@@ -270,7 +242,7 @@ class ShardMaker:
     """
 
     def __init__(
-        self, teacher: Teacher, manifest: Manifest, table: Condition | None, device: torch.device | str
+        self, teacher: Teacher, manifest: Manifest, table: ConditionTable | None, device: torch.device | str
     ) -> None:
         for name, ours, theirs in (
             ("weights", teacher.fingerprint()[:12], manifest.fingerprint[:12]),
@@ -292,7 +264,7 @@ class ShardMaker:
         manifest, teacher = self.manifest, self.teacher.to(self.device)
         layout, labels, guidance = manifest.layout(shard), manifest.labels(shard), manifest.guidance(shard)
         noise = teacher.noise(manifest.seed, shard, layout.rows, layout.sample_shape)
-        condition = {name: x.to(self.device) for name, x in _look_up(self.table, labels, guidance).items()}
+        condition = {name: x.to(self.device) for name, x in look_up(self.table, labels, guidance).items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=manifest.mixed_precision == "bf16"):
             solved = teacher.solve_ode(noise.to(self.device), condition, manifest.knots)
         states = solved.states[:, list(manifest.kept)].cpu()
@@ -314,7 +286,7 @@ def make_missing(
     missing = every - manifest.present(store)
     bar = progress_bar(total=len(every), desc="record", unit="shard", disable=not progress)
     bar.update(len(every) - len(missing))
-    make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device) if missing else None
+    make = ShardMaker(teacher, manifest, open_conditions(store, manifest), device) if missing else None
     while missing and make is not None:
         # Own ones first, then another's: by chance, so that two helpers seldom meet. If they do, the last publish wins.
         own = [shard for shard in missing if shard % world_size == rank] if world_size > 1 else []
@@ -331,18 +303,14 @@ def make_missing(
                 if grown.num_rows(shard) != manifest.num_rows(shard):
                     store.delete(shard_name(shard))
                 manifest = grown
-                make = ShardMaker(teacher, manifest, read_conditions(store, manifest), device)
+                if manifest.prompts:  # more of them may be used now
+                    publish_conditions(store, manifest, teacher, read_prompts(store, manifest), device, progress)
+                make = ShardMaker(teacher, manifest, open_conditions(store, manifest), device)
                 every = set(range(manifest.num_shards))
                 missing, bar.total = every - manifest.present(store), len(every)
         bar.update(len(every) - len(missing) - bar.n)
     bar.close()
     store.sweep()
-
-
-def _look_up(table: Condition | None, labels: Tensor, guidance: Tensor) -> Condition:
-    """Rows of the table of conditions, and the guidance; without a table the labels are the condition."""
-    rows = {"class_labels": labels} if table is None else {name: value[labels] for name, value in table.items()}
-    return rows | {"guidance": guidance}
 
 
 class TrajectoryDataset(Dataset):
@@ -402,7 +370,8 @@ class TrajectoryDataset(Dataset):
         names = [shard_name(next(i for i in range(count) if i not in found))] if len(found) < count else []
         if self.manifest.prompts:
             sizes = self.store.sizes()
-            names += [name for name in (CONDITIONS, PROMPTS) if name not in sizes]
+            names += [part.name for part in find_parts(sizes, self.manifest)[1][:1]]
+            names += [PROMPTS] if PROMPTS not in sizes else []
         if names:
             raise ValueError(
                 f"{self.store.where(names[0])} is missing; run the same record command again, it makes what is missing"
@@ -460,8 +429,8 @@ class TrajectoryDataset(Dataset):
         return read_prompts(self.store, self.manifest)
 
     @cached_property
-    def _table(self) -> Condition | None:
-        return read_conditions(self.store, self.manifest)
+    def _table(self) -> ConditionTable | None:
+        return open_conditions(self.store, self.manifest)
 
     @cached_property
     def _shapes(self) -> Tensor:
@@ -485,7 +454,7 @@ class TrajectoryDataset(Dataset):
             for shard in numbers.unique().tolist():
                 at = numbers == shard
                 guidance[at] = self.manifest.guidance(shard)[indices[at] - shard * size]
-        return _look_up(self._table, indices % self.manifest.num_conditions, guidance)
+        return look_up(self._table, indices % self.manifest.num_conditions, guidance)
 
     def _indices(self, rows: slice | Tensor) -> Tensor:
         """Numbers of trajectories. Not by indexing all of them: 8 MB a batch of a million, and a heap full of holes."""
@@ -558,13 +527,12 @@ class TrajectoryDataset(Dataset):
         number, row = divmod(index, self.manifest.shard_size)
         shard = self.shard(number)
         states, denoised = shard.states[row].take(self._at, 0), shard.denoised[row].take(self._at[1:] - 1, 0)
-        label, guidance = torch.tensor(int(shard.labels[row])), torch.tensor(float(shard.guidance[row]))
-        table = self._table
-        condition = {"class_labels": label} if table is None else {name: x[label] for name, x in table.items()}
+        labels, guidance = torch.tensor([int(shard.labels[row])]), torch.tensor([float(shard.guidance[row])])
+        condition = look_up(self._table, labels, guidance)
         return {
             "states": torch.from_numpy(states.astype(np.float32, copy=False)),
             "denoised": torch.from_numpy(denoised.astype(np.float32, copy=False)),
-            "condition": condition | {"guidance": guidance},
+            "condition": {name: value[0] for name, value in condition.items()},
         }
 
 
@@ -606,57 +574,3 @@ class OnlineTrajectories(TrajectoryDataset):
 
     def _load(self, shard: int) -> Shard:
         return self._make(shard)
-
-
-def load_prompts(source: str) -> list[str]:
-    """Prompts from a text file (one a line), a JSONL file (key ``prompt``) or a data set (column prompt or text).
-
-    The scene world makes its own: ``zoo/scenes`` are captions to train on, ``zoo/scenes/seen`` and the other splits
-    prompts to judge by, 4,096 each.
-
-    Raises:
-        ValueError: There are none, or a line has no prompt, or one that is no text.
-    """
-    if source == "zoo/scenes" or source.startswith("zoo/scenes/"):
-        from ardistill.zoo.scenes.data import caption, prompts
-
-        split = source.removeprefix("zoo/scenes").removeprefix("/")
-        return [x.text for x in (prompts(split, 4096) if split else (caption(0, i)[1] for i in range(4096)))]
-    path = Path(source)
-    if not path.is_file():
-        if path.suffix in (".txt", ".jsonl") or source.count("/") != 1:
-            raise ValueError(f"expected prompts in {source}: a text or JSONL file, or the id of a data set")
-        try:
-            import datasets
-        except ImportError as error:
-            raise ValueError(f"{source} is no file; to read it as a data set: pip install 'ardistill[text]'") from error
-        try:
-            rows = datasets.load_dataset(source, split="train")
-        except Exception as error:  # of many kinds, for a name that is not there
-            if cache_variable(error) is not None:  # it is not the prompts that are at fault
-                raise
-            raise ValueError(f"{source} cannot be read as a data set, split train: {error}") from error
-        column = next((name for name in ("prompt", "text") if name in rows.column_names), None)
-        if column is None:
-            raise ValueError(f"{source}: expected a column prompt or text, found {', '.join(rows.column_names)}")
-        return _texts(source, list(rows[column]))
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as text, one prompt a line ({error})") from error
-    if path.suffix == ".jsonl":
-        try:
-            lines = [json.loads(line)["prompt"] for line in lines]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: expected one JSON object with the key prompt a line ({error})") from error
-    return _texts(source, lines)
-
-
-def _texts(source: str, found: list[Any]) -> list[str]:
-    """Prompts as they are, if they are some."""
-    if not found:
-        raise ValueError(f"{source} holds no prompts")
-    for number, prompt in enumerate(found, start=1):
-        if not isinstance(prompt, str):
-            raise ValueError(f"{source}, prompt {number}: expected text, got {prompt!r}")
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ardistill.families import Condition
 from ardistill.sampling import sample
 from ardistill.store import write_whole
 from ardistill.student import Student
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, seeded_generator
 from ardistill.zoo.scenes.data import read_caption
 
 
@@ -114,9 +114,22 @@ class Judge:
         return cls(network, facts.train, facts.real_features, facts.held_out_features, classifier)
 
     @classmethod
-    def of_images(cls, network: FeatureNetwork, images: Tensor) -> Judge:
-        """From real images in [-1, 1], (n, c, h, w): two thirds are the reference, one third sets the floor."""
+    def of_images(cls, network: FeatureNetwork, images: Tensor | Iterable[Tensor]) -> Judge:
+        """From real images in [-1, 1], (n, c, h, w): two thirds are the reference, one third sets the floor.
+
+        Which ones is drawn at random, always alike: images come sorted by class, and both parts need all classes.
+
+        Args:
+            network: What they are seen with.
+            images: All at once, or batch after batch, such as `ardistill.images.open_images` reads them.
+
+        Raises:
+            ValueError: There are fewer than 6, or they are no images.
+        """
         features = extract_features(network, images)
+        if len(features) < 6:
+            raise ValueError(f"expected 6 real images or more for a reference, got {len(features)}; give thousands")
+        features = features[torch.randperm(len(features), generator=seeded_generator("reference"))]
         cut = len(features) * 2 // 3
         reference = FeatureStatistics.from_features(features[:cut])
         return cls(network, reference, features[:cut], features[cut:])

@@ -7,19 +7,18 @@ Inception-v3 weights that FID is defined with (Heusel et al. 2017, arXiv:1706.08
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ardistill.devices import Device, device_of, resolve_device
+from ardistill.images import open_images
 from ardistill.zoo import CLASS_CONDITIONAL
 
 
@@ -188,13 +187,14 @@ def feature_network(
 
 
 @torch.no_grad()
-def extract_features(network: FeatureNetwork, images: Tensor, batch_size: int = 500) -> Tensor:
+def extract_features(network: FeatureNetwork, images: Tensor | Iterable[Tensor], batch_size: int = 500) -> Tensor:
     """Features of many images.
 
     Args:
         network: See `feature_network`.
-        images: In [-1, 1], shape (n, c, h, w), n of 1 or more.
-        batch_size: Images per call of the network.
+        images: In [-1, 1], shape (n, c, h, w), n of 1 or more; or batches of them, one after the other, each of which
+            is dropped once its features are known.
+        batch_size: Images per call of the network, where they come at once.
 
     Returns:
         Features on the CPU, float32, shape (n, d).
@@ -202,11 +202,19 @@ def extract_features(network: FeatureNetwork, images: Tensor, batch_size: int = 
     Raises:
         ValueError: Images or features have a wrong shape, or are not finite.
     """
+    found = [_features(network, x) for x in (images.split(batch_size) if isinstance(images, Tensor) else images)]
+    if not found:
+        raise ValueError("expected images, got none")
+    return torch.cat(found)
+
+
+def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
+    """Features of one batch."""
     if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(
             f"expected float images in [-1, 1] of shape (n, c, h, w), got {images.dtype} {tuple(images.shape)}"
         )
-    features = torch.cat([network(rows).float().cpu() for rows in images.split(batch_size)])
+    features = network(images).float().cpu()
     expected = network.num_features or features.shape[-1]
     if features.shape != (len(images), expected):
         raise ValueError(f"{network.name}: expected features {(len(images), expected)}, got {tuple(features.shape)}")
@@ -219,21 +227,12 @@ def _range(images: Tensor) -> str:
     return f"from {images.min():.3g} to {images.max():.3g}, {(~images.isfinite()).sum()} values not finite"
 
 
-def load_images(folder: str | Path) -> Tensor:
-    """PNG and JPEG images of one size in a folder, by name, in [-1, 1], shape (n, c, h, w), c = 1 or 3.
+def load_images(source: str | Path) -> Tensor:
+    """Images of one size in a folder, all in memory, by name, in [-1, 1], shape (n, c, h, w), c = 1 or 3.
+
+    For many of them give `ardistill.images.open_images` to `extract_features` instead, which takes batches.
 
     Raises:
-        ValueError: There are none, or their sizes or modes differ.
+        ValueError: There are none, or their sizes or modes differ, or one cannot be read.
     """
-    paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if not paths:
-        raise ValueError(f"expected PNG or JPEG images in {folder}, found none")
-    images = [Image.open(path) for path in paths]
-    kinds = {(image.mode if image.mode == "L" else "RGB", image.size) for image in images}
-    if len(kinds) > 1:
-        raise ValueError(f"expected images of one size, all grey or all in colour, in {folder}; found {sorted(kinds)}")
-    mode = kinds.pop()[0]
-    pixels = np.stack([np.asarray(image.convert(mode)) for image in images])  # (n, h, w) or (n, h, w, 3)
-    if mode == "L":
-        pixels = pixels[..., None]
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.cat(list(open_images(source, progress=False)))

@@ -1,0 +1,389 @@
+"""Sizes as users have them: thousands of files, tens of thousands of prompts, on a small machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from refusals import Refusal, check_refusal
+from tiny_families import TINY
+from tiny_pipelines import save
+
+from ardistill import Teacher, TrajectoryDataset, record
+from ardistill.conditions import PART, find_parts, num_used, publish_conditions
+from ardistill.config import CostConfig
+from ardistill.images import open_images
+from ardistill.maintenance import export_parquet, repair, verify
+from ardistill.manifest import Manifest
+from ardistill.planning import describe, plan
+from ardistill.store import SEAL, Store, seal
+from ardistill.teacher import pad_tokens
+from ardistill.trajectories import OnlineTrajectories
+
+OPTIONS = {"solver_steps": 2, "num_steps": (2,), "shard_size": 64, "progress": False}
+
+
+def words(count: int) -> list[str]:
+    """Distinct prompts of different lengths."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [
+        f"a {letters[i % 26]}{letters[i // 26 % 26]}{letters[i // 676 % 26]}" + " cat" * (i % 5) for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pixart(tmp_path_factory):
+    return Teacher.from_pretrained(save("pixart", tmp_path_factory.mktemp("pixart") / "teacher"), guidance_scale=1.0)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Prompts that text encoders were asked for."""
+    seen: list[str] = []
+    encode = Teacher.encode
+    monkeypatch.setattr(
+        Teacher, "encode", lambda self, prompts, *a, **k: (seen.extend(prompts), encode(self, prompts, *a, **k))[1]
+    )
+    return seen
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# -- case 20
+
+SCRIPT = """
+import resource, sys, torch
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from ardistill.evaluation import Judge, feature_network
+from ardistill.images import open_images
+held = []
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
+network.register_forward_pre_hook(lambda module, inputs: held.append(len(inputs[0])))
+judge = Judge.of_images(feature_network(network), open_images(sys.argv[1], 3))
+print(len(judge.real_features) + len(judge.held_out_features), max(held))
+"""
+
+
+def test_case_20_more_images_than_files_may_be_open(tmp_path):
+    for i in range(600):
+        path = tmp_path / f"{i % 3}" / f"{i:04}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (i % 256, 0, 0)).save(path)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["600", "64"]  # all of them, never more than a batch at once
+    assert "600/600" in done.stderr  # the bar
+
+
+# -- case 21
+
+
+def test_case_21_only_the_used_prompts_are_encoded(pixart, encoded, tmp_path):
+    record(pixart, tmp_path / "many", 2, prompts=words(17_000), **OPTIONS)
+    assert encoded == words(2)
+    record(pixart, tmp_path / "two", 2, prompts=words(2), **OPTIONS)
+    sizes = [
+        sum(len(x) for name, x in contents(tmp_path / folder).items() if "cond" in name) for folder in ("many", "two")
+    ]
+    assert sizes[0] == sizes[1] < 40_000  # bytes; all of them would be 280 MB
+    data, few = (TrajectoryDataset(tmp_path / name, 2) for name in ("many", "two"))
+    assert len(data.prompts) == 17_000 and data.labels.tolist() == [0, 1]
+    for name, value in data.condition().items():
+        assert torch.equal(value, few.condition()[name])
+
+
+def test_case_21_a_killed_encoding_goes_on_and_ends_the_same(pixart, tmp_path, monkeypatch):
+    prompts, count = words(3 * PART), 3 * PART - 10
+    record(pixart, tmp_path / "whole", count, prompts=prompts, **OPTIONS)
+    encode, calls = Teacher.encode, []
+
+    def dies_in_the_third_part(self, given, *args, **options):
+        calls.append(len(given))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, given, *args, **options)
+
+    monkeypatch.setattr(Teacher, "encode", dies_in_the_third_part)
+    with pytest.raises(KeyboardInterrupt):
+        record(pixart, tmp_path / "killed", count, prompts=prompts, **OPTIONS)
+    assert sum(name.startswith("conditions-") for name in contents(tmp_path / "killed")) == 2
+    calls[:] = [0] * 3
+    record(pixart, tmp_path / "killed", count, prompts=prompts, **OPTIONS)
+    assert len(calls) == 4  # one part alone was left
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_case_21_parts_are_one_table(pixart, tmp_path):
+    """Bit-equal to encoding all at once, in any order of rows, in one item and in workers."""
+    prompts = words(2 * PART + 5)
+    record(pixart, tmp_path / "data", len(prompts) + 9, prompts=prompts, **OPTIONS)
+    names = sorted(name for name in contents(tmp_path / "data") if name.startswith("cond"))
+    assert names == [f"conditions-{a:08d}-{b:08d}.safetensors" for a, b in ((0, 64), (64, 128), (128, 133))]
+    data, expected = TrajectoryDataset(tmp_path / "data", 2), pixart.encode(prompts)
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    for name, value in expected.items():
+        assert torch.equal(data.condition(rows)[name], value[rows % len(prompts)])
+        assert torch.equal(data[130]["condition"][name], value[130])
+    online = OnlineTrajectories(tmp_path / "data", 2, pixart)
+    assert torch.equal(online[3]["states"], data[3]["states"])
+    assert export_parquet(tmp_path / "data", tmp_path / "parquet", progress=False) == len(data)
+    handles = len(os.listdir("/proc/self/fd"))
+    data.condition()
+    assert len(os.listdir("/proc/self/fd")) == handles
+
+
+def test_case_21_a_grown_recording_adds_parts_and_changes_none(pixart, encoded, tmp_path):
+    record(pixart, tmp_path / "few", 70, prompts=words(100), **OPTIONS)
+    before = contents(tmp_path / "few")
+    store = Store(tmp_path / "few")
+    more = Manifest(**{**Manifest.read(store).__dict__, "num_trajectories": 90})
+    present, missing = find_parts(store.sizes(), more)
+    assert num_used(more) == 90 and [(x.first, x.last) for x in present] == [(0, 64), (64, 70)]
+    assert [(x.first, x.last) for x in missing] == [(70, 90)]
+    encoded.clear()
+    publish_conditions(store, more, pixart, words(100), "cpu", progress=False)
+    assert encoded == words(100)[70:90]
+    after = contents(tmp_path / "few")
+    assert all(after[name] == x for name, x in before.items()) and len(after) == len(before) + 1
+
+
+def test_case_21_lost_and_broken_parts_are_made_again(pixart, tmp_path):
+    record(pixart, tmp_path / "data", 200, prompts=words(150), **OPTIONS)
+    before = contents(tmp_path / "data")
+    names = [name for name in sorted(before) if name.startswith("cond")]
+    (tmp_path / "data" / names[0]).unlink()
+    (tmp_path / "data" / names[1]).write_bytes(before[names[1]][:-9])
+    with pytest.raises(ValueError, match=f"{names[0]} is missing; run the same record command"):
+        TrajectoryDataset(tmp_path / "data", 2)
+    found = verify(tmp_path / "data", progress=False)
+    assert found.missing == [names[0]] and list(found.broken) == [names[1]] and not found.stray
+    assert repair(pixart, tmp_path / "data", progress=False).remade == names[:2]
+    assert contents(tmp_path / "data") == before and verify(tmp_path / "data", progress=False).whole
+
+
+def test_case_21_what_an_older_version_recorded_is_read(pixart, tmp_path):
+    """One table of all prompts, whatever their number."""
+    prompts = words(100)
+    record(pixart, tmp_path / "data", 3, prompts=prompts, **OPTIONS)
+    for path in (tmp_path / "data").glob("conditions-*"):
+        path.unlink()
+    table = {name: value.contiguous() for name, value in pixart.encode(prompts).items()}
+    Store(tmp_path / "data").publish(
+        "conditions.safetensors", seal(safetensors.torch.save(table, metadata={"seal": SEAL}))
+    )
+    assert verify(tmp_path / "data", progress=False).whole
+    found = TrajectoryDataset(tmp_path / "data", 2).condition()
+    assert all(torch.equal(found[name], value[:3]) for name, value in table.items())
+
+
+def test_case_21_prompts_of_unequal_length_are_padded_to_the_longest(tmp_path):
+    """Z-Image's embeddings end where the prompt does; a part has a length of its own."""
+    teacher = Teacher.from_pretrained(save("z-image", tmp_path / "teacher"), guidance_scale=1.0)
+    prompts = [*(f"{i}" for i in range(PART)), "a much longer prompt than all of the others"]
+    record(teacher, tmp_path / "data", len(prompts), prompts=prompts, **OPTIONS | {"manifest_only": True})
+    files = sorted((tmp_path / "data").glob("conditions-*"))
+    lengths = [safetensors.torch.load_file(path)["encoder_hidden_states"].shape[1] for path in files]
+    assert lengths[0] < lengths[1]
+    found = OnlineTrajectories(tmp_path / "data", 2, teacher).condition(torch.tensor([PART - 1, PART]))
+    expected = teacher.encode(prompts)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value[[PART - 1, PART]])
+    assert found["encoder_attention_mask"].sum(1).tolist() == sorted(found["encoder_attention_mask"].sum(1).tolist())
+    assert torch.equal(pad_tokens(torch.ones(1, 2, 3), 4)[0, :, 0], torch.tensor([1.0, 1, 0, 0]))
+
+
+def test_case_21_cogview4_pads_to_the_longest_of_all_prompts(tmp_path):
+    teacher = Teacher.from_pretrained(save("cogview4", tmp_path / "teacher"), guidance_scale=1.0)
+    prompts = [*words(PART), "a cat on the moon " * 5]
+    options = OPTIONS | {"manifest_only": True}
+    record(teacher, tmp_path / "one", 1, prompts=prompts, **options)
+    record(teacher, tmp_path / "all", len(prompts), prompts=prompts, **options)
+    expected = teacher.encode(prompts)["encoder_hidden_states"]
+    for name, rows in (("one", [0]), ("all", [3, PART])):
+        data = OnlineTrajectories(tmp_path / name, 2, teacher)
+        assert torch.equal(data.condition(torch.tensor(rows))["encoder_hidden_states"], expected[rows])
+
+
+@pytest.mark.parametrize(
+    "encoder,dtype,stored",
+    [(None, "float32", torch.float32), (None, "float16", torch.float16), ("bfloat16", "float16", torch.bfloat16)],
+)
+def test_case_21_embeddings_keep_the_encoders_precision(tmp_path, encoder, dtype, stored):
+    teacher = Teacher.from_pretrained(save("pixart", tmp_path / "teacher"), guidance_scale=1.0)
+    exact = teacher.encode(words(2))["encoder_hidden_states"]
+    if encoder:
+        teacher.companions["text_encoder"].to(getattr(torch, encoder))
+        teacher._text_pipeline = None
+    record(teacher, tmp_path / "data", 2, prompts=words(2), dtype=dtype, **OPTIONS)
+    table = safetensors.torch.load_file(tmp_path / "data" / "conditions.safetensors")
+    assert table["encoder_hidden_states"].dtype == stored
+    found = TrajectoryDataset(tmp_path / "data", 2).condition()["encoder_hidden_states"]
+    assert found.dtype == torch.float32 and torch.allclose(found, exact, rtol=0.05, atol=0.05)
+
+
+def test_case_21_cost_plans_what_is_used(tmp_path):
+    TINY["sd3"].transformer().save_config(tmp_path)
+    config = str(tmp_path / "config.json")
+    costs = [
+        plan(options)
+        for options in (
+            CostConfig(
+                str(tmp_path / "config.json"), history_layers=1, num_prompts=n, num_trajectories=100, dtype=dtype
+            )
+            for n, dtype in ((100, "float32"), (20_000, "float32"), (100, "float16"))
+        )
+    ]
+    assert costs[0].bytes_on_disk == costs[1].bytes_on_disk
+    assert costs[2].bytes_per_prompt * 2 == costs[0].bytes_per_prompt
+    assert costs[2].bytes_on_disk == pytest.approx(costs[0].bytes_on_disk / 2, rel=0.01)
+    options = CostConfig(config, num_prompts=20_000, num_trajectories=100, history_layers=1)
+    assert "(100 of them are used)" in describe(plan(options), options)
+
+
+def test_an_embedding_that_is_not_finite_is_refused(tmp_path):
+    teacher = Teacher.from_pretrained(save("pixart", tmp_path / "teacher"), guidance_scale=1.0)
+    teacher.encode(["a"])
+    with torch.no_grad():
+        teacher.companions["text_encoder"].encoder.final_layer_norm.weight.fill_(1e6)
+    with pytest.raises(ValueError, match=r"prompts 0 to 1 do not fit torch.float16: record in float32"):
+        record(teacher, tmp_path / "data", 2, prompts=words(2), dtype="float16", **OPTIONS)
+    with torch.no_grad():
+        teacher.companions["text_encoder"].encoder.final_layer_norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="are not finite; run the text encoders in a type"):
+        record(teacher, tmp_path / "other", 2, prompts=words(2), **OPTIONS)
+
+
+# -- what is refused
+
+
+def _parts(change):
+    """Trajectories of three parts, one of which is changed."""
+
+    def act(pixart, folder):
+        data = folder / "data"
+        if not data.exists():
+            record(pixart, data, 140, prompts=words(140), **OPTIONS)
+        whole = contents(data)
+        try:
+            change(data)
+            TrajectoryDataset(data, 2).condition()
+        finally:
+            for path in data.iterdir():
+                path.unlink()
+            for name, raw in whole.items():
+                (data / name).write_bytes(raw)
+
+    return act
+
+
+def _resized(data, rows):
+    path = data / "conditions-00000064-00000128.safetensors"
+    table = {name: value[:rows].contiguous() for name, value in safetensors.torch.load_file(path).items()}
+    path.write_bytes(seal(safetensors.torch.save(table, metadata={"seal": SEAL})))
+
+
+def _flipped(data):
+    path = data / "conditions-00000064-00000128.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 1
+    path.write_bytes(raw)
+
+
+def _write(name, raw):
+    return lambda data: (data / name).write_bytes(raw)
+
+
+def _asks(**options):
+    def act(pixart, folder):
+        given = {"num_trajectories": 4, "prompts": ["a cat"], **OPTIONS, **options}
+        record(pixart, folder / "refused", given.pop("num_trajectories"), **given)
+
+    return act
+
+
+def _images(sizes):
+    def act(pixart, folder):
+        images = folder / "images"
+        images.mkdir(exist_ok=True)
+        for old in images.iterdir():
+            old.unlink()
+        for i, size in enumerate(sizes):
+            Image.new("RGB", size).save(images / f"{i}.png")
+        list(open_images(images, progress=False))
+
+    return act
+
+
+def _bomb(pixart, folder):
+    """An image of one pixel whose head says that it has 60,000 by 60,000."""
+    (folder / "bomb").mkdir(exist_ok=True)
+    path = folder / "bomb" / "b.png"
+    Image.new("RGB", (1, 1)).save(path)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = (60_000).to_bytes(4, "big") * 2
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(raw)
+    open_images(folder / "bomb", progress=False)
+
+
+FIRST, SECOND = "conditions-00000000-00000064.safetensors", "conditions-00000064-00000128.safetensors"
+MADE_AGAIN = "record command|repair"
+REFUSALS = {
+    "a lost part": Refusal(_parts(lambda data: (data / SECOND).unlink()), f"{SECOND} is missing", MADE_AGAIN),
+    "all parts lost": Refusal(
+        _parts(lambda data: [path.unlink() for path in data.glob("cond*")]), f"{FIRST} is missing", MADE_AGAIN
+    ),
+    "a flipped bit": Refusal(_parts(_flipped), f"{SECOND} is not what its checksum says", MADE_AGAIN),
+    "a cut part": Refusal(_parts(_write(SECOND, b"x" * 40)), f"{SECOND} (cannot be read|is not)", MADE_AGAIN),
+    "an empty part": Refusal(_parts(_write(SECOND, b"")), f"{SECOND} (cannot be read|is not)", MADE_AGAIN),
+    "too few rows": Refusal(_parts(lambda data: _resized(data, 63)), f"{SECOND}: expected 64 rows", MADE_AGAIN),
+    "a head that is no JSON": Refusal(
+        _parts(_write(SECOND, (9).to_bytes(8, "little") + b"{" * 90)), f"{SECOND} (cannot be read|is not)", MADE_AGAIN
+    ),
+    "a head that is too large": Refusal(
+        _parts(_write(SECOND, (1 << 40).to_bytes(8, "little"))), f"{SECOND} (cannot be read|is not)", MADE_AGAIN
+    ),
+    "no prompts.json": Refusal(
+        _parts(lambda data: (data / "prompts.json").unlink()), "prompts.json is missing", MADE_AGAIN
+    ),
+    "no prompts": Refusal(_asks(prompts=[]), "conditioned on text", "give it prompts"),
+    "no trajectories": Refusal(_asks(num_trajectories=0), "expected 1 trajectory or more, got 0", "expected 1"),
+    "a dtype that embeddings cannot have": Refusal(_asks(dtype="int8"), "unknown dtype 'int8'", "known: float32"),
+    "a bomb": Refusal(_bomb, r"b\.png cannot be read as an image \(Image size \(3600000000", "replace it, or take it"),
+    "two sizes": Refusal(_images([(8, 8), (8, 9)]), r"0\.png is 8x8 and 1\.png is 8x9", "scale them alike"),
+    "no images": Refusal(_images([]), "expected images", r"\.png"),
+    "cost of no trajectories": Refusal("cost --teacher DiT-S/4 --num_trajectories 0", "num_trajectories", "1 or more"),
+    "cost of less than no prompts": Refusal("cost --teacher DiT-S/4 --num_prompts -1", "num_prompts", "0 or more"),
+    "cost of another dtype": Refusal("cost --teacher DiT-S/4 --dtype int8", "dtype", "float16"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sizes")
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_refused(name, pixart, folder, capsys):
+    check_refusal(REFUSALS[name], capsys, pixart, folder)
+    assert not (folder / "refused").exists()
+
+
+def test_parts_of_a_url(pixart, tmp_path):
+    record(pixart, "memory://sizes/data", 70, prompts=words(70), **OPTIONS)
+    record(pixart, tmp_path / "data", 70, prompts=words(70), **OPTIONS)
+    store = Store("memory://sizes/data")
+    assert {name: bytes(store.read(name)) for name in store.sizes()} == contents(tmp_path / "data")
+    found, local = (TrajectoryDataset(x, 2).condition() for x in ("memory://sizes/data", tmp_path / "data"))
+    assert all(torch.equal(value, local[name]) for name, value in found.items())
+    assert json.loads(bytes(store.read("prompts.json"))) == words(70)
