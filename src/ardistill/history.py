@@ -215,7 +215,8 @@ class History:
         past = cache.setdefault(layer, [])
         if len(past) != step:
             raise HistoryError(
-                f"step {step} needs the cache of {step} earlier steps, found {len(past)}; call the transformer once a step"
+                f"step {step} needs the cache of {step} earlier steps, found {len(past)}; call the transformer once "
+                "per step"
             )
         earlier = [past[i] for i in MASKS[self.mask](step)[:-1]]
         past.append((_of_image(key, image), _of_image(value, image)))
@@ -275,13 +276,12 @@ class _Intercept(TorchFunctionMode):
 
 
 @functools.cache
-def _mixed(mixin: type, base: type) -> type:
-    return type(f"{mixin.prefix}{base.__name__}", (mixin, base), {})  # type: ignore[attr-defined]
+def _mixed(mixin: Any, base: Any) -> type:
+    return type(f"{mixin.prefix}{base.__name__}", (mixin, base), {})
 
 
 def _blank(mixin: type, base: type) -> Any:
-    mixed = _mixed(mixin, base)
-    return mixed.__new__(mixed)
+    return object.__new__(_mixed(mixin, base))
 
 
 class MixedIn:
@@ -302,15 +302,15 @@ class MixedIn:
                 "expected a transformer without hooks, found some (offloading or caching); load a fresh one, make the "
                 "student or pipeline of it, and enable them there"
             )
-        module.__class__ = _mixed(cls, type(module))
+        classes: tuple[Any, Any] = (cls, type(module))
+        module.__class__ = _mixed(*classes)
         if hooked is not None:
             module._old_forward = type(module).forward.__get__(module)  # type: ignore[assignment]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """The class is made where it is needed, so pickle cannot find it by name."""
-        _, _, *state = super().__reduce_ex__(max(protocol, 2))  # type: ignore[misc]
-        mixin, base, *_ = type(self).__bases__
-        return _blank, (mixin, base), *state
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        return _blank, type(self).__bases__, *reduced[2:]
 
 
 class _HistoryForward(MixedIn):

@@ -282,6 +282,8 @@ class Attachment:
 
     def __init__(self, transformer: nn.Module, config: StudentConfig, family: Family, history: History) -> None:
         self.config, self.family, self.history = config, family, history
+        self.is_complete = True
+        """Whether the own weights have their values."""
         self.own_weights: list[str] = []
         """Names of the weights that the stock transformer lacks: heads of later steps, gates, guidance."""
         self.names = [*inspect.signature(type(transformer).forward).parameters][1:]
@@ -292,7 +294,9 @@ class Attachment:
             return
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         first = arguments.get(self.names[0], next(iter(arguments.values())))
-        layout.image_tokens, layout.image_start = self.family.place_image(transformer, {self.names[0]: first} | arguments)
+        layout.image_tokens, layout.image_start = self.family.place_image(
+            transformer, {self.names[0]: first} | arguments
+        )
         if isinstance(layout.guidance, float):
             layout.guidance = torch.full((len(first),), layout.guidance, device=first[0].device)
 
