@@ -184,7 +184,10 @@ class History:
         """
         layout = self.layout
         if layout is None:
-            raise HistoryError("a student's transformer was called by itself; call its student or pipeline instead")
+            raise HistoryError(
+                "a student's transformer was called by itself or by another pipeline; call its student or its own "
+                "pipeline instead"
+            )
         return layout
 
     @contextlib.contextmanager

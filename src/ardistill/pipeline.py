@@ -12,7 +12,7 @@ import functools
 import inspect
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,8 +174,11 @@ def _adopt(transformer: Any, student: StudentConfig, expected: str, pipeline_fol
             folders = _folders(module.config.get("_name_or_path")) + _folders(pipeline_folder)
             _load_own_weights(module, attached.own_weights, folders)
             attached.is_complete = True
-    facts: dict[str, Any] = {"teacher": "", "fingerprint": "", "sample_shapes": (), "lora_rank": 0}
-    if replace(attached.config, **facts) != replace(student, **facts) or not attached.is_complete:
+    ours, theirs = (
+        {key: x for key, x in asdict(config).items() if key not in ("teacher", "fingerprint", "sample_shapes")}
+        for config in (student, attached.config)
+    )
+    if ours != theirs or not attached.is_complete:
         raise ValueError(
             "expected a transformer of this pipeline's own student, got one of another student or without its own "
             "weights; load it from this pipeline's folder, or draw with the other student's own pipeline"

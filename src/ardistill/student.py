@@ -289,9 +289,7 @@ class Attachment:
         self.names = [*inspect.signature(type(transformer).forward).parameters][1:]
 
     def __call__(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        layout = self.history.layout
-        if layout is None:
-            return
+        layout = self.history.current()
         arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
         first = arguments.get(self.names[0], next(iter(arguments.values())))
         layout.image_tokens, layout.image_start = self.family.place_image(
