@@ -106,7 +106,7 @@ def history_attention(
                 earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
             else:
                 earlier.append(torch.zeros_like(queries[:, step]))
-        return own + gate.to(own.dtype) * torch.stack(earlier, dim=1).flatten(0, 1)
+        return own + gate.to(own) * torch.stack(earlier, dim=1).flatten(0, 1)
     outputs = []
     for step, seen in enumerate(visible):
         step_keys, step_values = of_steps(seen, step)
@@ -228,7 +228,7 @@ class History:
             if not earlier:
                 return own
             keys, values = (torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
-            return own + gate.to(own.dtype) * F.scaled_dot_product_attention(query, keys, values, **options)
+            return own + gate.to(own) * F.scaled_dot_product_attention(query, keys, values, **options)
         keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
         values = torch.cat([*(v for _, v in earlier), value], dim=2)
         if attn_mask is not None:

@@ -12,6 +12,7 @@ import functools
 import inspect
 import json
 import shutil
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,10 @@ EMBEDDED_GUIDANCE = ("FluxPipeline", "Flux2Pipeline")
 """Their ``guidance_scale`` is an input of the network."""
 GRID = ("sigmas", "timesteps", "mu")
 """Options of a call that choose times; a student's are fixed."""
+
+
+_ENCODING = threading.RLock()
+"""A tokenizer keeps the padding of the call it is in: two threads would get each other's."""
 
 
 class _FixedKnots:
@@ -155,7 +160,7 @@ def _load_own_weights(transformer: nn.Module, names: list[str], folders: list[Pa
     )
 
 
-def _adopt(transformer: Any, student: StudentConfig, expected: str, pipeline_folder: Any) -> None:
+def _adopt(transformer: Any, student: StudentConfig, expected: str) -> None:
     """Make a transformer that of a pipeline: attach the history where it has none, and read the student's own weights.
 
     Raises:
@@ -171,8 +176,7 @@ def _adopt(transformer: Any, student: StudentConfig, expected: str, pipeline_fol
         attached = module.attachment
         if attached.own_weights:
             attached.is_complete = False
-            folders = _folders(module.config.get("_name_or_path")) + _folders(pipeline_folder)
-            _load_own_weights(module, attached.own_weights, folders)
+            _load_own_weights(module, attached.own_weights, _folders(module.config.get("_name_or_path")))
             attached.is_complete = True
     ours, theirs = (
         {key: x for key, x in asdict(config).items() if key not in ("teacher", "fingerprint", "sample_shapes")}
@@ -288,7 +292,7 @@ def few_step_pipeline(base: Any) -> type:
                 self.vae_scale_factor = 1
             config = StudentConfig.from_dict(student)
             if self.transformer is not None:
-                _adopt(self.transformer, config, "", None)
+                _adopt(self.transformer, config, "")
             self.__dict__["_student"] = config
 
         def __setattr__(self, name: str, value: Any) -> None:
@@ -298,8 +302,7 @@ def few_step_pipeline(base: Any) -> type:
                     "the student's times and steps are fixed, another scheduler would change nothing; leave it as it is"
                 )
             if student is not None and name == "transformer" and value is not None:
-                expected = self.config.transformer[1] or ""
-                _adopt(value, student, expected, self.config.get("_name_or_path"))
+                _adopt(value, student, self.config.transformer[1] or "")
             super().__setattr__(name, value)
             if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as ``base`` does
                 setattr(whole, name, value)
@@ -352,7 +355,8 @@ def few_step_pipeline(base: Any) -> type:
             takes_length = "max_sequence_length" in inspect.signature(base.encode_prompt).parameters
             if takes_length and self.config.max_sequence_length is not None:
                 options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            found = base.encode_prompt(self, *args, **options)
+            with _ENCODING:
+                found = base.encode_prompt(self, *args, **options)
             return found if self.transformer is None else _cast(found, self.transformer.dtype)
 
         ARDPipeline.encode_prompt = encode_prompt  # type: ignore[attr-defined]

@@ -163,21 +163,22 @@ def _tell_guidance(modules: list[Any], history: History, guidance_range: tuple[f
     if not modules:
         raise ValueError("found no embedding of the time to add guidance to; name it in the family's time_embedding")
     for module in modules:
-        last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
+        last = [layer for layer in module.modules() if hasattr(layer, "out_features")][-1]  # linear, or quantised
         module.guidance_proj = nn.Linear(256, last.out_features, bias=False, **placement(last))
         nn.init.zeros_(module.guidance_proj.weight)
         _GuidedEmbedding.mix_into(module)
         module.history, module.guidance_range = history, guidance_range
 
 
-def _weight_of(linear: nn.Linear, options: dict[str, Any]) -> Tensor:
-    """Its weight as numbers, (out, in): of a quantised layer, what it makes of unit vectors."""
-    weight = linear.weight.detach()
-    if type(weight) is Tensor and weight.is_floating_point():
-        return weight
+def _numbers_of(linear: Any, options: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Its weight (out, in) and bias as numbers: of a quantised layer, what it makes of unit vectors and of zero."""
+    weight = linear.weight
+    if type(weight) is nn.Parameter and type(weight.detach()) is Tensor and weight.is_floating_point():
+        return weight.detach(), None if linear.bias is None else linear.bias.detach()
     with torch.no_grad():
-        made = linear(torch.eye(linear.in_features, **options))
-        return (made if linear.bias is None else made - linear.bias).T
+        bias = linear(torch.zeros(1, linear.in_features, **options))[0]
+        made = linear(torch.eye(linear.in_features, **options)) - bias
+    return made.T, None if linear.bias is None else bias
 
 
 class StepLinear(nn.Linear):
@@ -188,12 +189,13 @@ class StepLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, scales: Sequence[float], history: History) -> None:
         options = placement(linear)
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, **options)
+        weight, bias = _numbers_of(linear, options)
+        super().__init__(linear.in_features, linear.out_features, bias=bias is not None, **options)
         scale = torch.tensor(scales, **options)
-        weights = scale[:, None, None] * _weight_of(linear, options)
+        weights = scale[:, None, None] * weight
         self.weight.data, self.later_weight = weights[0].clone(), nn.Parameter(weights[1:].clone())  # (s-1, out, in)
-        if linear.bias is not None:
-            biases = scale[:, None] * linear.bias.detach()
+        if bias is not None:
+            biases = scale[:, None] * bias
             self.bias.data, self.later_bias = biases[0].clone(), nn.Parameter(biases[1:].clone())  # (s-1, out)
         self.num_steps = len(scales)
         self.history = history
