@@ -323,7 +323,7 @@ class Student(nn.Module):
         self.transformer = transformer
         self.class_name = type(transformer).__name__
         """Of the transformer in diffusers: dividing it over processes changes its class."""
-        stock = {id(parameter) for parameter in transformer.parameters()}
+        stock = {id(parameter): parameter for parameter in transformer.parameters()}  # kept, or ids would be used again
         lower = [module for block in blocks[: config.history_layers] for module in block]
         self.history = attach_history(lower, config.mask, family.text, config.has_gates)
         self.coefficients = config.coefficients
