@@ -19,8 +19,10 @@ Shapes: b batch, s steps, h heads, t tokens of one state, d head dimension.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -104,7 +106,7 @@ def history_attention(
                 earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
             else:
                 earlier.append(torch.zeros_like(queries[:, step]))
-        return own + gate.to(own.dtype) * torch.stack(earlier, dim=1).flatten(0, 1)
+        return own + gate.to(own) * torch.stack(earlier, dim=1).flatten(0, 1)
     outputs = []
     for step, seen in enumerate(visible):
         step_keys, step_values = of_steps(seen, step)
@@ -127,9 +129,9 @@ def _extend_mask(own: Tensor, num_keys: int) -> Tensor:
     return F.pad(own, (num_keys - own.shape[-1], 0), value=True if own.dtype == torch.bool else 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Layout:
-    """How the rows of one call of the transformer are laid out."""
+    """How the rows of one call of the transformer are laid out. The call itself fills in where the image stands."""
 
     num_steps: int = 1
     """Steps folded into the rows."""
@@ -141,26 +143,61 @@ class Layout:
     """Of a sample; None where attention sees nothing else."""
     image_start: Tensor | None = None
     """Where the image's tokens begin in each row, (rows,); None: where the text says."""
-    guidance: Tensor | None = None
-    """Scale of each row, (rows,), for a student that is told of it."""
+    guidance: Tensor | float | None = None
+    """Scale of each row, (rows,), or of all rows alike, for a student that is told of it."""
 
 
-@dataclass
+class _Now(threading.local):
+    """The call that runs in this thread: whose history it is, and its layout."""
+
+    call: tuple[History | None, Layout | None] = (None, None)
+
+
+_NOW = _Now()
+
+
+class HistoryError(ValueError, RuntimeError):
+    """A transformer with history was called in a way that its history cannot follow."""
+
+
+@dataclass(eq=False)
 class History:
-    """What the attached attention modules of one transformer share: the mask, and the layout of the current call."""
+    """What the attached modules of one transformer share: the mask, and the layout of the current call.
+
+    The layout belongs to the thread that calls, so that several threads can draw with one transformer.
+    """
 
     mask: str = "M4"
     text: str = ""  # where text keys stand in joint attention: first, last or nowhere
-    layout: Layout | None = field(default=None, repr=False)  # None outside of a call
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of the current call; None outside of one."""
+        history, layout = _NOW.call
+        return layout if history is self else None
+
+    def current(self) -> Layout:
+        """The layout of the current call.
+
+        Raises:
+            HistoryError: There is none.
+        """
+        layout = self.layout
+        if layout is None:
+            raise HistoryError(
+                "a student's transformer was called by itself or by another pipeline; call its student or its own "
+                "pipeline instead"
+            )
+        return layout
 
     @contextlib.contextmanager
     def laid_out(self, layout: Layout | None) -> Iterator[None]:
-        """Within, every call has this layout."""
-        before, self.layout = self.layout, layout
+        """Within, every call in this thread has this layout."""
+        before, _NOW.call = _NOW.call, (self, layout)
         try:
             yield
         finally:
-            self.layout = before
+            _NOW.call = before
 
     def attend(
         self,
@@ -173,15 +210,17 @@ class History:
         **options: Any,
     ) -> Tensor:
         """Stand in for ``scaled_dot_product_attention`` in one layer."""
-        if self.layout is None:
-            raise RuntimeError("a transformer with history was called by itself; call its student or pipeline instead")
-        cache, step, image = self.layout.cache, self.layout.step, self._image(key.shape[2])
+        layout = self.current()
+        cache, step, image = layout.cache, layout.step, self._image(layout, key.shape[2])
         if cache is None:
-            steps = self.layout.num_steps
+            steps = layout.num_steps
             return history_attention(query, key, value, steps, self.mask, image, attn_mask, gate, **options)
         past = cache.setdefault(layer, [])
         if len(past) != step:
-            raise RuntimeError(f"step {step} needs the cache of {step} earlier steps, found {len(past)}")
+            raise HistoryError(
+                f"step {step} needs the cache of {step} earlier steps, found {len(past)}; call the transformer once "
+                "per step"
+            )
         earlier = [past[i] for i in MASKS[self.mask](step)[:-1]]
         past.append((_of_image(key, image), _of_image(value, image)))
         if gate is not None:
@@ -189,17 +228,18 @@ class History:
             if not earlier:
                 return own
             keys, values = (torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
-            return own + gate.to(own.dtype) * F.scaled_dot_product_attention(query, keys, values, **options)
+            return own + gate.to(own) * F.scaled_dot_product_attention(query, keys, values, **options)
         keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
         values = torch.cat([*(v for _, v in earlier), value], dim=2)
         if attn_mask is not None:
             options["attn_mask"] = _extend_mask(attn_mask, keys.shape[2])
         return F.scaled_dot_product_attention(query, keys, values, **options)
 
-    def _image(self, tokens: int) -> slice | Tensor:
+    def _image(self, layout: Layout, tokens: int) -> slice | Tensor:
         """Which of so many tokens are the image's."""
-        assert self.layout is not None
-        count, start = self.layout.image_tokens, self.layout.image_start
+        count, start = layout.image_tokens, layout.image_start
+        if self.text and count is None:
+            raise HistoryError("a student's transformer was run by its forward alone; call the transformer instead")
         if count is None or count == tokens:
             return slice(None)
         if start is not None:
@@ -238,15 +278,55 @@ class _Intercept(TorchFunctionMode):
         return self.history.attend(self.layer, self.gate, **bound)
 
 
-class _HistoryForward:
+@functools.cache
+def _mixed(mixin: Any, base: Any) -> type:
+    return type(f"{mixin.prefix}{base.__name__}", (mixin, base), {})
+
+
+def _blank(mixin: type, base: type) -> Any:
+    return object.__new__(_mixed(mixin, base))
+
+
+class MixedIn:
+    """Base of what is mixed into the class of a module that exists already; the module still pickles and copies."""
+
+    prefix = ""
+
+    @classmethod
+    def mix_into(cls, module: nn.Module) -> None:
+        """Change the module's class in place.
+
+        Raises:
+            ValueError: Something else has replaced the module's forward already.
+        """
+        hooked = vars(module).get("_old_forward")  # accelerate's hooks run this one
+        if "forward" in vars(module) and hooked is None:
+            raise ValueError(
+                "expected a transformer without hooks, found some (offloading or caching); load a fresh one, make the "
+                "student or pipeline of it, and enable them there"
+            )
+        classes: tuple[Any, Any] = (cls, type(module))
+        module.__class__ = _mixed(*classes)
+        if hooked is not None:
+            module._old_forward = type(module).forward.__get__(module)  # type: ignore[assignment]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The class is made where it is needed, so pickle cannot find it by name."""
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        return _blank, type(self).__bases__, *reduced[2:]
+
+
+class _HistoryForward(MixedIn):
     """Mixed into the class of an attention module: its own forward, with its attention call intercepted."""
+
+    prefix = "History"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         calls: list[int] = []  # not an attribute of the mode: torch.compile cannot read one back
         with _Intercept(self.history, self.history_layer, self.history_gate, calls):  # type: ignore[attr-defined]
             output = super().forward(*args, **kwargs)  # type: ignore[misc]
         if len(calls) != 1:
-            raise RuntimeError(
+            raise HistoryError(
                 f"expected one call of scaled_dot_product_attention in {type(self).__name__}, saw {len(calls)}; "
                 "set the native attention backend for the layers with history"
             )
@@ -271,9 +351,15 @@ def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "
     for layer, module in enumerate(modules):
         if isinstance(module, _HistoryForward):
             raise ValueError("this transformer has a history already; load a fresh copy of the teacher")
-        module.__class__ = type(f"History{type(module).__name__}", (_HistoryForward, type(module)), {})
+        _HistoryForward.mix_into(module)
         module.history, module.history_layer = history, layer  # type: ignore[assignment]
-        weight = next(module.parameters())
-        gate = nn.Parameter(torch.zeros(1, device=weight.device, dtype=weight.dtype)) if gated else None
+        gate = nn.Parameter(torch.zeros(1, **placement(module))) if gated else None
         module.register_parameter("history_gate", gate)
     return history
+
+
+def placement(module: nn.Module) -> dict[str, Any]:
+    """Device and dtype for weights that are added to a module; one that is quantised may have no floating ones."""
+    weights = [*module.parameters()]
+    floating = [weight.dtype for weight in weights if weight.is_floating_point()]
+    return {"device": weights[0].device if weights else None, "dtype": floating[0] if floating else None}

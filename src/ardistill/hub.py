@@ -196,4 +196,6 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     } | loaded
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}
-    return pipeline.few_step_pipeline(base)(**parts, **missing)
+    made = pipeline.few_step_pipeline(base)(**parts, **missing)
+    made.register_to_config(_name_or_path=str(folder))
+    return made

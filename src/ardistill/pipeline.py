@@ -1,20 +1,29 @@
 """The teacher's own diffusers pipeline class, with guidance off, fixed knots and the history's cache.
 
-The pipeline's loop stays the teacher's: what it asks of its scheduler is answered with the student's knots and steps,
-and what it asks of its transformer with a call that sees the steps before.
+The pipeline's loop stays the teacher's. A call runs it on a view of the pipeline, a second object with the same parts,
+whose scheduler answers with the student's knots and steps; the pipeline itself stays as it is. The transformer is the
+one that the pipeline has: it finds the history of the call by its thread.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
+import json
+import shutil
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ardistill.families import Family
 from ardistill.history import Layout
 from ardistill.student import Student, StudentConfig
 
@@ -22,22 +31,31 @@ UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"gu
 """What turns guidance off where it is not ``guidance_scale=1``."""
 EMBEDDED_GUIDANCE = ("FluxPipeline", "Flux2Pipeline")
 """Their ``guidance_scale`` is an input of the network."""
+GRID = ("sigmas", "timesteps", "mu")
+"""Options of a call that choose times; a student's are fixed."""
+
+
+_ENCODING = threading.RLock()
+"""A tokenizer keeps the padding of the call it is in: two threads would get each other's."""
 
 
 class _FixedKnots:
-    """What the pipeline's loop asks of a scheduler: the student's times, and its step from one to the next."""
+    """What the pipeline's loop asks of a scheduler in one call: the student's times, and its step from one to the next.
+
+    Its state stays in float32; the loop gets it in the dtype of its latents, and the last one in that of the VAE.
+    """
 
     order = 1
     init_noise_sigma = 1.0
 
-    def __init__(self, student: Student, config: Any) -> None:
-        self.student, self.config = student, config
-        self.timesteps = torch.tensor(student.config.knots.timesteps)
-        self.sigmas = torch.tensor(student.config.knots.sigma)
+    def __init__(self, student: StudentConfig, config: Any, last_dtype: torch.dtype | None) -> None:
+        self.student, self.config, self.last_dtype = student, config, last_dtype
+        self.timesteps = torch.tensor(student.knots.timesteps)
+        self.sigmas = torch.tensor(student.knots.sigma)
+        self.layout = Layout(cache={}, guidance=float(student.guidance_scale))
         self.noise: Tensor | None = None
-        self.index = 0
-        self.cache: dict = {}
-        self.guidance = student.config.guidance_scale
+        self.state: Tensor | None = None
+        self.given: tuple[Tensor, int] | None = None  # what the loop got of the state, and its version
 
     def set_timesteps(
         self,
@@ -47,7 +65,7 @@ class _FixedKnots:
         sigmas: Any = None,
         mu: Any = None,
     ) -> None:
-        self.index, self.cache, self.noise = 0, {}, None
+        self.layout.step, self.layout.cache, self.noise, self.given = 0, {}, None, None
         self.timesteps = self.timesteps.to(device)
 
     def set_begin_index(self, index: int) -> None:
@@ -57,54 +75,198 @@ class _FixedKnots:
         return sample
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **_: Any) -> Any:
+        index = self.layout.step
+        if self.state is None or self.given is None or self.given[0] is not sample or self.given[1] != _version(sample):
+            self.state = sample.float()  # the noise, or what a callback made of the latents
         if self.noise is None:
-            self.noise = sample
-        estimate = self.student._estimate(model_output[:, None], sample[:, None], [self.index])[:, 0]
-        following = self.student.next_input(estimate, self.noise, self.index).to(sample.dtype)
-        self.index += 1
+            self.noise = self.state
+        estimate = self.student.estimate(model_output[:, None], self.state[:, None], [index])[:, 0]
+        self.state = self.student.next_input(estimate, self.noise, index)
+        is_last = index + 1 == self.student.knots.num_steps
+        following = self.state.to((is_last and self.last_dtype) or sample.dtype)
+        self.given = following, _version(following)
+        self.layout.step += 1
         return SimpleNamespace(prev_sample=following) if return_dict else (following,)
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place, where torch does."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Pixels:
     """Stands in for the VAE of a teacher that draws pixels."""
 
     config = SimpleNamespace(scaling_factor=1.0, shift_factor=0.0)
+    dtype = torch.float32
 
     def decode(self, samples: Tensor, return_dict: bool = True) -> Any:
         return SimpleNamespace(sample=samples) if return_dict else (samples,)
 
 
-class _Remembering(nn.Module):
-    """The student's transformer, called with the history of the steps so far."""
-
-    def __init__(self, student: Student, knots: _FixedKnots) -> None:
-        super().__init__()
-        self.__dict__.update(student=student, knots=knots)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["student"].transformer, name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "x"]
-        guidance = torch.full((len(first),), self.knots.guidance, device=first[0].device)
-        layout = Layout(step=self.knots.index, cache=self.knots.cache)
-        arguments = {"hidden_states": first, **kwargs}
-        with self.student.history.laid_out(self.student.complete(layout, arguments, guidance)):
-            return self.student.transformer(*args, **kwargs)
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in it in this dtype, the rest as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return type(value)(_cast(x, dtype) for x in value) if isinstance(value, (list, tuple)) else value
 
 
-def few_step_pipeline(base: type) -> type:
+def _unwrapped(transformer: Any) -> Any:
+    """The transformer in what torch.compile or PEFT made of it."""
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    return transformer.get_base_model() if hasattr(transformer, "get_base_model") else transformer
+
+
+def _folders(source: Any) -> list[Path]:
+    """Where the weights of a transformer that was loaded from there may lie."""
+    if not source:
+        return []
+    folder = Path(source)
+    if not folder.is_dir() and str(source).count("/") == 1:  # a Hub id
+        with contextlib.suppress(OSError, ValueError):
+            folder = Path(snapshot_download(str(source), allow_patterns="transformer/*.safetensors"))
+    return [folder, folder / "transformer"]
+
+
+def _load_own_weights(transformer: nn.Module, names: list[str], folders: list[Path]) -> None:
+    """Read these weights by their names, from one file or from shards, into what dtype and device they have.
+
+    Raises:
+        ValueError: No folder has all of them, or a file is damaged.
+    """
+    parameters = dict(transformer.named_parameters())
+    for folder in folders:
+        found: dict[str, Tensor] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    found = {name: file.get_tensor(name) for name in {*names} & {*file.keys()}} | found
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{path} is cut or damaged ({error}); export or download it again") from error
+        if len(found) == len(names):
+            for name, value in found.items():
+                own = parameters[name]
+                if own.shape != value.shape or own.is_meta:
+                    shape = "not loaded (offloaded)" if own.is_meta else tuple(own.shape)
+                    raise ValueError(
+                        f"{folder}: {name} is {tuple(value.shape)}, in the transformer it is {shape}; load the "
+                        "transformer of this export, without a device map, and enable offloading afterwards"
+                    )
+                own.data.copy_(value)
+            return
+    raise ValueError(
+        f"expected the student's own weights ({names[0]}, ...; {len(names)} of them), found none in "
+        f"{', '.join(map(str, folders)) or 'any folder'}; take the transformer that the pipeline was loaded with, or "
+        "load one from the export or from where its save_pretrained (safetensors) wrote it"
+    )
+
+
+def _adopt(transformer: Any, student: StudentConfig, expected: str) -> None:
+    """Make a transformer that of a pipeline: attach the history where it has none, and read the student's own weights.
+
+    Raises:
+        ValueError: It is of another class or another student, or its own weights are not to be found.
+    """
+    module = _unwrapped(transformer)
+    name, is_module = type(module).__name__, isinstance(module, nn.Module)
+    if not is_module or expected not in ("", name):
+        raise ValueError(f"expected a transformer of class {expected or 'torch.nn.Module'}, got {name}")
+    attached = getattr(module, "attachment", None)
+    if attached is None:
+        Student(module, student).eval()
+        attached = module.attachment
+        if attached.own_weights:
+            attached.is_complete = False
+            _load_own_weights(module, attached.own_weights, _folders(module.config.get("_name_or_path")))
+            attached.is_complete = True
+    ours, theirs = (
+        {key: x for key, x in asdict(config).items() if key not in ("teacher", "fingerprint", "sample_shapes")}
+        for config in (student, attached.config)
+    )
+    if ours != theirs or not attached.is_complete:
+        raise ValueError(
+            "expected a transformer of this pipeline's own student, got one of another student or without its own "
+            "weights; load it from this pipeline's folder, or draw with the other student's own pipeline"
+        )
+
+
+def _take_guidance(base: type, student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
+    """Turn the pipeline's own guidance off in the options of a call.
+
+    Returns:
+        The scale that the student is told.
+
+    Raises:
+        ValueError: The student was not distilled for the scale that is asked for.
+    """
+    if base.__name__ in EMBEDDED_GUIDANCE:
+        if not Family.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
+            del options["guidance_scale"]  # none: its network is not told any
+        options.setdefault("guidance_scale", student.guidance_scale)
+        student.check_guidance(options["guidance_scale"])
+        return float(student.guidance_scale)
+    (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
+    scale, told = options.pop(name, None), student.guidance_scale
+    if student.is_told_guidance:
+        if scale is not None:
+            told = scale + 1.0 - off  # some count from 0
+        student.check_guidance(told)
+    elif scale not in (None, off, 1.0):
+        raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+    options[name] = off
+    return float(told)
+
+
+def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -> None:
+    """Refuse what a student has no use for.
+
+    Raises:
+        ValueError: A negative prompt, or times or a number of steps of one's own.
+    """
+    for name, value in options.items():
+        if name.startswith("negative_") and value is not None:
+            raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+        if name in GRID and value is not None:
+            raise ValueError(f"the student's times are fixed, its {student.knots.num_steps} steps; leave {name} out")
+    inspect.signature(base.__call__).bind_partial(None, **options)  # as ``base`` refuses others
+    if options.pop("num_inference_steps", student.knots.num_steps) != student.knots.num_steps:
+        raise ValueError(f"the student draws in {student.knots.num_steps} steps; leave num_inference_steps out")
+
+
+def _module_file(source: Any) -> Path:
+    """The module that runs a pipeline by itself: this one in an export, else that of the folder it was loaded from.
+
+    Raises:
+        ValueError: The folder is gone.
+    """
+    if __name__ != "ardistill.pipeline":
+        return Path(__file__)
+    found = [path for folder in _folders(source) for path in folder.glob("pipeline_*.py")]
+    if not found:
+        raise ValueError(
+            f"expected the pipeline's module in {source or 'the folder it was loaded from'}, found none; load the "
+            "export from a folder and save again"
+        )
+    return found[0]
+
+
+def _blank_pipeline(base: type) -> Any:
+    return object.__new__(few_step_pipeline(base))
+
+
+@functools.cache
+def few_step_pipeline(base: Any) -> type:
     """A pipeline class that draws as ``base`` does, in a student's steps.
 
     Args:
         base: The teacher's pipeline class, one of diffusers'.
 
     Returns:
-        A subclass. Its constructor takes, besides the components of ``base``, ``student``, a student's configuration as
-        a dict, and ``max_sequence_length``, for calls that name none; its call takes what ``base``'s takes, but for the
-        number of steps, negative prompts, and guidance unless the student is told of it.
+        A subclass, named as ``base`` is. Its constructor takes, besides the components of ``base``, ``student``, a
+        student's configuration as a dict, and ``max_sequence_length``, for calls that name none; its call takes what
+        ``base``'s takes, but for the number of steps, negative prompts, and guidance unless the student is told of it.
     """
-    signature = inspect.signature(base.__init__)  # type: ignore[misc]
+    signature = inspect.signature(base.__init__)
     needed = [x.name for x in signature.parameters.values() if x.default is x.empty]
     may_be_absent = [name for name in needed if name not in ("self", "transformer", "scheduler")]
 
@@ -125,70 +287,89 @@ def few_step_pipeline(base: type) -> type:
             self.register_to_config(student=student, max_sequence_length=max_sequence_length, **settings)
             if self.vae is None:
                 self.vae_scale_factor = 1
-            transformer = self.transformer
-            self.__dict__["_student"] = Student(transformer, StudentConfig.from_dict(student)).eval()
-            if self._student.has_own_weights:  # which the stock transformer did not load
-                folder = Path(transformer.config._name_or_path)
-                transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+            config = StudentConfig.from_dict(student)
+            if self.transformer is not None:
+                _adopt(self.transformer, config, "")
+            self.__dict__["_student"] = config
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            student, whole = (self.__dict__.get(x) for x in ("_student", "_whole"))
+            if student is not None and name == "scheduler" and value is not self.scheduler:
+                raise ValueError(
+                    "the student's times and steps are fixed, another scheduler would change nothing; leave it as it is"
+                )
+            if student is not None and name == "transformer" and value is not None:
+                _adopt(value, student, self.config.transformer[1] or "")
+            super().__setattr__(name, value)
+            if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as ``base`` does
+                setattr(whole, name, value)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            """The class is made where it is needed, so pickle cannot find it by name."""
+            return _blank_pipeline, (base,), self.__dict__
 
         @torch.no_grad()
         def __call__(self, *args: Any, **options: Any) -> Any:
-            student = self._student
-            signature = inspect.signature(base.__call__)
-            given = options | dict(zip(list(signature.parameters)[1:], args, strict=False))
-            for name, value in given.items():  # before ``base`` says that it knows none
-                if name.startswith("negative_") and value is not None:
-                    raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
-            signature.bind_partial(self, *args, **options)  # as ``base`` refuses others
-            options = given
-            if options.pop("num_inference_steps", student.num_steps) != student.num_steps:
-                raise ValueError(f"the student draws in {student.num_steps} steps; leave num_inference_steps out")
+            student, names = self._student, [*inspect.signature(base.__call__).parameters][1:]
+            if len(args) > len(names):
+                raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
+            options |= dict(zip(names, args, strict=False))
+            if self.transformer is None:
+                raise ValueError("the pipeline was loaded without its transformer; load it with one to draw")
+            _check_options(base, student, options)
             if self.config.max_sequence_length is not None:
                 options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            knots = _FixedKnots(student, self.scheduler.config)
-            if base.__name__ in EMBEDDED_GUIDANCE:
-                if not student.family.embeds_guidance(student.transformer) and options.get("guidance_scale") in (0, 1):
-                    del options["guidance_scale"]  # none: its network is not told any
-                options.setdefault("guidance_scale", student.config.guidance_scale)
-                student.config.check_guidance(options["guidance_scale"])
-            else:
-                (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
-                scale = options.pop(name, None)
-                if student.config.is_told_guidance:
-                    if scale is not None:
-                        knots.guidance = scale + 1.0 - off  # some count from 0
-                    student.config.check_guidance(knots.guidance)
-                elif scale not in (None, off, 1.0):
-                    raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
-                options[name] = off
-            kept = {name: self.__dict__.get(name) for name in ("transformer", "scheduler", "vae")}
-            self.__dict__.update(transformer=_Remembering(student, knots), scheduler=knots, vae=self.vae or _Pixels())
-            try:
-                return super().__call__(num_inference_steps=student.num_steps, **options)
-            finally:
-                self.__dict__.update(kept)
+            if isinstance(options.get("latents"), Tensor):
+                options["latents"] = _cast(options["latents"], self.transformer.dtype)
+            whole = self.__dict__.get("_whole", self)
+            vae = self.vae or _Pixels()
+            knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
+            knots.layout.guidance = _take_guidance(base, student, options, _unwrapped(self.transformer))
+            view = object.__new__(type(self))
+            view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
+            attached = getattr(_unwrapped(self.transformer), "attachment", None)
+            with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
+                return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
 
-        def save_pretrained(self, save_directory: Any, **options: Any) -> None:
-            """Of the parts that diffusers knows of it would make a folder that does not load."""
-            raise ValueError(
-                "an exported student is its folder, with the pipeline's module in it: copy "
-                f"{self.config.get('_name_or_path') or 'it'} to {save_directory}, or publish it with hf upload"
-            )
+        def maybe_free_model_hooks(self) -> None:
+            base.maybe_free_model_hooks(self.__dict__.get("_whole", self))  # the hooks are the pipeline's
 
-    if "max_sequence_length" in inspect.signature(getattr(base, "encode_prompt", object)).parameters:
+        def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
+            """Save the pipeline as ``base`` does, with the module that runs it: the folder loads as the export does."""
+            if options.get("push_to_hub"):
+                raise ValueError("push_to_hub would upload a part; save to a folder and publish it with hf upload")
+            module = _module_file(self.config.get("_name_or_path"))
+            super().save_pretrained(save_directory, *args, **options)
+            shutil.copyfile(module, Path(save_directory) / module.name)
+            path = Path(save_directory) / "model_index.json"
+            index = json.loads(path.read_text()) | {"_class_name": [module.stem, "ARDPipeline"]}
+            path.write_text(json.dumps(index | {"_base_class_name": base.__name__}, indent=2))
 
+    if hasattr(base, "encode_prompt"):
+
+        @functools.wraps(base.encode_prompt)
         def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:
-            if self.config.max_sequence_length is not None:
+            takes_length = "max_sequence_length" in inspect.signature(base.encode_prompt).parameters
+            if takes_length and self.config.max_sequence_length is not None:
                 options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            return base.encode_prompt(self, *args, **options)  # type: ignore[attr-defined]
+            with _ENCODING:
+                found = base.encode_prompt(self, *args, **options)
+            return found if self.transformer is None else _cast(found, self.transformer.dtype)
 
-        encode_prompt.__doc__ = base.encode_prompt.__doc__  # type: ignore[attr-defined]
         ARDPipeline.encode_prompt = encode_prompt  # type: ignore[attr-defined]
+
+    if hasattr(base, "interrupt"):
+
+        def interrupt(self: Any) -> bool:
+            return self._interrupt or getattr(self.__dict__.get("_whole"), "_interrupt", False)
+
+        ARDPipeline.interrupt = property(interrupt)  # type: ignore[attr-defined]
 
     parameters = [*signature.parameters.values()]
     added = ("student", "max_sequence_length")
     parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
+    functools.update_wrapper(ARDPipeline.__init__, base.__init__)
     ARDPipeline.__init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    ARDPipeline.__call__.__signature__ = inspect.signature(base.__call__)  # type: ignore[attr-defined]
-    ARDPipeline.__call__.__doc__ = base.__call__.__doc__
+    functools.update_wrapper(ARDPipeline.__call__, base.__call__)
+    ARDPipeline.__name__ = ARDPipeline.__qualname__ = base.__name__
     return ARDPipeline

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ardistill import checkpoints
 from ardistill.devices import Device, device_of, resolve_device
-from ardistill.families import Condition, family_of, transformer_class
-from ardistill.history import MASKS, History, Layout, attach_history
+from ardistill.families import Condition, Family, family_of, transformer_class
+from ardistill.history import MASKS, History, Layout, MixedIn, attach_history, placement
 from ardistill.lora import add_adapters, share_weights
 from ardistill.schedule import Knots
 from ardistill.store import read_json, sealed_json, whole_file, write_whole
@@ -142,21 +144,42 @@ class StudentConfig:
                 "student at it"
             )
 
+    @functools.cached_property
+    def coefficients(self) -> list[tuple[float, float]]:
+        """(a, b) of each step: its estimate is a x + b prediction; float64, as alpha may be tiny."""
+        return self.knots.coefficients("state" if self.target == "state" else "denoised")
 
-class _GuidedEmbedding:
+    def estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
+        """Estimates of the target, (b, s, c, h, w), from the network's predictions and inputs at these steps.
+
+        They are float32, whatever the dtype of the weights: the solver step is made here.
+        """
+        if self.output == "direct":
+            return prediction.float()
+        a, b = torch.tensor([self.coefficients[s] for s in steps], device=inputs.device).float().unbind(1)
+        shape = (-1,) + (1,) * (inputs.ndim - 2)
+        return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
+
+    def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
+        """What follows an estimate made at ``step``: itself, or re-noised with the exact noise (``anchored``)."""
+        if self.target != "anchored":
+            return estimate
+        return self.knots.alpha[step + 1] * estimate + self.knots.sigma[step + 1] * noise
+
+
+class _GuidedEmbedding(MixedIn):
     """Mixed into the class of a time embedding: adds what a linear layer makes of the guidance scale.
 
     The layer starts at zero: an untrained student does not heed it. Source: Meng et al. 2023, arXiv:2210.03142, Sec. 3.
     """
 
+    prefix = "Guided"
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         embedded = super().forward(*args, **kwargs)  # type: ignore[misc]
-        (low, high), layout = self.guidance_range, self.history.layout  # type: ignore[attr-defined]
-        if layout is None:
-            raise RuntimeError("a transformer that is told of guidance was called by itself; call its student instead")
-        guidance = layout.guidance
+        (low, high), guidance = self.guidance_range, self.history.current().guidance  # type: ignore[attr-defined]
         features = get_timestep_embedding(1000 * (guidance - low) / (high - low), 256)
-        return embedded + self.guidance_proj(features.to(embedded.dtype))  # type: ignore[attr-defined]
+        return embedded + self.guidance_proj(features.to(embedded))  # type: ignore[attr-defined]
 
 
 def _tell_guidance(modules: list[Any], history: History, guidance_range: tuple[float, float]) -> None:
@@ -164,12 +187,22 @@ def _tell_guidance(modules: list[Any], history: History, guidance_range: tuple[f
     if not modules:
         raise ValueError("found no embedding of the time to add guidance to; name it in the family's time_embedding")
     for module in modules:
-        last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
-        options = {"device": last.weight.device, "dtype": last.weight.dtype}
-        module.guidance_proj = nn.Linear(256, last.out_features, bias=False, **options)
+        last = [layer for layer in module.modules() if hasattr(layer, "out_features")][-1]  # linear, or quantised
+        module.guidance_proj = nn.Linear(256, last.out_features, bias=False, **placement(last))
         nn.init.zeros_(module.guidance_proj.weight)
-        module.__class__ = type(f"Guided{type(module).__name__}", (_GuidedEmbedding, type(module)), {})
+        _GuidedEmbedding.mix_into(module)
         module.history, module.guidance_range = history, guidance_range
+
+
+def _numbers_of(linear: Any, options: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Its weight (out, in) and bias as numbers: of a quantised layer, what it makes of unit vectors and of zero."""
+    weight = linear.weight
+    if type(weight) is nn.Parameter and type(weight.detach()) is Tensor and weight.is_floating_point():
+        return weight.detach(), None if linear.bias is None else linear.bias.detach()
+    with torch.no_grad():
+        bias = linear(torch.zeros(1, linear.in_features, **options))[0]
+        made = linear(torch.eye(linear.in_features, **options)) - bias
+    return made.T, None if linear.bias is None else bias
 
 
 class StepLinear(nn.Linear):
@@ -179,13 +212,14 @@ class StepLinear(nn.Linear):
     """
 
     def __init__(self, linear: nn.Linear, scales: Sequence[float], history: History) -> None:
-        options: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, **options)
+        options = placement(linear)
+        weight, bias = _numbers_of(linear, options)
+        super().__init__(linear.in_features, linear.out_features, bias=bias is not None, **options)
         scale = torch.tensor(scales, **options)
-        weights = scale[:, None, None] * linear.weight.detach()
+        weights = scale[:, None, None] * weight
         self.weight.data, self.later_weight = weights[0].clone(), nn.Parameter(weights[1:].clone())  # (s-1, out, in)
-        if linear.bias is not None:
-            biases = scale[:, None] * linear.bias.detach()
+        if bias is not None:
+            biases = scale[:, None] * bias
             self.bias.data, self.later_bias = biases[0].clone(), nn.Parameter(biases[1:].clone())  # (s-1, out)
         self.num_steps = len(scales)
         self.history = history
@@ -198,8 +232,8 @@ class StepLinear(nn.Linear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(rows, ..., in) -> (rows, ..., out), rows folded or of one step, as the history says."""
-        layout = self.history.layout
-        if layout is not None and layout.cache is not None:
+        layout = self.history.current()
+        if layout.cache is not None:
             return self._step(hidden_states, layout.step)
         folded = hidden_states.unflatten(0, (-1, self.num_steps))
         return torch.stack([self._step(folded[:, s], s) for s in range(self.num_steps)], dim=1).flatten(0, 1)
@@ -263,6 +297,32 @@ def _differs(path: Path) -> ValueError:
     return ValueError(f"{path} is not what student.json says (its checksum differs); write both again, from the run")
 
 
+class Attachment:
+    """What a student adds to its transformer besides modules; a hook before its forward.
+
+    The hook tells the layout of the current call what follows from the arguments of this forward. It stands outside of
+    ``forward``, so that it works below compilation and beside hooks that replace ``forward``, as offloading does.
+    """
+
+    def __init__(self, transformer: nn.Module, config: StudentConfig, family: Family, history: History) -> None:
+        self.config, self.family, self.history = config, family, history
+        self.is_complete = True
+        """Whether the own weights have their values."""
+        self.own_weights: list[str] = []
+        """Names of the weights that the stock transformer lacks: heads of later steps, gates, guidance."""
+        self.names = [*inspect.signature(type(transformer).forward).parameters][1:]
+
+    def __call__(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        layout = self.history.current()
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        first = arguments.get(self.names[0], next(iter(arguments.values())))
+        layout.image_tokens, layout.image_start = self.family.place_image(
+            transformer, {self.names[0]: first} | arguments
+        )
+        if isinstance(layout.guidance, float):
+            layout.guidance = torch.full((len(first),), layout.guidance, device=first[0].device)
+
+
 class Student(nn.Module):
     """A transformer that takes ``num_steps`` steps from noise to image and remembers them.
 
@@ -285,20 +345,23 @@ class Student(nn.Module):
         self.transformer = transformer
         self.class_name = type(transformer).__name__
         """Of the transformer in diffusers: dividing it over processes changes its class."""
-        stock = len([*transformer.parameters()])
+        stock = {id(parameter): parameter for parameter in transformer.parameters()}  # kept, or ids would be used again
         lower = [module for block in blocks[: config.history_layers] for module in block]
         self.history = attach_history(lower, config.mask, family.text, config.has_gates)
-        # Predictions become estimates of the target by a x + b prediction; float64, as alpha may be tiny.
-        self.coefficients = config.knots.coefficients("state" if config.target == "state" else "denoised")
+        self.coefficients = config.coefficients
         if config.output == "direct":  # no a x: start from what b makes of the prediction, where b is not huge
-            scales = [max(-1.0, min(1.0, b)) for _, b in self.coefficients]
+            scales = [max(-1.0, min(1.0, b)) for _, b in config.coefficients]
             for name in family.head:  # the last one emits; those before it shift and scale
                 own = scales if name == family.head[-1] else [1.0] * len(scales)
                 transformer.set_submodule(name, StepLinear(transformer.get_submodule(name), own, self.history))
         if config.is_told_guidance and not family.embeds_guidance(transformer):
             found = [x for name, x in transformer.named_modules() if name.endswith(family.time_embedding)]
             _tell_guidance(found, self.history, config.guidance_range)
-        self.has_own_weights = len([*transformer.parameters()]) > stock
+        attachment = Attachment(transformer, config, family, self.history)
+        attachment.own_weights = [name for name, p in transformer.named_parameters() if id(p) not in stock]
+        transformer.register_forward_pre_hook(attachment, with_kwargs=True)
+        transformer.attachment = attachment
+        self.has_own_weights = bool(attachment.own_weights)
         """Whether there are more than the stock transformer's: heads of later steps, gates, guidance."""
         for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
             if hasattr(module, "dropout_prob"):
@@ -421,28 +484,16 @@ class Student(nn.Module):
         condition, guidance = self.family.take_guidance(self.transformer, latents, condition, default)
         latents, condition = self.family.cast(self.transformer, latents, condition)
         arguments = self.family.inputs(self.transformer, latents, times, condition)
-        with self.history.laid_out(self.complete(layout, arguments, guidance)):
+        with self.history.laid_out(replace(layout, guidance=guidance)):
             result = self.transformer(**arguments, **self.family.options)
         return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
 
-    def complete(self, layout: Layout, arguments: dict[str, Any], guidance: Tensor) -> Layout:
-        """With what follows from the arguments of the transformer's forward, and the guidance of each row."""
-        tokens, start = self.family.place_image(self.transformer, arguments)
-        return replace(layout, image_tokens=tokens, image_start=start, guidance=guidance)
-
     def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
         """What follows an estimate made at ``step``: itself, or re-noised with the exact noise (``anchored``)."""
-        if self.config.target != "anchored":
-            return estimate
-        return self.config.knots.alpha[step + 1] * estimate + self.config.knots.sigma[step + 1] * noise
+        return self.config.next_input(estimate, noise, step)
 
     def _estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
-        """Estimates of the target, in float32 whatever the dtype of the weights: the solver step is made here."""
-        if self.config.output == "direct":
-            return prediction.float()
-        a, b = torch.tensor([self.coefficients[s] for s in steps], device=inputs.device).float().unbind(1)
-        shape = (-1,) + (1,) * (inputs.ndim - 2)
-        return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
+        return self.config.estimate(prediction, inputs, steps)
 
     def save_transformer(self, folder: Path) -> dict[str, Tensor] | None:
         """Write the transformer alone, whole, in one file: adapters merged into the weights they stand beside, weights
