@@ -140,7 +140,9 @@ def _known(error: BaseException) -> tuple[int, str] | None:
         return USAGE, _of_disk(error)
     elif found := re.search(r"os error (\d+)\)|code: (\d+)", text):  # safetensors, written in Rust
         remedy = _disk_remedy(int(found[1] or found[2]))
-    elif isinstance(error, (RuntimeError, AssertionError)) or "SafetensorError" in names:
+    elif (
+        isinstance(error, (RuntimeError, AssertionError)) and "ValueError" not in names
+    ) or "SafetensorError" in names:
         remedy = next((advice for said, advice in _RUNTIME.items() if re.search(said, text)), None)
         if remedy is None and "SafetensorError" in names:
             remedy = "the file is cut or damaged: download or write it again"

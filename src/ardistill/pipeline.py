@@ -228,7 +228,12 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
             raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
         if name in GRID and value is not None:
             raise ValueError(f"the student's times are fixed, its {student.knots.num_steps} steps; leave {name} out")
-    inspect.signature(base.__call__).bind_partial(None, **options)  # as ``base`` refuses others
+    try:
+        inspect.signature(base.__call__).bind_partial(None, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"{base.__name__}: {error}; leave it out, or see the arguments in help({base.__name__})"
+        ) from (error)
     if options.pop("num_inference_steps", student.knots.num_steps) != student.knots.num_steps:
         raise ValueError(f"the student draws in {student.knots.num_steps} steps; leave num_inference_steps out")
 
