@@ -184,8 +184,11 @@ def test_an_exported_text_student_draws_pixels_with_diffusers_alone(run, tmp_pat
         assert torch.allclose(images, expected, atol=1e-5)
         with pytest.raises(ValueError, match="negative_prompt"):
             pipeline(texts, negative_prompt="a cat")
-        with pytest.raises(ValueError, match="an exported student is its folder"):
-            pipeline.save_pretrained(tmp_path / "again")
+        pipeline.save_pretrained(tmp_path / "again")
+        again = DiffusionPipeline.from_pretrained(tmp_path / "again", trust_remote_code=True)
+        again.set_progress_bar_config(disable=True)
+        images = again(texts, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        assert torch.allclose(images, expected, atol=1e-5)
 
 
 def test_each_word_is_one_token():

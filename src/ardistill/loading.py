@@ -350,6 +350,13 @@ class Companions(Mapping[str, Any]):
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
 
     @property
+    def has_uniform_sigmas(self) -> bool:
+        """Whether the folder's own pipeline spaces its flow-matching sigmas uniformly, whatever others of its family do:
+        its ``model_index.json`` says ``"_sigmas": "uniform"``, which diffusers skips as it does all private keys.
+        """
+        return self.index.get("_sigmas") == "uniform"
+
+    @property
     def pixels_per_latent(self) -> int:
         """Along height and width; 1 where there is no VAE."""
         vae = self.get("vae")

@@ -94,6 +94,10 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+class ArgumentError(ValueError, TypeError):
+    """A call has an argument that the pipeline does not take: a TypeError, as of the stock pipeline."""
+
+
 class _Pixels:
     """Stands in for the VAE of a teacher that draws pixels."""
 

@@ -22,7 +22,7 @@ from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
 from ardistill.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
 from ardistill.progress import bar as progress_bar
-from ardistill.schedule import Knots, knots_from_scheduler
+from ardistill.schedule import Knots, knots_from_scheduler, uniform_grid
 
 _LOG = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class Teacher:
         return weight_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
-        """The solver's grid of ``num_steps`` steps: trailing, or as the family's pipeline spaces flow-matching sigmas.
+        """The solver's grid of ``num_steps`` steps: trailing, or as the teacher's pipeline spaces flow-matching sigmas.
 
         Raises:
             ValueError: The scheduler's options are not honoured or do not fit, or it is of an unknown kind.
@@ -278,7 +278,8 @@ class Teacher:
         config, mu = self.scheduler.config, None
         if config.get("use_dynamic_shifting"):
             mu = self.family.mu(config, self.sample_shape, num_steps)
-        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times, self.family.grid)
+        grid = uniform_grid if getattr(self.companions, "has_uniform_sigmas", False) else self.family.grid
+        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times, grid)
 
     @torch.no_grad()
     def encode(
