@@ -351,8 +351,9 @@ class Companions(Mapping[str, Any]):
 
     @property
     def has_uniform_sigmas(self) -> bool:
-        """Whether the folder's own pipeline spaces its flow-matching sigmas uniformly, whatever others of its family do:
-        its ``model_index.json`` says ``"_sigmas": "uniform"``, which diffusers skips as it does all private keys.
+        """Whether the folder's own pipeline spaces its flow-matching sigmas uniformly, whatever its family's does.
+
+        Then its ``model_index.json`` says ``"_sigmas": "uniform"``, which diffusers skips as it does all private keys.
         """
         return self.index.get("_sigmas") == "uniform"
 

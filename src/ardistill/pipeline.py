@@ -235,9 +235,8 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
     try:
         inspect.signature(base.__call__).bind_partial(None, **options)
     except TypeError as error:
-        raise ValueError(
-            f"{base.__name__}: {error}; leave it out, or see the arguments in help({base.__name__})"
-        ) from (error)
+        text = f"{base.__name__}: {error}; leave it out, or see the arguments in help({base.__name__})"
+        raise ArgumentError(text) from error
     if options.pop("num_inference_steps", student.knots.num_steps) != student.knots.num_steps:
         raise ValueError(f"the student draws in {student.knots.num_steps} steps; leave num_inference_steps out")
 
