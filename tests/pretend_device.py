@@ -73,7 +73,10 @@ class _OnDevice(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> _OnDevice:
+    def __new__(cls, *tensors: Tensor, **_: Any) -> Tensor:
+        held = tensors[0]
+        if held.device.type == "meta":  # accelerate makes a parameter elsewhere by calling the class of this one
+            return torch.nn.Parameter(held)
         return Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             device=DEVICE, requires_grad=False,

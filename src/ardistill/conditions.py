@@ -170,7 +170,7 @@ class ConditionTable:
         if missing:
             where = store.where(missing[0].name)
             raise ValueError(f"{where} is missing; run the same record command again, it makes what is missing")
-        self._starts = torch.tensor([part.first for part in self._parts])
+        self._starts = torch.tensor([part.first for part in self._parts], device="cpu")
         self._keep = keep or (64 if store.folder is None else 1024)
         self._open: OrderedDict[int, Condition] = OrderedDict()
         self._tokens: dict[str, int] | None = None

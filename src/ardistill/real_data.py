@@ -77,7 +77,9 @@ def encode_images(
     if teacher.takes_text:
         teacher.say_cut_prompts(list(found.values))
     condition = (
-        teacher.encode(list(found.values)) if teacher.takes_text else {"class_labels": torch.tensor(found.values)}
+        teacher.encode(list(found.values))
+        if teacher.takes_text
+        else {"class_labels": torch.tensor(found.values, device="cpu")}
     )
     teacher.check_condition(condition)
     _check_finite(condition, source, "embeddings of captions")

@@ -323,7 +323,7 @@ class Teacher:
             ]
         table = join_conditions(kept)
         number = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = torch.tensor([number[prompt] for prompt in prompts])
+        rows = torch.tensor([number[prompt] for prompt in prompts], device="cpu")
         return {name: value[rows] for name, value in table.items()}
 
     def _stored_dtype(self, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -410,7 +410,13 @@ class Teacher:
 
     def noise(self, seed: int, shard: int, count: int, sample_shape: tuple[int, ...] | None = None) -> Tensor:
         """Initial noise of a shard, (count, c, h, w): a pure function of (seed, shard), drawn on the CPU."""
-        return torch.randn(count, *(sample_shape or self.sample_shape), generator=seeded_generator(f"{seed}/{shard}"))
+        return torch.randn(
+            count,
+            *(sample_shape or self.sample_shape),
+            generator=seeded_generator(f"{seed}/{shard}"),
+            dtype=torch.float32,
+            device="cpu",
+        )
 
     def encode_negative(self, device: torch.device | str | None = None) -> Condition:
         """Condition of the negative prompt, one row; encoded once."""
@@ -440,7 +446,7 @@ class Teacher:
         condition, guidance = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
 
         def call(latents: Tensor, given: Condition) -> Tensor:
-            times = torch.full((len(latents),), timestep, device=latents.device)
+            times = torch.full((len(latents),), timestep, dtype=torch.float32, device=latents.device)
             return self.family.call(self.transformer, latents, times, given)[:, :channels].float()
 
         if self.embeds_guidance or bool((guidance == 1).all()):
@@ -526,7 +532,7 @@ def _unscale(vae: Any, latents: Tensor) -> Tensor:
         if latents.ndim == 4:
             latents = latents.unsqueeze(2)
         mean, std = (
-            torch.tensor(x, device=latents.device).view(1, -1, 1, 1, 1)
+            torch.tensor(x, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
             for x in (config.latents_mean, config.latents_std)
         )
         return latents * std + mean
@@ -542,7 +548,7 @@ def _scale(vae: Any, latents: Tensor) -> Tensor:
     config = vae.config
     if config.get("latents_mean") is not None and config.get("scaling_factor") is None:
         mean, std = (
-            torch.tensor(x, device=latents.device).view(1, -1, 1, 1, 1)
+            torch.tensor(x, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
             for x in (config.latents_mean, config.latents_std)
         )
         return (latents - mean) / std

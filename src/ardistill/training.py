@@ -204,7 +204,7 @@ def _train(
             torch.manual_seed(config.seed * 1_000_003 + drawn)  # of whatever a model may drop out
             batch = send_to_device(data.batch(data.draw(config.batch_size, generator)), device)
             share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
-            on_policy = float(torch.rand((), generator=generator)) < share[config.inputs]
+            on_policy = float(torch.rand((), generator=generator, device="cpu")) < share[config.inputs]
             if config.shard and config.inputs == "mixed":
                 # Weights are gathered anew for each step: one process that takes another way would wait for ever.
                 kind = [on_policy]

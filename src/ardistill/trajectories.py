@@ -416,7 +416,7 @@ class TrajectoryDataset(Dataset):
     @property
     def labels(self) -> Tensor:
         """Class, or number of the prompt, of each trajectory."""
-        return torch.arange(len(self)) % self.manifest.num_conditions
+        return torch.arange(len(self), device="cpu") % self.manifest.num_conditions
 
     @property
     def guidance(self) -> Tensor:
@@ -435,13 +435,13 @@ class TrajectoryDataset(Dataset):
     @cached_property
     def _shapes(self) -> Tensor:
         """Which of the sample shapes each shard has."""
-        return torch.tensor([self.manifest.shape_of(shard) for shard in range(self.manifest.num_shards)])
+        return torch.tensor([self.manifest.shape_of(shard) for shard in range(self.manifest.num_shards)], device="cpu")
 
     @cached_property
     def buckets(self) -> list[Tensor]:
         """Trajectories of each sample shape."""
         if len(self.manifest.sample_shapes) == 1:
-            return [torch.arange(len(self))]
+            return [torch.arange(len(self), device="cpu")]
         shapes = self._shapes.repeat_interleave(self.manifest.shard_size)[: len(self)]
         return [torch.nonzero(shapes == i).flatten() for i in range(len(self.manifest.sample_shapes))]
 
@@ -449,7 +449,7 @@ class TrajectoryDataset(Dataset):
         """Of some trajectories, one row each."""
         indices = self._indices(rows)
         numbers, size = indices // self.manifest.shard_size, self.manifest.shard_size
-        guidance = torch.full((len(indices),), self.manifest.guidance_range[0])
+        guidance = torch.full((len(indices),), self.manifest.guidance_range[0], dtype=torch.float32, device="cpu")
         if self.manifest.guidance_range[0] < self.manifest.guidance_range[1]:
             for shard in numbers.unique().tolist():
                 at = numbers == shard
@@ -459,7 +459,7 @@ class TrajectoryDataset(Dataset):
     def _indices(self, rows: slice | Tensor) -> Tensor:
         """Numbers of trajectories. Not by indexing all of them: 8 MB a batch of a million, and a heap full of holes."""
         if isinstance(rows, slice):
-            return torch.arange(*rows.indices(len(self)))
+            return torch.arange(*rows.indices(len(self)), device="cpu")
         numbers = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
             raise IndexError(f"expected trajectories in 0..{len(self) - 1}, got {numbers.tolist()[:5]}")
@@ -472,22 +472,22 @@ class TrajectoryDataset(Dataset):
         """
         if self.draws == "shards":
             return self._draw_shards(count, generator)
-        rows = torch.randint(len(self), (count,), generator=generator)
+        rows = torch.randint(len(self), (count,), generator=generator, device="cpu")
         if len(self.manifest.sample_shapes) == 1:
             return rows
         same = self.buckets[int(self._shapes[rows[0] // self.manifest.shard_size])]
-        return same[torch.randint(len(same), (count,), generator=generator)]
+        return same[torch.randint(len(same), (count,), generator=generator, device="cpu")]
 
     def _draw_shards(self, count: int, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(self.manifest.num_shards, generator=generator)
+        order = torch.randperm(self.manifest.num_shards, generator=generator, device="cpu")
         same = order[self._shapes[order] == self._shapes[order[0]]].tolist()
         parts: list[Tensor] = []
         while sum(map(len, parts)) < count:
             shard = same[len(parts) % len(same)]
-            parts.append(shard * self.manifest.shard_size + torch.arange(self.manifest.num_rows(shard)))
+            parts.append(shard * self.manifest.shard_size + torch.arange(self.manifest.num_rows(shard), device="cpu"))
         self._keep = max(self._keep, min(len(parts), len(same)))
         rows = torch.cat(parts)
-        return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]]
 
     def stacked(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor, Condition]:
         """Some of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), condition.

@@ -129,7 +129,7 @@ class Judge:
         features = extract_features(network, images)
         if len(features) < 6:
             raise ValueError(f"expected 6 real images or more for a reference, got {len(features)}; give thousands")
-        features = features[torch.randperm(len(features), generator=seeded_generator("reference"))]
+        features = features[torch.randperm(len(features), device="cpu", generator=seeded_generator("reference"))]
         cut = len(features) * 2 // 3
         reference = FeatureStatistics.from_features(features[:cut])
         return cls(network, reference, features[:cut], features[cut:])
@@ -389,6 +389,6 @@ def _cost(
     return {
         "nfe": sampler.nfe,
         "macs_per_image": count_macs(lambda: sampler.draw(*one)),
-        "ms_per_image": latency_ms(lambda: sampler.draw(*ten)) / len(ten[0]),
+        "ms_per_image": latency_ms(lambda: sampler.draw(*ten), device=sampler.device) / len(ten[0]),
         "seeds": 1,
     }

@@ -95,8 +95,9 @@ def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path,
     """
     if wrong := [i for i in rows if not 0 <= i < len(data)]:
         raise ValueError(f"expected trajectories in 0..{len(data) - 1}, got {wrong[0]}")
-    states, _, _ = data.stacked(torch.tensor(rows))
-    names, labels = teacher.companions.get("id2label") or {}, data.labels[torch.tensor(rows)].tolist()
+    chosen = torch.tensor(rows, device="cpu")
+    states, _, _ = data.stacked(chosen)
+    names, labels = teacher.companions.get("id2label") or {}, data.labels[chosen].tolist()
     pictures = {}
     for index, label, path_of_states in zip(rows, labels, states, strict=True):
         name = data.prompts[label] if data.prompts else str(names.get(str(label), label)).partition(",")[0]
@@ -188,16 +189,16 @@ def draw_samples(
         if prompts:
             raise ValueError(f"{name} takes class labels, not prompts")
         classes = list(class_labels or range(teacher.num_classes))[:count]
-        table, shown = {"class_labels": torch.tensor(classes)}, [f"class {label}" for label in classes]
+        table, shown = {"class_labels": torch.tensor(classes, device="cpu")}, [f"class {label}" for label in classes]
     teacher.check_condition(table)
     generator = torch.Generator().manual_seed(seed)
     student, images = student.to(where).eval(), []
     teacher.move_vae(where)
     for first in bar(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
-        rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
+        rows = torch.arange(first, min(first + batch_size, count), device="cpu") % len(shown)
         condition = {key: value[rows] for key, value in table.items()}
-        condition["guidance"] = torch.full((len(rows),), float(scale))
-        noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator)
+        condition["guidance"] = torch.full((len(rows),), float(scale), dtype=torch.float32, device="cpu")
+        noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator, dtype=torch.float32, device="cpu")
         images.append(teacher.decode(sample(student, noise, condition)[:, -1]))
     if str(path).endswith(".npz"):
         pixels = [((x + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for x in images]
@@ -206,6 +207,6 @@ def draw_samples(
         return
     width = min(count, 10)
     blank = -count % width
-    drawn = torch.cat([*images, torch.ones(blank, *images[0].shape[1:])])
+    drawn = torch.cat([*images, images[0].new_ones(blank, *images[0].shape[1:])])
     grid = {str(first): drawn[first : first + width] for first in range(0, count, width)}
     sample_grid(grid, path, [shown[i % len(shown)] for i in range(count)] + [""] * blank)
