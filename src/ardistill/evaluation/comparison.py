@@ -31,6 +31,7 @@ from ardistill.evaluation.metrics import (
 from ardistill.evaluation.plots import sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
 from ardistill.families import Condition
+from ardistill.progress import bar
 from ardistill.sampling import sample
 from ardistill.store import write_whole
 from ardistill.student import Student
@@ -279,7 +280,7 @@ def compare(
     images = {"teacher": teacher_images.cpu()}
     for arm, sampler in arms.items():
         if arm != "teacher":
-            starts = range(0, len(noise), batch_size)
+            starts = bar(range(0, len(noise), batch_size), desc=f"draw {arm}", disable=len(noise) <= batch_size)
             drawn = [sampler.draw(*rows(slice(start, start + batch_size), sampler.device)) for start in starts]
             images[arm] = torch.cat([teacher.decode(latents) for latents in drawn])
     features = {arm: extract_features(judge.network, x) for arm, x in images.items()}

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ardistill.devices import Device, resolve_device
-from ardistill.evaluation.plots import sample_grid
+from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.families import Condition
 from ardistill.losses import inputs_and_targets
 from ardistill.progress import bar
@@ -95,6 +95,7 @@ def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path,
     """
     if wrong := [i for i in rows if not 0 <= i < len(data)]:
         raise ValueError(f"expected trajectories in 0..{len(data) - 1}, got {wrong[0]}")
+    check_target(path, PICTURES)
     chosen = torch.tensor(rows, device="cpu")
     states, _, _ = data.stacked(chosen)
     names, labels = teacher.companions.get("id2label") or {}, data.labels[chosen].tolist()
@@ -175,7 +176,7 @@ def draw_samples(
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
-    check_target(path)
+    check_target(path, [*PICTURES, ".npz"])
     student.config.check_guidance(guidance_scale)
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
     where = student.device if device is None else resolve_device(device)
