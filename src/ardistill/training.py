@@ -343,6 +343,12 @@ def _check_launch(accelerator: Accelerator, config: TrainingConfig) -> None:
 
 def _check_data(student: Student, data: TrajectoryDataset) -> None:
     ours, theirs = student.config, data.manifest
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"expected weights in float32, in which small updates are not lost, got {name} in {parameter.dtype}; "
+                "train student.float(), with mixed_precision bf16 for the speed of 16 bits"
+            )
     if not ours.knots.same_states(data.knots):
         raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
     if ours.fingerprint and ours.fingerprint != theirs.fingerprint:

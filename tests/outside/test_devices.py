@@ -348,6 +348,15 @@ REFUSALS = {
 }
 
 
+def test_case_02_weights_of_16_bits_are_not_trained(teacher, tmp_path):
+    record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1)).half()
+    with pytest.raises(ValueError, match=r"torch\.float16; train student\.float\(\), with mixed_precision bf16"):
+        distill(student, data, tmp_path / "run", TrainingConfig(max_steps=1, batch_size=2), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def _half_under_another_autocast():
     teacher = Teacher(TINY["dit"].transformer().half(), DDIMScheduler())
     with torch.autocast("cpu", torch.bfloat16):
