@@ -23,6 +23,7 @@ from ardistill.images import ImageReader, find_images, open_images
 from ardistill.labels import match_classes
 from ardistill.prompts import load_prompts
 from ardistill.real_data import _of_data_set, encode_images, load_real, save_real
+from ardistill.schedule import Knots
 
 QUIET = {"solver_steps": 4, "num_steps": (2,), "shard_size": 4, "progress": False}
 ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane", 4: "n01440764 ray_fish"}
@@ -309,6 +310,16 @@ def test_case_17_a_run_called_student_is_itself(fashion, capsys):
     assert json.loads(capsys.readouterr().out)["evaluated"] is True
 
 
+def test_case_17_a_link_is_followed_to_what_it_was_trained_on(fashion, tmp_path, capsys):
+    (step,) = (fashion / "student" / "checkpoints").glob("step-*")
+    for name, target in (("best", fashion / "student" / "student"), ("at", step)):
+        (tmp_path / name).symlink_to(target)
+        words = ["evaluate", "--student", f"{tmp_path}/{name}", "--out", f"{tmp_path}/out"]
+        with pytest.raises(SystemExit):
+            main([*words, "--trajectories", f"{fashion}/train"])
+        assert "expected held-out trajectories" in capsys.readouterr().err
+
+
 def test_case_17_what_cannot_be_checked_is_said(fashion, tmp_path, capsys):
     shutil.copytree(fashion / "student" / "student", tmp_path / "student")  # its run is not there
     assert _run_of(str(tmp_path / "student")) == (tmp_path / "student", "")
@@ -346,6 +357,18 @@ def test_case_18_guidance_is_what_it_was_distilled_at(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"distilled at guidance 2 alone, got .*7; leave the scale out"):
             draw()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_case_18_the_ends_of_a_range_are_in_it_in_every_dtype(dtype):
+    knots = Knots("flow", (1000.0, 500.0), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))
+    config = StudentConfig(knots, history_layers=0, guidance_range=(1.1, 7.3), fingerprint="x")
+    for scale in (1.1, 7.3):
+        config.check_guidance(torch.tensor([scale], dtype=dtype))
+        config.check_guidance(scale)
+    for scale in (1.0, 7.5):
+        with pytest.raises(ValueError, match=r"distilled at guidance 1\.1 to 7\.3"):
+            config.check_guidance(torch.tensor([scale], dtype=dtype))
 
 
 # -- case 19: files of a reference
