@@ -666,7 +666,7 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
             f"{path} was distilled at guidance {low:g} to {high:g}, the trajectories have {lowest:g} to {highest:g}; "
             "record held-out ones with the student's"
         )
-    run, checked = _run_of(path)[0], set()
+    run, checked = _trained_in(path), set()
     while run not in checked:  # then what it started from
         checked.add(run)
         settings = run / "config.json"
@@ -682,7 +682,13 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
                 f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
                 "record others with another --seed"
             )
-        run = _run_of(start)[0] if start else run
+        run = _trained_in(start) if start else run
+
+
+def _trained_in(student: str) -> Path:
+    """The run that a student, or what a link to it leads to, was trained in; its own folder where there is none."""
+    run = _run_of(student)[0]
+    return run if _is_run(run) else _run_of(os.path.realpath(student))[0]
 
 
 def _is_run(path: Path) -> bool:

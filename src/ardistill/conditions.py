@@ -112,7 +112,8 @@ def publish_conditions(
         while missing:
             own = [part for part in missing if world_size > 1 and part.first // PART % world_size == rank]
             part = own[0] if own else chance.choice(missing)
-            rows = teacher.encode(prompts[part.first : part.last], device=device, longest=longest, dtype=None)
+            some = prompts[part.first : part.last]
+            rows = teacher.encode(some, device=device, longest=longest, dtype=None, first=part.first)
             store.publish(part.name, _sealed(_stored(rows, dtype, part)))
             missing = find_parts(store.sizes(), manifest)[1]
             bar.update(used - sum(x.last - x.first for x in missing) - bar.n)

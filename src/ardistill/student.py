@@ -135,8 +135,10 @@ class StudentConfig:
         """
         if scale is None or (isinstance(scale, Tensor) and not self.fingerprint):  # nothing is known of its training
             return
-        (low, high), given = self.guidance_range, torch.as_tensor(scale, dtype=torch.float32)
-        if not bool(((given >= low - 1e-4) & (given <= high + 1e-4)).all()):
+        (low, high), given = self.guidance_range, torch.as_tensor(scale)
+        slack = max(1e-4, high * torch.finfo(given.dtype).eps) if given.is_floating_point() else 0.0  # of rounding
+        given = given.float()
+        if not bool(((given >= low - slack) & (given <= high + slack)).all()):
             known = f"{low:g} to {high:g}" if self.is_told_guidance else f"{low:g} alone"
             wrong = f"{float(given.min()):g}" + (f" to {float(given.max()):g}" if given.numel() > 1 else "")
             raise ValueError(

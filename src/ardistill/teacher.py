@@ -290,6 +290,7 @@ class Teacher:
         device: torch.device | str | None = None,
         longest: str | None = None,
         dtype: torch.dtype | None = torch.float32,
+        first: int | None = None,
     ) -> Condition:
         """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
 
@@ -302,6 +303,8 @@ class Teacher:
             longest: Where the pipeline pads to the longest prompt, the longest of all that these belong to, from
                 ``longest_prompt``; the longest of these if not given.
             dtype: What embeddings are given in; None: what the text encoders were saved in.
+            first: Number of the first prompt, where these are some of many distinct ones: each then has its fixed place
+                in a full batch, so that its embedding is the same to the last bit, whichever are encoded with it.
 
         Raises:
             ValueError: The teacher takes no text, or its folder has no text encoder, or there is no prompt.
@@ -313,7 +316,11 @@ class Teacher:
         distinct = list(dict.fromkeys(prompts))
         longest = longest or self.longest_prompt(distinct)
         beside = [] if longest is None else [longest]
-        parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
+        before = 0 if first is None else first % batch_size
+        filled = [distinct[0]] * before + distinct
+        if first is not None:
+            filled += [distinct[-1]] * (-len(filled) % batch_size)
+        parts = [filled[i : i + batch_size] for i in range(0, len(filled), batch_size)]
         encode = (negative and self.family.encode_negative) or self.family.encode
         with self.text_encoders(device):
             encoded = [(len(part), encode(self._text_pipeline, part + beside)) for part in parts]
@@ -322,7 +329,7 @@ class Teacher:
                 for count, found in encoded
             ]
         table = join_conditions(kept)
-        number = {prompt: i for i, prompt in enumerate(distinct)}
+        number = {prompt: before + i for i, prompt in enumerate(distinct)}
         rows = torch.tensor([number[prompt] for prompt in prompts], device="cpu")
         return {name: value[rows] for name, value in table.items()}
 

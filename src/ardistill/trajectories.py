@@ -29,6 +29,7 @@ from ardistill.devices import Device, resolve_device
 from ardistill.families import Condition
 from ardistill.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.progress import bar as progress_bar
+from ardistill.prompts import distinct_prompts
 from ardistill.schedule import Knots, nested_indices
 from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
 from ardistill.store import Store
@@ -86,11 +87,11 @@ def record(
         ValueError: The folder holds other trajectories or cannot be written, more student steps than solver steps are
             asked for, there are fewer shards than shapes, or prompts are missing or of no use.
     """
-    if teacher.takes_text and not prompts:
+    if teacher.takes_text and (prompts is None or not len(prompts)):
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on text: give it prompts")
-    if prompts and not teacher.takes_text:
+    if prompts is not None and len(prompts) and not teacher.takes_text:
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on class labels: leave the prompts out")
-    distinct = list(dict.fromkeys(prompts or ()))
+    distinct = distinct_prompts(() if prompts is None else prompts)
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
         if not 1 <= value < 10**12:
             raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
