@@ -73,16 +73,15 @@ class _OnDevice(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, *tensors: Tensor, **_: Any) -> Tensor:
-        held = tensors[0]
-        if held.device.type == "meta":  # accelerate makes a parameter elsewhere by calling the class of this one
-            return torch.nn.Parameter(held)
+    def __new__(cls, held: Tensor, requires_grad: bool = True, **_: Any) -> Any:
+        if held.device.type != "cpu":  # accelerate makes the next parameter by the class of the last one
+            return torch.nn.Parameter(held, requires_grad)
         return Tensor._make_wrapper_subclass(
             cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
             device=DEVICE, requires_grad=False,
         )  # fmt: skip
 
-    def __init__(self, held: Tensor) -> None:
+    def __init__(self, held: Tensor, requires_grad: bool = True) -> None:
         self.held = held
 
     def tolist(self) -> Any:

@@ -129,6 +129,17 @@ def _extend_mask(own: Tensor, num_keys: int) -> Tensor:
     return F.pad(own, (num_keys - own.shape[-1], 0), value=True if own.dtype == torch.bool else 0.0)
 
 
+class HistoryError(ValueError, RuntimeError):
+    """A transformer with history was called in a way that its history cannot follow."""
+
+
+def _miscounted(expected: int, found: int) -> HistoryError:
+    return HistoryError(
+        f"a layer with history needs the cache of {expected} steps, found {found}; call the transformer once per step, "
+        "all of its layers: without a cache that skips some (disable_cache)"
+    )
+
+
 @dataclass(eq=False)
 class Layout:
     """How the rows of one call of the transformer are laid out. The call itself fills in where the image stands."""
@@ -146,6 +157,16 @@ class Layout:
     guidance: Tensor | float | None = None
     """Scale of each row, (rows,), or of all rows alike, for a student that is told of it."""
 
+    def check_step(self) -> None:
+        """See that every layer with history has run in this step.
+
+        Raises:
+            HistoryError: One was skipped.
+        """
+        for past in (self.cache or {}).values():
+            if len(past) != self.step + 1:
+                raise _miscounted(self.step + 1, len(past))
+
 
 class _Now(threading.local):
     """The call that runs in this thread: whose history it is, and its layout."""
@@ -154,10 +175,6 @@ class _Now(threading.local):
 
 
 _NOW = _Now()
-
-
-class HistoryError(ValueError, RuntimeError):
-    """A transformer with history was called in a way that its history cannot follow."""
 
 
 @dataclass(eq=False)
@@ -217,10 +234,7 @@ class History:
             return history_attention(query, key, value, steps, self.mask, image, attn_mask, gate, **options)
         past = cache.setdefault(layer, [])
         if len(past) != step:
-            raise HistoryError(
-                f"step {step} needs the cache of {step} earlier steps, found {len(past)}; call the transformer once "
-                "per step"
-            )
+            raise _miscounted(step, len(past))
         earlier = [past[i] for i in MASKS[self.mask](step)[:-1]]
         past.append((_of_image(key, image), _of_image(value, image)))
         if gate is not None:
@@ -328,7 +342,8 @@ class _HistoryForward(MixedIn):
         if len(calls) != 1:
             raise HistoryError(
                 f"expected one call of scaled_dot_product_attention in {type(self).__name__}, saw {len(calls)}; "
-                "set the native attention backend for the layers with history"
+                "the layers with history need the model's own attention processors and the native attention backend: "
+                "transformer.set_attention_backend('native')"
             )
         return output
 

@@ -13,19 +13,17 @@ import inspect
 import json
 import shutil
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
+from ardistill.adoption import adopt, folders_of, unwrapped
 from ardistill.families import Family
 from ardistill.history import Layout
-from ardistill.student import Student, StudentConfig
+from ardistill.student import StudentConfig
 
 UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
 """What turns guidance off where it is not ``guidance_scale=1``."""
@@ -71,11 +69,20 @@ class _FixedKnots:
     def set_begin_index(self, index: int) -> None:
         pass
 
+    @property
+    def step_index(self) -> int:
+        return self.layout.step
+
+    @property
+    def num_inference_steps(self) -> int:
+        return self.student.knots.num_steps
+
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         return sample
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **_: Any) -> Any:
         index = self.layout.step
+        self.layout.check_step()
         if self.state is None or self.given is None or self.given[0] is not sample or self.given[1] != _version(sample):
             self.state = sample.float()  # the noise, or what a callback made of the latents
         if self.noise is None:
@@ -115,85 +122,6 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(_cast(x, dtype) for x in value) if isinstance(value, (list, tuple)) else value
 
 
-def _unwrapped(transformer: Any) -> Any:
-    """The transformer in what torch.compile or PEFT made of it."""
-    transformer = getattr(transformer, "_orig_mod", transformer)
-    return transformer.get_base_model() if hasattr(transformer, "get_base_model") else transformer
-
-
-def _folders(source: Any) -> list[Path]:
-    """Where the weights of a transformer that was loaded from there may lie."""
-    if not source:
-        return []
-    folder = Path(source)
-    if not folder.is_dir() and str(source).count("/") == 1:  # a Hub id
-        with contextlib.suppress(OSError, ValueError):
-            folder = Path(snapshot_download(str(source), allow_patterns="transformer/*.safetensors"))
-    return [folder, folder / "transformer"]
-
-
-def _load_own_weights(transformer: nn.Module, names: list[str], folders: list[Path]) -> None:
-    """Read these weights by their names, from one file or from shards, into what dtype and device they have.
-
-    Raises:
-        ValueError: No folder has all of them, or a file is damaged.
-    """
-    parameters = dict(transformer.named_parameters())
-    for folder in folders:
-        found: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            try:
-                with safe_open(path, "pt") as file:
-                    found = {name: file.get_tensor(name) for name in {*names} & {*file.keys()}} | found
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{path} is cut or damaged ({error}); export or download it again") from error
-        if len(found) == len(names):
-            for name, value in found.items():
-                own = parameters[name]
-                if own.shape != value.shape or own.is_meta:
-                    shape = "not loaded (offloaded)" if own.is_meta else tuple(own.shape)
-                    raise ValueError(
-                        f"{folder}: {name} is {tuple(value.shape)}, in the transformer it is {shape}; load the "
-                        "transformer of this export, without a device map, and enable offloading afterwards"
-                    )
-                own.data.copy_(value)
-            return
-    raise ValueError(
-        f"expected the student's own weights ({names[0]}, ...; {len(names)} of them), found none in "
-        f"{', '.join(map(str, folders)) or 'any folder'}; take the transformer that the pipeline was loaded with, or "
-        "load one from the export or from where its save_pretrained (safetensors) wrote it"
-    )
-
-
-def _adopt(transformer: Any, student: StudentConfig, expected: str) -> None:
-    """Make a transformer that of a pipeline: attach the history where it has none, and read the student's own weights.
-
-    Raises:
-        ValueError: It is of another class or another student, or its own weights are not to be found.
-    """
-    module = _unwrapped(transformer)
-    name, is_module = type(module).__name__, isinstance(module, nn.Module)
-    if not is_module or expected not in ("", name):
-        raise ValueError(f"expected a transformer of class {expected or 'torch.nn.Module'}, got {name}")
-    attached = getattr(module, "attachment", None)
-    if attached is None:
-        Student(module, student).eval()
-        attached = module.attachment
-        if attached.own_weights:
-            attached.is_complete = False
-            _load_own_weights(module, attached.own_weights, _folders(module.config.get("_name_or_path")))
-            attached.is_complete = True
-    ours, theirs = (
-        {key: x for key, x in asdict(config).items() if key not in ("teacher", "fingerprint", "sample_shapes")}
-        for config in (student, attached.config)
-    )
-    if ours != theirs or not attached.is_complete:
-        raise ValueError(
-            "expected a transformer of this pipeline's own student, got one of another student or without its own "
-            "weights; load it from this pipeline's folder, or draw with the other student's own pipeline"
-        )
-
-
 def _take_guidance(base: type, student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
     """Turn the pipeline's own guidance off in the options of a call.
 
@@ -215,21 +143,29 @@ def _take_guidance(base: type, student: StudentConfig, options: dict[str, Any], 
         if scale is not None:
             told = scale + 1.0 - off  # some count from 0
         student.check_guidance(told)
-    elif scale not in (None, off, 1.0):
+    elif scale not in (None, off, 0.0, 1.0):  # 0, too, is how one says that there is none
         raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
     options[name] = off
     return float(told)
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether it asks for nothing: None, or the empty prompts that user interfaces send."""
+    each = value if isinstance(value, (list, tuple)) else [value]
+    return all(x is None or (isinstance(x, str) and not x.strip()) for x in each)
+
+
 def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -> None:
-    """Refuse what a student has no use for.
+    """Refuse what a student has no use for, and leave out what says nothing.
 
     Raises:
         ValueError: A negative prompt, or times or a number of steps of one's own.
     """
-    for name, value in options.items():
-        if name.startswith("negative_") and value is not None:
-            raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+    for name, value in [*options.items()]:
+        if name.startswith("negative_"):
+            if not _is_empty(value):
+                raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
+            del options[name]
         if name in GRID and value is not None:
             raise ValueError(f"the student's times are fixed, its {student.knots.num_steps} steps; leave {name} out")
     try:
@@ -249,7 +185,7 @@ def _module_file(source: Any) -> Path:
     """
     if __name__ != "ardistill.pipeline":
         return Path(__file__)
-    found = [path for folder in _folders(source) for path in folder.glob("pipeline_*.py")]
+    found = [path for folder in folders_of(source) for path in folder.glob("pipeline_*.py")]
     if not found:
         raise ValueError(
             f"expected the pipeline's module in {source or 'the folder it was loaded from'}, found none; load the "
@@ -297,7 +233,7 @@ def few_step_pipeline(base: Any) -> type:
                 self.vae_scale_factor = 1
             config = StudentConfig.from_dict(student)
             if self.transformer is not None:
-                _adopt(self.transformer, config, "")
+                adopt(self.transformer, config, "", self.components.values())
             self.__dict__["_student"] = config
 
         def __setattr__(self, name: str, value: Any) -> None:
@@ -307,7 +243,7 @@ def few_step_pipeline(base: Any) -> type:
                     "the student's times and steps are fixed, another scheduler would change nothing; leave it as it is"
                 )
             if student is not None and name == "transformer" and value is not None:
-                _adopt(value, student, self.config.transformer[1] or "")
+                adopt(value, student, self.config.transformer[1] or "", self.components.values())
             super().__setattr__(name, value)
             if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as ``base`` does
                 setattr(whole, name, value)
@@ -332,10 +268,10 @@ def few_step_pipeline(base: Any) -> type:
             whole = self.__dict__.get("_whole", self)
             vae = self.vae or _Pixels()
             knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
-            knots.layout.guidance = _take_guidance(base, student, options, _unwrapped(self.transformer))
+            knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
             view = object.__new__(type(self))
             view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
-            attached = getattr(_unwrapped(self.transformer), "attachment", None)
+            attached = getattr(unwrapped(self.transformer), "attachment", None)
             with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
                 return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
 

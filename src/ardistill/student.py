@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.embeddings import get_timestep_embedding
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -350,6 +351,10 @@ class Student(nn.Module):
         stock = {id(parameter): parameter for parameter in transformer.parameters()}  # kept, or ids would be used again
         lower = [module for block in blocks[: config.history_layers] for module in block]
         self.history = attach_history(lower, config.mask, family.text, config.has_gates)
+        for module in lower:  # the default is the process's, and another model's set_attention_backend changes it
+            processor: Any = getattr(module, "processor", None)
+            if hasattr(processor, "_attention_backend") and processor._attention_backend is None:
+                processor._attention_backend = AttentionBackendName.NATIVE
         self.coefficients = config.coefficients
         if config.output == "direct":  # no a x: start from what b makes of the prediction, where b is not huge
             scales = [max(-1.0, min(1.0, b)) for _, b in config.coefficients]

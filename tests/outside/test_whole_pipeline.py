@@ -19,95 +19,16 @@ from peft import LoraConfig, get_peft_model
 from refusals import Refusal, check_refusal
 from safetensors.torch import load_file, save_file
 from tiny_families import open_gates
-from tiny_pipelines import save
+from whole import CALLS, FULL, MORE, TEXT, Exports, control, draw, near, opened, same_as_stock
 
 from ardistill.hub import export, load
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 
-TEXT = {"prompt": ["a red cat", "the moon"]}
-CALLS = {
-    "dit": {"class_labels": [1, 2]},
-    "sd3": TEXT,
-    "flux": {**TEXT, "height": 16, "width": 16},
-    "pixart": {**TEXT, "use_resolution_binning": False, "clean_caption": False},
-}
-KINDS = {
-    "plain": {"history_layers": 0},
-    "history": {"history_layers": 2},
-    "heads": {"history_layers": 1, "output": "direct"},
-    "softmax": {"history_layers": 2, "gated": False},
-    "guided": {"history_layers": 1, "guidance_range": (1.0, 3.0)},
-}
-FULL = [(name, kind) for name in CALLS for kind in ("plain", "history")]
-MORE = [*FULL, ("dit", "heads"), ("flux", "heads"), ("dit", "softmax"), ("sd3", "guided")]
-
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Folder of an export, made when first asked for; ``teacher`` is the folder of the teacher."""
-    root = tmp_path_factory.mktemp("whole")
-    made = {}
-
-    def folder(name, kind):
-        if (name, "teacher") not in made:
-            made[name, "teacher"] = save(name, root / name / "teacher")
-        if (name, kind) not in made:
-            size = {"height": 16, "width": 16} if name == "flux" else {}
-            teacher = Teacher.from_pretrained(made[name, "teacher"], guidance_scale=2.0, **size)
-            torch.manual_seed(1)
-            student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), **KINDS[kind])).eval()
-            open_gates(student)
-            for key, parameter in student.named_parameters():
-                if key.endswith(("later_weight", "guidance_proj.weight")):
-                    torch.nn.init.normal_(parameter, std=0.1)
-            export(student, teacher, root / name / kind)
-            made[name, kind] = root / name / kind
-        return made[name, kind]
-
-    return folder
-
-
-def opened(folder, **options):
-    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def control(folder, **options):
-    pipeline = DiffusionPipeline.from_pretrained(folder, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def draw(pipeline, name, seed=0, **options):
-    given = {**CALLS[name], "output_type": "pt", **options}
-    if "_student" not in vars(pipeline):  # stock
-        given |= {"num_inference_steps": 2} | ({"guidance_scale": 1.0} if name == "dit" else {})
-    return pipeline(**given, generator=torch.Generator().manual_seed(seed)).images
-
-
-def near(images, expected):
-    """Weights that were read again may lie at another alignment, which changes the last bits."""
-    return torch.allclose(images, expected, atol=1e-5)
-
-
-def same_as_stock(exported, name, kind, change, tolerance=0.0):
-    """The export draws the same image after a change, where the stock pipeline does not raise."""
-    pipeline = opened(exported(name, kind))
-    expected = draw(pipeline, name)
-    stock = control(exported(name, "teacher"))
-    try:
-        draw(change(stock) or stock, name)
-    except Exception as error:
-        with pytest.raises(type(error)) as raised:
-            draw(change(pipeline) or pipeline, name)
-        assert str(raised.value).partition("<")[0] == str(error).partition("<")[0]
-        return None
-    changed = change(pipeline) or pipeline
-    images = draw(changed, name)
-    assert (images.float() - expected).abs().max() <= max(tolerance, 1e-5)
-    return changed
+    return Exports(tmp_path_factory.mktemp("whole"))
 
 
 # Case 3
