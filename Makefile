@@ -39,8 +39,10 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: setup
 	.venv/bin/ardistill quickstart
 
+# A worker a core, each with one thread and whole files of tests, as these share what they make.
+test: export OMP_NUM_THREADS ?= 1
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 check: setup
 	.venv/bin/ruff check .

@@ -128,6 +128,7 @@ def save(pipeline: PixelSD3Pipeline, folder: Path) -> None:
     shutil.copy(module, folder / module.name)
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = [module.stem, PixelSD3Pipeline.__name__]
+    index["_sigmas"] = "uniform"  # as its pipeline spaces them; ardistill's solver follows
     (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 

@@ -73,7 +73,7 @@ class _OnDevice(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor, requires_grad: bool = True) -> Any:
+    def __new__(cls, held: Tensor, requires_grad: bool = True, **_: Any) -> Any:
         if held.device.type != "cpu":  # accelerate makes the next parameter by the class of the last one
             return torch.nn.Parameter(held, requires_grad)
         return Tensor._make_wrapper_subclass(

@@ -61,7 +61,7 @@ def test_a_student_is_told_of_the_guidance_of_each_row(name, tmp_path):
             found = student.step(inputs[:, step], step, high, cache)
             assert (found - folded[:, step]).abs().max() <= 1e-5 * folded.abs().max()
         student.save_pretrained(tmp_path)
-        again = Student.from_pretrained(tmp_path)
+        again = Student.from_pretrained(tmp_path, device="cpu")
         assert torch.equal(sample(again, inputs[:, 0], high), sample(student, inputs[:, 0], high))
 
 
@@ -87,7 +87,7 @@ def test_checkpointing_recomputes_under_the_same_guidance(name):
 
 @pytest.fixture
 def pixart(tmp_path):
-    return Teacher.from_pretrained(save("pixart", tmp_path / "teacher"), guidance_scale=2.0)
+    return Teacher.from_pretrained(save("pixart", tmp_path / "teacher"), guidance_scale=2.0, device="cpu")
 
 
 def test_shards_have_one_size_each_and_rows_a_guidance_scale(pixart, tmp_path):
@@ -122,7 +122,7 @@ def test_shards_have_one_size_each_and_rows_a_guidance_scale(pixart, tmp_path):
     student = Student.from_teacher(pixart, StudentConfig.for_data(data, history_layers=2))
     config = TrainingConfig(max_steps=4, batch_size=2, checkpoint_every=2, tracker=None)
     distill(student, data, tmp_path / "run", config, progress=False)
-    again = Student.from_pretrained(tmp_path / "run")
+    again = Student.from_pretrained(tmp_path / "run", device="cpu")
     assert again.config == student.config and again.config.is_told_guidance
     assert again.config.sample_shapes == tuple(shapes)
 
@@ -152,7 +152,7 @@ def test_a_user_chooses_size_and_guidance_of_what_is_drawn(pixart, tmp_path, cap
     distill_ += ["--history_layers", 2, "--training.max_steps", 2, "--training.batch_size", 2]
     for command in (record_, distill_, ["export", "--student", tmp_path / "run", "--out", tmp_path / "export"]):
         main([str(x) for x in command])
-    student = Student.from_pretrained(tmp_path / "run")
+    student = Student.from_pretrained(tmp_path / "run", device="cpu")
     assert student.config.guidance_scale == 2 and student.config.sample_shapes == ((4, 8, 8), (4, 8, 12))
     generator = torch.Generator().manual_seed(3)
     for module in student.modules():  # 2 steps of training say little
@@ -196,9 +196,9 @@ def test_a_video_students_frames(tmp_path):
     distill_ += ["--training.max_steps", "2", "--training.batch_size", "2"]
     for arguments in (command, distill_, ["export", "--student", "run", "--out", "out"]):
         main([str(tmp_path / x) if x in ("teacher", "data", "prompts.txt", "run", "out") else x for x in arguments])
-    student = Student.from_pretrained(tmp_path / "run")
+    student = Student.from_pretrained(tmp_path / "run", device="cpu")
     assert student.config.sample_shapes == ((4, 2, 2, 2),)
-    teacher = Teacher.from_pretrained(tmp_path / "teacher", height=16, width=16, num_frames=5)
+    teacher = Teacher.from_pretrained(tmp_path / "teacher", height=16, width=16, num_frames=5, device="cpu")
     noise = torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     drawn = sample(student, noise, teacher.encode(["a red cat"]))[:, -1]
     pipeline = load(tmp_path / "out")

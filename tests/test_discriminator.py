@@ -150,7 +150,7 @@ def test_the_adaptive_weight_makes_both_gradients_as_large(teacher, folder):
 
 @pytest.mark.parametrize("name", ["dit", "sd3", "qwen-image", "flux2"])
 def test_images_are_encoded_as_they_are_decoded(name, tmp_path):
-    teacher = Teacher.from_pretrained(save(name, tmp_path / "teacher"), height=16, width=16)
+    teacher = Teacher.from_pretrained(save(name, tmp_path / "teacher"), height=16, width=16, device="cpu")
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = teacher.encode_images(images)
     assert latents.shape == (2, *teacher.sample_shape)
@@ -168,7 +168,7 @@ def test_from_images_to_a_finetuned_student_by_the_commands(tmp_path, capsys):
         Image.new("RGB", (20 + i, 30), (40 * i, 0, 255 - 40 * i)).save(path)
     teacher = ["--teacher", str(tmp_path / "teacher")]
     main(["encode", *teacher, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "real.safetensors")])
-    loaded = Teacher.from_pretrained(tmp_path / "teacher")
+    loaded = Teacher.from_pretrained(tmp_path / "teacher", device="cpu")
     latents, condition = load_real(tmp_path / "real.safetensors", loaded)
     assert latents.shape == (6, 4, 8, 8) and condition["class_labels"].tolist() == [0, 0, 0, 1, 1, 1]
     commands = [
@@ -189,7 +189,7 @@ def test_from_images_to_a_finetuned_student_by_the_commands(tmp_path, capsys):
 
 
 def test_captioned_images_and_bad_input(tmp_path, teacher):
-    pixart = Teacher.from_pretrained(save("pixart", tmp_path / "pixart"))
+    pixart = Teacher.from_pretrained(save("pixart", tmp_path / "pixart"), device="cpu")
     (tmp_path / "images").mkdir()
     lines = []
     for i in range(3):

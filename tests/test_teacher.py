@@ -52,7 +52,7 @@ def test_a_latent_teacher_is_loaded_with_its_vae_and_class_names(teacher, tmp_pa
     DiTPipeline(teacher.transformer, vae, teacher.scheduler).save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"  # diffusers writes no id2label, but published folders have it
     index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": names}))
-    loaded = Teacher.from_pretrained(tmp_path)
+    loaded = Teacher.from_pretrained(tmp_path, device="cpu")
     assert loaded.fingerprint() == teacher.fingerprint() and loaded.companions["id2label"]["3"] == names[3]
     latents, _ = states(teacher)
     images = vae.decode(latents / vae.config.scaling_factor).sample
@@ -163,7 +163,7 @@ def test_an_original_checkpoint_is_a_teacher(tmp_path):
     for block in transformer.transformer_blocks[1:]:
         block.norm1.emb.load_state_dict(transformer.transformer_blocks[0].norm1.emb.state_dict())
     torch.save({"ema": original_names(transformer), "opt": {}}, tmp_path / "dit.pt")
-    loaded = Teacher.from_pretrained(tmp_path / "dit.pt", guidance_scale=1.5, guidance_channels=3)
+    loaded = Teacher.from_pretrained(tmp_path / "dit.pt", guidance_scale=1.5, guidance_channels=3, device="cpu")
     expected = Teacher(transformer, DDIMScheduler(), 1.5, 3)
     noise, condition = states(loaded)
     assert loaded.sample_shape == (4, 8, 8) and loaded.num_classes == 5

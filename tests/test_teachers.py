@@ -116,8 +116,10 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, images in zip(PIPELINES, torch.load(tmp_path / "images.pt"), strict=True):
-        teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name))
-        student = Student.from_pretrained(exported / name / "run")
+        teacher = Teacher.from_pretrained(
+            exported / name / "teacher", guidance_scale=2.0, **options(name), device="cpu"
+        )
+        student = Student.from_pretrained(exported / name / "run", device="cpu")
         condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
         shape = (2, *teacher.sample_shape)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -151,7 +153,7 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
     images = result.frames[:, 0] if hasattr(result, "frames") else result.images
     negative = {"negative_prompt": " "} if name == "qwen-image" else {}
-    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **options(name), **negative)
+    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **options(name), **negative, device="cpu")
     teacher.scheduler = pipeline.scheduler if name == "wan" else teacher.scheduler
     noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
     solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
@@ -163,7 +165,7 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
 def test_prompts_are_encoded_once_and_stored_once(exported, name):
     data = TrajectoryDataset(exported / name / "data", 2)
     assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1, 2, 0]
-    teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name))
+    teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name), device="cpu")
     encoded = teacher.encode(PROMPTS) | {"guidance": torch.full((3,), 2.0)}
     for key, value in data[3]["condition"].items():
         assert torch.allclose(value.float(), encoded[key][0].float(), atol=1e-5)

@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_is_named(teacher, tmp_path):
 @pytest.fixture(scope="module")
 def with_text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    teacher = Teacher.from_pretrained(save("pixart", folder / "teacher"), guidance_scale=2.0)
+    teacher = Teacher.from_pretrained(save("pixart", folder / "teacher"), guidance_scale=2.0, device="cpu")
     record(teacher, folder / "data", 8, prompts=["a", "red cat", "a"], **OPTIONS)
     return teacher, folder / "data"
 

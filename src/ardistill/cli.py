@@ -288,9 +288,11 @@ def _distill(
     from ardistill.manifest import Manifest
     from ardistill.store import Store
     from ardistill.student import Student, StudentConfig
+    from ardistill.training import check_run_folder
     from ardistill.training import distill as run
     from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
 
+    check_run_folder(out)
     if knots and len(knots) != num_steps + 1:
         raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {knots}")
     where = resolve_device(device)
@@ -397,9 +399,11 @@ def _finetune(
     from ardistill.discriminator import Adversary
     from ardistill.evaluation import adversarial_plot, validation_grid
     from ardistill.student import Student
+    from ardistill.training import check_run_folder
     from ardistill.training import distill as run
     from ardistill.trajectories import TrajectoryDataset
 
+    check_run_folder(out)
     where = resolve_device(device)
     loaded = Student.from_pretrained(student, where)
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
@@ -662,7 +666,7 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
             f"{path} was distilled at guidance {low:g} to {high:g}, the trajectories have {lowest:g} to {highest:g}; "
             "record held-out ones with the student's"
         )
-    run, checked = _run_of(path)[0], set()
+    run, checked = _trained_in(path), set()
     while run not in checked:  # then what it started from
         checked.add(run)
         settings = run / "config.json"
@@ -678,7 +682,13 @@ def _check_held_out(path: str, config: Any, manifest: Any) -> None:
                 f"expected held-out trajectories, these are of the seed ({manifest.seed}) that {path} was trained on; "
                 "record others with another --seed"
             )
-        run = _run_of(start)[0] if start else run
+        run = _trained_in(start) if start else run
+
+
+def _trained_in(student: str) -> Path:
+    """The run that a student, or what a link to it leads to, was trained in; its own folder where there is none."""
+    run = _run_of(student)[0]
+    return run if _is_run(run) else _run_of(os.path.realpath(student))[0]
 
 
 def _is_run(path: Path) -> bool:
@@ -834,7 +844,8 @@ class _Parser(jsonargparse.ArgumentParser):
                 if hint := _nearest("".join(found), self.known_keys()):
                     hints.append(hint)
         words = " ".join([*dict.fromkeys(hints), *message.split()])
-        errors.say(f"{self.prog}: error: {words} (--help says what there is)")
+        prog = self.prog.replace(" [options]", "")
+        errors.say(f"{prog}: error: {words} (--help says what there is)")
         sys.exit(2)
 
 
@@ -918,7 +929,7 @@ def _run(arguments: list[str], running: dict[str, Any]) -> None:
     options = dict(vars(chosen))
     options.pop("config", None)
     as_json, _ = options.pop("json"), options.pop("debug")
-    _check_numbers(options)
+    _check_values(options)
     running |= options
     with contextlib.redirect_stdout(sys.stderr):  # libraries print, too; stdout is for the result
         result = command(**options)
@@ -929,14 +940,17 @@ def _run(arguments: list[str], running: dict[str, Any]) -> None:
         sys.exit(1)
 
 
-def _check_numbers(options: dict[str, Any]) -> None:
-    """Refuse numbers that no option takes, whatever its command.
+def _check_values(options: dict[str, Any]) -> None:
+    """Refuse what no option takes, whatever its command.
 
     Raises:
-        ValueError: One is infinite, not a number, or an integer that is larger than torch and NumPy take.
+        ValueError: A number is infinite, none, or an integer that is larger than torch and NumPy take; or a name or
+            path is empty, which would stand for the current folder.
     """
     for name, value in options.items():
         for number in value if isinstance(value, list) else [value]:
+            if number == "" and name not in ("prompt", "negative_prompt"):
+                raise ValueError(f"expected a value for --{name}, got an empty one; name one, or leave the option out")
             if isinstance(number, float) and not math.isfinite(number):
                 raise ValueError(f"expected a finite number for --{name}, got {number}")
             if isinstance(number, int) and not -(2**63) <= number < 2**63:

@@ -112,7 +112,8 @@ def publish_conditions(
         while missing:
             own = [part for part in missing if world_size > 1 and part.first // PART % world_size == rank]
             part = own[0] if own else chance.choice(missing)
-            rows = teacher.encode(prompts[part.first : part.last], device=device, longest=longest, dtype=None)
+            some = prompts[part.first : part.last]
+            rows = teacher.encode(some, device=device, longest=longest, dtype=None, first=part.first)
             store.publish(part.name, _sealed(_stored(rows, dtype, part)))
             missing = find_parts(store.sizes(), manifest)[1]
             bar.update(used - sum(x.last - x.first for x in missing) - bar.n)
@@ -170,7 +171,7 @@ class ConditionTable:
         if missing:
             where = store.where(missing[0].name)
             raise ValueError(f"{where} is missing; run the same record command again, it makes what is missing")
-        self._starts = torch.tensor([part.first for part in self._parts])
+        self._starts = torch.tensor([part.first for part in self._parts], device="cpu")
         self._keep = keep or (64 if store.folder is None else 1024)
         self._open: OrderedDict[int, Condition] = OrderedDict()
         self._tokens: dict[str, int] | None = None

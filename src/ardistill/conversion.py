@@ -62,7 +62,10 @@ def load_original_dit(path: str | Path) -> tuple[DiTTransformer2DModel, DDIMSche
     try:
         original = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a state dict: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a state dict ({type(error).__name__}: {error}); download it again, or save its "
+            "tensors alone"
+        ) from error
     for name in ("ema", "model"):
         if isinstance(original, dict) and name in original:
             original = original[name]

@@ -59,7 +59,9 @@ def device_of(module: nn.Module) -> torch.device:
 
 def synchronize(device: Device = None) -> None:
     """Wait until the device, the best there is if not given, has done all that it was asked to."""
-    torch.get_device_module(resolve_device(device)).synchronize()
+    where = resolve_device(device)
+    module = torch.get_device_module(where)
+    module.synchronize(*([] if where.type == "mps" else [where]))  # else it is the current one that is waited for
 
 
 def device_name(device: torch.device) -> str:

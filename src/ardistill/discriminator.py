@@ -80,7 +80,7 @@ class Discriminator(nn.Module):
             self.time = nn.Linear(256, config.hidden)
             width = self._width(example)
             self.heads = nn.ModuleList([Head(width, config.hidden) for _ in self._blocks])
-        self.to(teacher.device)
+        self.to(teacher.device, torch.float32)
 
     def _width(self, example: Condition) -> int:
         shape = (1, *self.teacher.sample_shape)
@@ -92,13 +92,13 @@ class Discriminator(nn.Module):
             ].shape[-1]
 
     def _read(self, latents: Tensor, times: Tensor, condition: Condition) -> list[Tensor]:
-        """Image tokens that leave each block, (b, t, width)."""
+        """Image tokens that leave each block, (b, t, width), in float32, whatever the dtype of the weights."""
         family, transformer = self.teacher.family, self.teacher.transformer
         found: list[Tensor] = []
         tokens, start = family.place_image(transformer, family.inputs(transformer, latents, times, condition))
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            found.append(_image_tokens(output, tokens, start, family.text))
+            found.append(_image_tokens(output, tokens, start, family.text).float())
 
         handles = [block.register_forward_hook(keep) for block in self._blocks]
         try:
@@ -119,11 +119,12 @@ class Discriminator(nn.Module):
             generator: On the CPU; of the levels and the noise.
         """
         low, high = self._range
-        levels = torch.randint(low, high + 1, (len(latents),), generator=generator)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        levels = torch.randint(low, high + 1, (len(latents),), generator=generator, device="cpu")
+        noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device="cpu").to(latents.device)
         knots, shape = self._knots, (-1, *(1 for _ in latents.shape[1:]))
         alpha, sigma, times = (
-            torch.tensor(x)[levels].to(latents.device) for x in (knots.alpha, knots.sigma, knots.timesteps)
+            torch.tensor(x, dtype=torch.float32, device="cpu")[levels].to(latents.device)
+            for x in (knots.alpha, knots.sigma, knots.timesteps)
         )
         noised = alpha.view(shape) * latents + sigma.view(shape) * noise
         teacher = self.teacher
@@ -192,9 +193,11 @@ class Adversary:
     ) -> None:
         self.discriminator, self.config = discriminator, config
         self.latents, self.real_condition = latents, condition
-        self.optimizer = torch.optim.AdamW(
-            discriminator.parameters(), config.learning_rate, betas=(0.0, 0.99), weight_decay=0.0
-        )
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        parameters, rate = self.discriminator.parameters(), self.config.learning_rate
+        return torch.optim.AdamW(parameters, rate, betas=(0.0, 0.99), weight_decay=0.0)
 
     @classmethod
     def of_real(cls, teacher: Teacher, real: str | Path, config: AdversarialConfig, seed: int = 0) -> Adversary:
@@ -221,11 +224,12 @@ class Adversary:
         return reduce(self.config.weight * ours / (theirs + 1e-8), "mean")
 
     def to(self, device: torch.device | str) -> None:
-        """Move teacher, heads and optimiser."""
+        """Move teacher, heads and optimiser, a new one: some devices have parameters of their own."""
+        state = self.optimizer.state_dict()
         self.discriminator.teacher.to(device)
         self.discriminator.to(device)
-        for state in self.optimizer.state.values():
-            state.update({name: x.to(device) for name, x in state.items() if isinstance(x, Tensor) and x.ndim})
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state)
 
     def update(self, fake: Tensor, condition: Condition, generator: torch.Generator) -> dict[str, float]:
         """One step of the discriminator on as many real latents as ``fake`` has rows.
@@ -235,7 +239,7 @@ class Adversary:
             features of the teacher's last block: diversity (their spread over that of the real ones) and recall.
         """
         d, config = self.discriminator, self.config
-        rows = torch.randint(len(self.latents), (len(fake),), generator=generator)
+        rows = torch.randint(len(self.latents), (len(fake),), generator=generator, device="cpu")
         real = self.latents[rows].to(fake.device, torch.float32)
         real_condition = {name: value[rows].to(fake.device) for name, value in self.real_condition.items()}
         with torch.no_grad():
@@ -245,7 +249,8 @@ class Adversary:
         loss = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
         total = loss
         if config.r1_weight:  # in place of a second derivative, as arXiv:2501.08316, on features
-            near = [x + config.r1_noise * torch.randn(x.shape, generator=generator).to(x.device) for x in seen_real]
+            drawn = (torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu") for x in seen_real)
+            near = [x + config.r1_noise * noise.to(x.device) for x, noise in zip(seen_real, drawn, strict=True)]
             total = loss + config.r1_weight * (d.judge(near, real_times, real_condition) - on_real).square().mean()
         self.optimizer.zero_grad()
         total.backward()

@@ -31,7 +31,7 @@ USAGE = 2
 SAME_COMMAND = "what is there is whole, the same command again goes on"
 
 _LONGEST = 900
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = tuple(getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x))
 _MEMORY = (
     "lower the batch size (--training.batch_size; --shard_size of record), or train with "
     "--training.gradient_checkpointing true or --lora_rank 16"
@@ -78,6 +78,7 @@ _RUNTIME = {
     r"[Cc]onnection (was )?(closed|reset|refused)|[Tt]imed? ?out|NCCL|[Gg]loo|DistStore|Broken pipe": (
         f"another process of the launch ended or cannot be reached, look for its own line; {SAME_COMMAND}"
     ),
+    r"Storage size calculation overflowed": "a size that was asked for is too large: take a smaller one",
     r"no kernel image|driver|Torch not compiled with|CUDA-capable|busy or unavailable|device-side|uncorrectable": (
         "see that torch, driver and device fit together (python -m torch.utils.collect_env), or work with --device cpu"
     ),
@@ -93,7 +94,7 @@ _ON_PYPI = {"PIL": "pillow", "yaml": "pyyaml", "google": "protobuf", "cv2": "ope
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM asked this process to end; ``args[0]`` is the signal's number."""
+    """SIGINT, SIGTERM or SIGHUP asked this process to end; ``args[0]`` is the signal's number."""
 
 
 def version(package: str = "ardistill") -> str:
@@ -108,7 +109,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     """Exit status and one line for an exception, or for what it was raised from.
 
     Returns:
-        130 or 143 of an interrupt; `USAGE` of what a user, a disk, a network, a lack of memory or a missing extra
+        130, 143 or 129 of an interrupt; `USAGE` of what a user, a disk, a network, a lack of memory or a missing extra
         caused, with what to do about it; `BUG` of anything else.
     """
     cause: BaseException | None = error
@@ -216,12 +217,22 @@ def _missing(error: ImportError) -> tuple[int, str] | None:
 
 
 def _flat(error: BaseException) -> str:
-    """The message of an exception in one line; its class's name where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception in one line, without colours; its class's name where it has none."""
+    return " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split()) or type(error).__name__
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
+
+def ready_streams() -> None:
+    """Let stdout and stderr take any text: what their encoding lacks is escaped, and a closed one leads nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str) -> None:
@@ -238,7 +249,7 @@ def say(text: str) -> None:
 def one_line(name: Callable[[], str], goes_on: Callable[[], str], debug: bool = False) -> Iterator[None]:
     """Whatever ends the block by an exception ends the process: by one line on stderr and an exit status.
 
-    SIGINT and SIGTERM are exceptions in the block, too; a second one ends the process at once.
+    SIGINT, SIGTERM and SIGHUP are exceptions in the block, too; a second one ends the process at once.
 
     Args:
         name: The command as it begins the line.
@@ -274,7 +285,7 @@ def one_line(name: Callable[[], str], goes_on: Callable[[], str], debug: bool = 
 
 
 class _Signals:
-    """SIGINT and SIGTERM as exceptions, as long as this context lasts; where they are ignored, they stay so.
+    """SIGINT, SIGTERM and SIGHUP as exceptions, as long as this context lasts; where they are ignored, they stay so.
 
     Args:
         line: What to say of a signal; nothing if empty.
@@ -339,7 +350,7 @@ def _report(error: BaseException) -> str:
     text = "\n".join([*versions, shlex.join(sys.argv), "", "".join(traceback.format_exception(error))])
     try:
         handle, path = tempfile.mkstemp(prefix="ardistill-bug-", suffix=".txt")
-        with open(handle, "w") as file:
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError:
         return "; please report it with what --debug shows"

@@ -57,7 +57,7 @@ def _unpack(tokens: Tensor, latents: Tensor, size: int) -> Tensor:
 
 def _grid(height: int, width: int, axes: int, device: torch.device) -> Tensor:
     """Positions (height * width, axes): row and column in axes 1 and 2, else 0."""
-    ids = torch.zeros(height, width, axes, device=device)
+    ids = torch.zeros(height, width, axes, dtype=torch.float32, device=device)
     ids[..., 1] = torch.arange(height, device=device)[:, None]
     ids[..., 2] = torch.arange(width, device=device)[None]
     return ids.flatten(0, 1)
@@ -123,7 +123,9 @@ def _flux(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condit
     height, width = (n // 2 for n in latents.shape[-2:])
     ids = {
         "img_ids": _grid(height, width, 3, latents.device),
-        "txt_ids": torch.zeros(condition["encoder_hidden_states"].shape[1], 3, device=latents.device),
+        "txt_ids": torch.zeros(
+            condition["encoder_hidden_states"].shape[1], 3, dtype=torch.float32, device=latents.device
+        ),
     }
     return {"hidden_states": _pack(latents, 2), "timestep": timestep / 1000, **ids, **condition}
 
@@ -134,7 +136,7 @@ def _flux_output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
 
 def _flux2(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     batch, tokens = condition["encoder_hidden_states"].shape[:2]
-    text_ids = torch.zeros(tokens, 4, device=latents.device)
+    text_ids = torch.zeros(tokens, 4, dtype=torch.float32, device=latents.device)
     text_ids[:, 3] = torch.arange(tokens, device=latents.device)
     image_ids = _grid(latents.shape[-2], latents.shape[-1], 4, latents.device)
     ids = {"img_ids": image_ids.repeat(batch, 1, 1), "txt_ids": text_ids.repeat(batch, 1, 1)}
@@ -355,7 +357,9 @@ class Family:
             default: Scale where the condition names none.
         """
         found = dict(condition)
-        guidance = found.pop("guidance", torch.full((len(latents),), float(default), device=latents.device))
+        guidance = found.pop(
+            "guidance", torch.full((len(latents),), float(default), dtype=torch.float32, device=latents.device)
+        )
         if self.embeds_guidance(transformer):
             found["guidance"] = guidance
         return found, guidance

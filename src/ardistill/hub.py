@@ -112,6 +112,7 @@ def export(
     Raises:
         ValueError: The folder is not empty, or the student is of another teacher or of a class that diffusers lacks.
     """
+    check_folder(folder)
     folder = Path(folder)
     class_name = student.class_name
     if not hasattr(diffusers, class_name):
@@ -121,7 +122,6 @@ def export(
         )
     if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
-    check_folder(folder)
     if student.config.fingerprint and student.config.fingerprint != teacher.fingerprint():
         raise ValueError(
             f"the student was distilled from {student.config.teacher or 'another teacher'} "

@@ -7,6 +7,7 @@ Colour profiles are not applied.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -15,11 +16,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ardistill.progress import bar as progress_bar
@@ -74,7 +75,7 @@ def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"expected a folder of images, found none at {folder}; give the path of one")
     wanted, found, others = suffixes(), [], []
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         here = Path(where)
         above = [os.path.realpath(x) for x in (here, *here.parents) if x.is_relative_to(folder)]
         if len(set(above)) < len(above):  # a link to a folder above it
@@ -93,6 +94,11 @@ def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
     if others:
         _LOG.warning("%s: %d files are not read as images: %s", folder, len(others), named(sorted(others)))
     return sorted(found)
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    """A folder that cannot be read: `os.walk` would leave it out in silence."""
+    raise ValueError(f"{error.filename} cannot be read ({error.strerror}); allow it, or take it out") from error
 
 
 class ImageReader:
@@ -121,20 +127,11 @@ class ImageReader:
             ValueError: The file cannot be read as an image, or its pixels have no known range.
         """
         name = name or str(source)
-        try:
-            with warnings.catch_warnings(), _open(source) as opened:
-                warnings.simplefilter("ignore")
-                opened.load()
-                if getattr(opened, "is_animated", False) and opened.format != "MPO":  # whose second one is a preview
-                    self.say_once("frames", "%s has several frames: the first one is taken", name)
-                return self._plain(opened, name)
-        except _Refused as error:
-            raise ValueError(f"{name}: {error}") from error
-        except Exception as error:  # each decoder has its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(
-                f"{name} cannot be read as an image ({reason[:200]}); replace it, or take it out and run this again"
-            ) from error
+        with _open(source, name) as opened:
+            opened.load()
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":  # whose second one is a preview
+                self.say_once("frames", "%s has several frames: the first one is taken", name)
+            return self._plain(opened, name)
 
     def _plain(self, opened: Image.Image, name: str) -> Image.Image:
         """8 bits, upright, without transparency."""
@@ -162,8 +159,27 @@ class _Refused(ValueError):
     """Pixels that are read, but cannot be understood."""
 
 
-def _open(source: Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+@contextlib.contextmanager
+def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """An image of which the header is read; whatever goes wrong within becomes an error that names it.
+
+    Pillow is not given the path: it would map uncompressed TIFF files, and mixes up the pixels of turned ones.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            Image.open(file, formats=_formats()) as image,
+        ):
+            yield image
+    except _Refused as error:
+        raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # each decoder has its own
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it is of no known format" if unknown else " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{name} cannot be read as an image ({reason[:200]}); replace it, or take it out and run this again"
+        ) from error
 
 
 def _scaled(values: np.ndarray, opened: Image.Image) -> np.ndarray:
@@ -248,17 +264,11 @@ def open_images(source: str | Path, channels: int | None = None, *, progress: bo
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
     """Size of an upright image, and whether it is grey."""
-    try:
-        with warnings.catch_warnings(), _open(path) as image:
-            warnings.simplefilter("ignore")
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the tag of the orientation
-            return ((height, width) if turned else (width, height)), is_grey(image)
-    except Exception as error:  # each decoder has its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as an image ({reason[:200]}); replace it, or take it out and run this again"
-        ) from error
+    with _open(path, str(path)) as image:
+        tags: Any = getattr(image, "tag_v2", {})  # of a TIFF file, whose size may be turned already
+        width, height = tags.get(256, image.width), tags.get(257, image.height)
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the tag of the orientation
+        return ((height, width) if turned else (width, height)), is_grey(image)
 
 
 def check_headers(paths: Sequence[Path], progress: bool = True) -> list[tuple[tuple[int, int], bool]]:

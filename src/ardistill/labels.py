@@ -49,16 +49,34 @@ def _folder_keys(name: str) -> list[str]:
     return [*re.findall(r"(?<![a-z0-9])n\d{8}(?!\d)", words), words]
 
 
+def _in_their_order(names: Sequence[str], num_classes: int, id2label: Mapping[int, str]) -> bool:
+    """Whether names stand in the teacher's own order: most are what it calls the class, none is another's alone.
+
+    So do those of ImageNet, of which two are "crane" and one of them is renamed in some data sets.
+    """
+    known = _known(id2label)
+    labels = [next((known[key] for key in _folder_keys(name) if key in known), set()) for name in names]
+    confirmed = sum(place in found for place, found in enumerate(labels))
+    others = any(found and place not in found for place, found in enumerate(labels))
+    return len(names) == num_classes and not others and 2 * confirmed > num_classes
+
+
+def _known(id2label: Mapping[int, str]) -> dict[str, set[int]]:
+    """Classes by what they may be matched by."""
+    known: dict[str, set[int]] = {}
+    for label, text in id2label.items():
+        for key in _keys(text):
+            known.setdefault(key, set()).add(label)
+    return known
+
+
 def _by_name(names: Sequence[str], id2label: Mapping[int, str]) -> dict[str, int | None]:
     """The class of each name, None where no class is called so.
 
     Raises:
         ValueError: A name is that of two classes.
     """
-    known: dict[str, set[int]] = {}
-    for label, text in id2label.items():
-        for key in _keys(text):
-            known.setdefault(key, set()).add(label)
+    known = _known(id2label)
     found: dict[str, int | None] = {}
     for name in names:
         labels = next((known[key] for key in _folder_keys(name) if key in known), set())
@@ -79,9 +97,9 @@ def match_classes(
 ) -> ClassNames:
     """The class that each name stands for.
 
-    By the teacher's own names of its classes where all are among them (one of several synonyms that commas separate
-    will do, and a WordNet id); else names that are numbers are classes themselves; else, only where there are as many
-    as the teacher has classes, in sorted order.
+    By a data set's own order where it is that of the teacher's names; by the teacher's names of its classes where all
+    are among them (one of several synonyms that commas separate will do, and a WordNet id); else names that are
+    numbers are classes themselves; else, only where there are as many as the teacher has classes, in sorted order.
 
     Args:
         names: Different ones, of folders or of a data set's classes.
@@ -94,6 +112,8 @@ def match_classes(
     """
     if set(map(str.casefold, names)) <= _SPLITS:
         raise ValueError(f"{named(names)} are parts of a data set, not classes; give the path of one of them")
+    if in_order and _in_their_order(names, num_classes, id2label):
+        return ClassNames({name: label for label, name in enumerate(names)}, "in the data set's own order, as id2label")
     matched = _by_name(names, id2label) if id2label else dict.fromkeys(names)
     lost = [name for name, label in matched.items() if label is None]
     if not lost:

@@ -54,12 +54,27 @@ class Source:
 def split_name(name: str) -> tuple[str, str | None, str | None]:
     """Path or Hub id, revision and variant of a name such as ``org/model@main:fp16``.
 
-    A name under which something lies on this machine is a path as a whole.
+    A name under which something lies on this machine is a path, as a whole or up to its ``:VARIANT``.
     """
-    found = _HUB_NAME.fullmatch(name) or _PATH_NAME.fullmatch(name)
-    if found is None or Path(name).expanduser().exists():
+    hub, path = _HUB_NAME.fullmatch(name), _PATH_NAME.fullmatch(name)
+    if path is None or local_path(name).exists():
         return name, None, None
+    found = path if hub is None or local_path(path["base"]).exists() else hub
     return found["base"], found["revision"] or None, found["variant"]
+
+
+def local_path(name: str | Path) -> Path:
+    """The absolute path that a name stands for, links kept.
+
+    Raises:
+        ValueError: It begins with ``~`` and the name of a user whom this machine does not know.
+    """
+    try:
+        return Path(os.path.abspath(Path(name).expanduser()))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{str(name)!r} names the home of a user whom this machine does not know; write it out"
+        ) from error
 
 
 def find(name: str | Path, parts: Iterable[str] | None = None, remedy: str = ELSEWHERE) -> Source:
@@ -77,17 +92,18 @@ def find(name: str | Path, parts: Iterable[str] | None = None, remedy: str = ELS
     name = str(name)
     if name in ZOO:
         return Source(name, ZOO[name])
-    if name.startswith("zoo/") and not Path(name).exists():
+    if name.startswith("zoo/") and not local_path(name).exists():
         raise ValueError(f"expected a teacher of the zoo, {', '.join(ZOO)}, got {name}")
     base, revision, variant = split_name(name)
-    path = Path(os.path.abspath(Path(base).expanduser()))
+    path = local_path(base)
     if path.exists():
         if revision:
             raise ValueError(f"{path} is a folder of this machine, which has no revision {revision!r}; leave it out")
         return Source(f"{path}:{variant}" if variant else str(path), path, variant)
     if Path(base).is_absolute() or base.startswith((".", "~")) or base.count("/") != 1:
         raise ValueError(
-            f"expected a diffusers folder or the id of a model on the Hub, found nothing at {path}; {ELSEWHERE}"
+            "expected a diffusers folder or the id of a model on the Hub, such as facebook/DiT-XL-2-256, found nothing "
+            f"at {path}; {remedy}"
         )
     try:
         return Source(name, Path(_download(base, revision, variant, parts)), variant)
@@ -211,15 +227,17 @@ def load_scheduler(source: Source) -> Any:
     path = source.folder / "scheduler" / "scheduler_config.json"
     config = _read(path)
     if not isinstance(config, dict) or "_class_name" not in config:
-        raise ValueError(f"{source.name}: expected subfolders transformer and scheduler of a diffusers pipeline")
+        raise ValueError(
+            f"{source.name}: expected subfolders transformer and scheduler of a diffusers pipeline, found no {path}"
+        )
     scheduler_class = getattr(diffusers, str(config["_class_name"]), None)
     if scheduler_class is None:
         raise ValueError(f"{source.name}: unknown scheduler {config['_class_name']!r}; diffusers has none such")
-    scheduler = scheduler_class.from_config(config)
     try:
+        scheduler = scheduler_class.from_config(config)
         check_scheduler(scheduler)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # diffusers' are of many kinds, of options that do not go together or need a package
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     if "clip_sample" in inspect.signature(scheduler_class.__init__).parameters and scheduler.config.get("clip_sample"):
         logger.warning(
             "%s: clip_sample is not followed, the teacher's ODE is solved without clipping; set it to false", path
@@ -287,7 +305,7 @@ class Companions(Mapping[str, Any]):
 
         Args:
             name: Of the part.
-            dtype: Of its weights; its library's choice if not given (diffusers: float32, transformers: as stored).
+            dtype: Of its weights; if not given, float32 for a part of diffusers, and as stored for one of transformers.
 
         Raises:
             ValueError: It is no part of diffusers or transformers, they have no such class, or its weights are of
@@ -297,8 +315,10 @@ class Companions(Mapping[str, Any]):
         options: dict[str, Any] = {}
         if issubclass(part_class, nn.Module):
             options = self._weights(name)
-            if dtype is not None:
-                options["torch_dtype" if self.index[name][0] == "diffusers" else "dtype"] = dtype
+            if self.index[name][0] == "diffusers":
+                options["torch_dtype"] = dtype or torch.float32
+            elif dtype is not None:
+                options["dtype"] = dtype
         part = part_class.from_pretrained(self.source, subfolder=name, **options)
         return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
@@ -348,6 +368,14 @@ class Companions(Mapping[str, Any]):
         if has_weights and self.index[name][0] == "transformers" and path.is_file():
             config = {key: value for key, value in _read(path).items() if key != "torch_dtype"}
             path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
+
+    @property
+    def has_uniform_sigmas(self) -> bool:
+        """Whether the folder's own pipeline spaces its flow-matching sigmas uniformly, whatever its family's does.
+
+        Then its ``model_index.json`` says ``"_sigmas": "uniform"``, which diffusers skips as it does all private keys.
+        """
+        return self.index.get("_sigmas") == "uniform"
 
     @property
     def pixels_per_latent(self) -> int:

@@ -33,8 +33,8 @@ def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: s
 def step_weights(knots: Knots, target: str) -> Tensor:
     """Loss weight of each step, (s,): 1; for ``anchored`` alpha² of the next knot, as it enters the input."""
     if target != "anchored":
-        return torch.ones(knots.num_steps)
-    return torch.tensor([a**2 for a in knots.alpha[1:]])
+        return torch.ones(knots.num_steps, dtype=torch.float32, device="cpu")
+    return torch.tensor([a**2 for a in knots.alpha[1:]], dtype=torch.float32, device="cpu")
 
 
 def regression_loss(estimates: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

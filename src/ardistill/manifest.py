@@ -127,19 +127,21 @@ class Manifest:
         count = len(self.sample_shapes)
         if count == 1:
             return 0
-        order = torch.randperm(count, generator=seeded_generator(f"{self.seed}/{shard // count}/shapes"))
+        order = torch.randperm(count, device="cpu", generator=seeded_generator(f"{self.seed}/{shard // count}/shapes"))
         return int(order[shard % count])
 
     def labels(self, shard: int) -> Tensor:
         """Class or number of the prompt of a shard's trajectories, (rows,)."""
-        return (torch.arange(self.num_rows(shard)) + shard * self.shard_size) % self.num_conditions
+        return (torch.arange(self.num_rows(shard), device="cpu") + shard * self.shard_size) % self.num_conditions
 
     def guidance(self, shard: int) -> Tensor:
         """Guidance scale of a shard's trajectories, (rows,)."""
         (low, high), rows = self.guidance_range, self.num_rows(shard)
         if low == high:
-            return torch.full((rows,), float(low))
-        return low + (high - low) * torch.rand(rows, generator=seeded_generator(f"{self.seed}/{shard}/guidance"))
+            return torch.full((rows,), float(low), dtype=torch.float32, device="cpu")
+        return low + (high - low) * torch.rand(
+            rows, generator=seeded_generator(f"{self.seed}/{shard}/guidance"), dtype=torch.float32, device="cpu"
+        )
 
     def layout(self, shard: int) -> Layout:
         """What a shard's file must be."""

@@ -101,6 +101,10 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+class ArgumentError(ValueError, TypeError):
+    """A call has an argument that the pipeline does not take: a TypeError, as of the stock pipeline."""
+
+
 class _Pixels:
     """Stands in for the VAE of a teacher that draws pixels."""
 
@@ -167,9 +171,8 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
     try:
         inspect.signature(base.__call__).bind_partial(None, **options)
     except TypeError as error:
-        raise ValueError(
-            f"{base.__name__}: {error}; leave it out, or see the arguments in help({base.__name__})"
-        ) from (error)
+        text = f"{base.__name__}: {error}; leave it out, or see the arguments in help({base.__name__})"
+        raise ArgumentError(text) from error
     if options.pop("num_inference_steps", student.knots.num_steps) != student.knots.num_steps:
         raise ValueError(f"the student draws in {student.knots.num_steps} steps; leave num_inference_steps out")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ardistill.errors import cache_variable
 from ardistill.images import named
+
+_LOG = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "text", "caption")
 """Columns that a prompt may stand in, in upper or lower case."""
@@ -106,7 +109,7 @@ def _jsonl(path: Path) -> list[Any]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number}: expected one JSON object or string a line ({error}); save a list of them "
                     "as .json"
@@ -115,9 +118,10 @@ def _jsonl(path: Path) -> list[Any]:
 
 
 def _json(path: Path) -> list[Any]:
+    text = read_text(path)
     try:
-        found = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); save one object a line as .jsonl") from error
     if not isinstance(found, list):
         what = f"an object with the keys {named(list(found))}" if isinstance(found, dict) else type(found).__name__
@@ -138,6 +142,8 @@ def _delimited(path: Path, delimiter: str) -> Rows:
     if not filled:
         return []
     header = [cell.strip() for cell in filled[0][1]]
+    if twice := sorted({cell for cell in header if header.count(cell) > 1}):
+        raise ValueError(f"{path}: expected columns of different names, found {named(twice)} twice; rename one")
     for number, line in filled[1:]:
         if len(line) != len(header):
             raise ValueError(
@@ -153,12 +159,15 @@ def _parquet(path: Path) -> Rows:
 
     try:
         file = pq.ParquetFile(path)
-        plain = [
-            field.name
+        others = {
+            field.name: field.type
             for field in file.schema_arrow
-            if not pa.types.is_nested(field.type) and not pa.types.is_binary(field.type)
-        ]
-        return file.read(columns=plain).to_pylist()
+            if pa.types.is_nested(field.type) or pa.types.is_binary(field.type)
+        }
+        if others:
+            told = [f"{name} ({kind})" for name, kind in others.items()]
+            _LOG.warning("%s: columns that hold neither text nor numbers are left out: %s", path, named(told))
+        return file.read(columns=[name for name in file.schema_arrow.names if name not in others]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}); write or download it again") from error
 
@@ -206,7 +215,7 @@ def choose_column(source: str, there: Sequence[str], wanted: Sequence[str], colu
         return column
     found = [name for name in there if name.strip().casefold() in wanted]
     if len(found) != 1:
-        what = f"found {named(list(there), 20)}" if not found else f"found {' and '.join(found)}"
+        what = f"found {named(list(there), 20) or 'none'}" if not found else f"found {' and '.join(found)}"
         raise ValueError(
             f"{source}: expected a column {' or '.join(wanted)}, one alone, {what}; name the right one, as in "
             f"{Path(source).name}:{(found or list(there) or ['prompt'])[0]}"
@@ -236,4 +245,35 @@ def checked_texts(source: str, found: Sequence[Any]) -> list[str]:
             raise ValueError(f"{source}, prompt {number}: expected text, got {text!r}; mend the row or take it out")
         if not text.strip():
             raise ValueError(f"{source}, prompt {number}: expected text, got an empty one; mend the row or take it out")
+    check_characters(source, found)
     return list(found)
+
+
+def check_characters(source: str, texts: Sequence[str]) -> None:
+    """Refuse text that is no text: halves of characters, which JSON lets pass where an emoji was cut.
+
+    Raises:
+        ValueError: One holds such a half.
+    """
+    for number, text in enumerate(texts, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(
+                f"{source}, prompt {number}: expected whole characters, got half of one in {ascii(text)[:80]}; take it "
+                "out of the prompt"
+            )
+
+
+def distinct_prompts(prompts: Sequence[str]) -> list[str]:
+    """Each prompt once, in the order of their first.
+
+    Raises:
+        ValueError: They are one text instead of several, or one is no text, or not of whole characters.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"expected a list of prompts, got the text {prompts[:60]!r}; give [{prompts[:60]!r}]")
+    distinct = list(dict.fromkeys(prompts))
+    for number, text in enumerate(distinct, start=1):
+        if not isinstance(text, str):
+            raise ValueError(f"prompt {number}: expected text, got {text!r}; give prompts alone")
+    check_characters("prompts", distinct)
+    return distinct

@@ -68,16 +68,18 @@ def encode_images(
         ValueError: The source cannot be read, lacks what the teacher is conditioned on, or has labels that it lacks;
             or latents are not finite.
     """
-    check_target(path)
     for name, value in (("limit", 1 if limit is None else limit), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"expected a {name} of 1 image or more, got {value}; leave it out for all images")
+    check_target(path, [".safetensors"])
     found = (_of_folder(Path(source), teacher) if Path(source).is_dir() else _of_data_set(source, teacher)).first(limit)
     check_headers([image for image in found.images if isinstance(image, Path)])
     if teacher.takes_text:
         teacher.say_cut_prompts(list(found.values))
     condition = (
-        teacher.encode(list(found.values)) if teacher.takes_text else {"class_labels": torch.tensor(found.values)}
+        teacher.encode(list(found.values))
+        if teacher.takes_text
+        else {"class_labels": torch.tensor(found.values, device="cpu")}
     )
     teacher.check_condition(condition)
     _check_finite(condition, source, "embeddings of captions")

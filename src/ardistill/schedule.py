@@ -136,6 +136,7 @@ _SOLVER_OPTIONS: dict[str, tuple[Any, ...]] = {
     "stochastic_sampling": (False,),
     "thresholding": (False,),
     "timestep_type": ("discrete",),
+    "interpolation_type": ("linear",),
     "algorithm_type": ("dpmsolver++", "dpmsolver", "deis", "data_prediction", "noise_prediction"),
 }
 """Options of diffusers' schedulers that change the path from noise to image -> the values that leave it alone."""
@@ -145,6 +146,10 @@ _NO_TEACHERS = {
     "Inverse": "it runs from image to noise",
 }
 """Part of a scheduler's class name -> why its model's probability-flow ODE is no teacher's."""
+
+
+def _is_flow(scheduler: Any) -> bool:
+    return "FlowMatch" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def check_scheduler(scheduler: Any) -> None:
@@ -167,6 +172,12 @@ def check_scheduler(scheduler: Any) -> None:
                 f"{name} is no teacher's scheduler: {reason}; set another _class_name in "
                 "scheduler/scheduler_config.json, such as DDIMScheduler, or name the model that it was made from"
             )
+    is_known = _is_flow(scheduler) or (hasattr(scheduler, "alphas_cumprod") and "prediction_type" in config)
+    if not is_known or "num_train_timesteps" not in config:
+        raise ValueError(
+            f"unknown scheduler {name}; expected one with alphas_cumprod (DDIM, DDPM, DPMSolverMultistep, ...) or "
+            "FlowMatchEulerDiscreteScheduler"
+        )
     known = inspect.signature(type(scheduler).__init__).parameters
     for option, values in _SOLVER_OPTIONS.items():
         value = config.get(option, values[0])
@@ -259,19 +270,14 @@ def knots_from_scheduler(
             than training times are asked for.
     """
     config = scheduler.config
+    check_scheduler(scheduler)
     if not 1 <= num_steps <= config.num_train_timesteps:
         raise ValueError(f"expected 1 to {config.num_train_timesteps} solver steps, got {num_steps}")
-    check_scheduler(scheduler)
-    if "FlowMatch" in type(scheduler).__name__ or config.get("use_flow_sigmas"):
+    if _is_flow(scheduler):
         uniform = grid(scheduler, num_steps)
         sigma = _shifted(uniform, config, mu)
         timesteps = [s * config.num_train_timesteps for s in (sigma if shift_times else uniform)]
         return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"unknown scheduler {type(scheduler).__name__}; expected one with alphas_cumprod (DDIM, DDPM, "
-            "DPMSolverMultistep, ...) or FlowMatchEulerDiscreteScheduler"
-        )
     if config.prediction_type not in PREDICTION_TYPES[:3]:
         raise ValueError(f"unknown prediction type {config.prediction_type!r}; known: {PREDICTION_TYPES[:3]}")
     times = [round(config.num_train_timesteps * (1 - i / num_steps)) - 1 for i in range(num_steps)]

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,15 +209,22 @@ def write_whole(path: Path, data: bytes) -> None:
         _write(temporary, data)
 
 
-def check_target(path: str | Path) -> None:
+def check_target(path: str | Path, endings: Sequence[str] = ()) -> None:
     """See that a file can be written, before the work whose result it is to hold.
 
+    Args:
+        path: Of the file.
+        endings: What its name may end in, each with its dot; anything if not given.
+
     Raises:
-        ValueError: Its folder is missing or may not be written, or it is a folder or a device itself.
+        ValueError: Its folder is missing or may not be written, it is a folder or a device itself, or its name ends
+            otherwise.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"expected a file to write, {path} is a folder or a device; name a file")
+    if endings and path.suffix not in endings:
+        raise ValueError(f"expected a name that ends in {' or '.join(endings)}, got {path}; name another file")
     if not path.parent.is_dir():
         raise ValueError(f"expected a folder {path.parent} for {path.name}, found none; make it, or name another path")
     if not os.access(path.parent, os.W_OK):
@@ -228,8 +235,10 @@ def check_folder(folder: str | Path) -> None:
     """See that a folder can be made or written to, before the work whose results it is to hold.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: It cannot, or it is a URL, which as a path would be a folder named after its scheme.
     """
+    if "://" in str(folder):
+        raise ValueError(f"expected a local folder, got the URL {folder}; name a folder, and copy it there afterwards")
     found = Path(folder).resolve()
     while not found.exists():
         found = found.parent

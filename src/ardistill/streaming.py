@@ -78,7 +78,9 @@ class ShardSampler(Sampler[list[int]]):
             yield from self._epoch(epoch, stream)
 
     def _epoch(self, epoch: int, stream: int) -> Iterator[list[int]]:
-        order = torch.randperm(self.manifest.num_shards, generator=seeded_generator(f"{self.seed}/{epoch}/order"))
+        order = torch.randperm(
+            self.manifest.num_shards, device="cpu", generator=seeded_generator(f"{self.seed}/{epoch}/order")
+        )
         mine = order[stream :: self.num_streams].tolist()
         generator = seeded_generator(f"{self.seed}/{epoch}/{stream}/rows")
         for at in range(0, len(mine), self.window):
@@ -89,13 +91,13 @@ class ShardSampler(Sampler[list[int]]):
         for shape in sorted({manifest.shape_of(shard) for shard in shards}):
             rows = torch.cat(
                 [
-                    shard * manifest.shard_size + torch.arange(manifest.num_rows(shard))
+                    shard * manifest.shard_size + torch.arange(manifest.num_rows(shard), device="cpu")
                     for shard in shards
                     if manifest.shape_of(shard) == shape
                 ]
             )
-            rows = rows[torch.randperm(len(rows), generator=generator)]
+            rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")]
             whole = len(rows) // self.batch_size * self.batch_size
             batches += rows[:whole].view(-1, self.batch_size).tolist()
-        order = torch.randperm(len(batches), generator=generator)  # of the shapes, too
+        order = torch.randperm(len(batches), generator=generator, device="cpu")  # of the shapes, too
         return [batches[i] for i in order.tolist()]

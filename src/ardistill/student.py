@@ -136,8 +136,10 @@ class StudentConfig:
         """
         if scale is None or (isinstance(scale, Tensor) and not self.fingerprint):  # nothing is known of its training
             return
-        (low, high), given = self.guidance_range, torch.as_tensor(scale, dtype=torch.float32)
-        if not bool(((given >= low - 1e-4) & (given <= high + 1e-4)).all()):
+        (low, high), given = self.guidance_range, torch.as_tensor(scale)
+        slack = max(1e-4, high * torch.finfo(given.dtype).eps) if given.is_floating_point() else 0.0  # of rounding
+        given = given.float()
+        if not bool(((given >= low - slack) & (given <= high + slack)).all()):
             known = f"{low:g} to {high:g}" if self.is_told_guidance else f"{low:g} alone"
             wrong = f"{float(given.min()):g}" + (f" to {float(given.max()):g}" if given.numel() > 1 else "")
             raise ValueError(
@@ -157,7 +159,7 @@ class StudentConfig:
         """
         if self.output == "direct":
             return prediction.float()
-        a, b = torch.tensor([self.coefficients[s] for s in steps], device=inputs.device).float().unbind(1)
+        a, b = torch.tensor([self.coefficients[s] for s in steps], dtype=torch.float32, device=inputs.device).unbind(1)
         shape = (-1,) + (1,) * (inputs.ndim - 2)
         return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
 
@@ -203,7 +205,7 @@ def _numbers_of(linear: Any, options: dict[str, Any]) -> tuple[Tensor, Tensor | 
     with torch.no_grad():
         bias = linear(torch.zeros(1, linear.in_features, **options))[0]
         made = linear(torch.eye(linear.in_features, **options)) - bias
-    return made.T, None if linear.bias is None else bias
+    return made.T.contiguous(), None if linear.bias is None else bias
 
 
 class StepLinear(nn.Linear):
@@ -321,7 +323,7 @@ class Attachment:
             transformer, {self.names[0]: first} | arguments
         )
         if isinstance(layout.guidance, float):
-            layout.guidance = torch.full((len(first),), layout.guidance, device=first[0].device)
+            layout.guidance = torch.full((len(first),), layout.guidance, dtype=torch.float32, device=first[0].device)
 
 
 class Student(nn.Module):
@@ -432,7 +434,7 @@ class Student(nn.Module):
         if sequential or on_policy:
             return self._step_by_step(inputs, condition, sequential, detach_history, on_policy, through_steps)
         batch, steps = inputs.shape[:2]
-        times = torch.tensor(self.config.knots.timesteps, device=inputs.device).repeat(batch)
+        times = torch.tensor(self.config.knots.timesteps, dtype=torch.float32, device=inputs.device).repeat(batch)
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
         prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps))
         return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
@@ -479,7 +481,7 @@ class Student(nn.Module):
         Returns:
             The step's estimate of its target, (b, c, h, w).
         """
-        times = torch.full((len(inputs),), self.config.knots.timesteps[step], device=inputs.device)
+        times = torch.full((len(inputs),), self.config.knots.timesteps[step], dtype=torch.float32, device=inputs.device)
         prediction = self._predict(inputs, times, condition, Layout(step=step, cache=cache))
         return self._estimate(prediction[:, None], inputs[:, None], [step])[:, 0]
 
@@ -643,7 +645,12 @@ class Student(nn.Module):
 
 
 def _make_transformer(described: Any, path: Path) -> nn.Module:
-    """Of a configuration that was found in ``path``; its weights are random."""
+    """Of a configuration that was found in ``path``; its weights are random, in float32 whatever torch's default."""
     if not isinstance(described, dict) or "_class_name" not in described:
         raise ValueError(f"{path}: expected a diffusers model's configuration; write it again, from its run")
-    return transformer_class(described).from_config(described)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return transformer_class(described).from_config(described)
+    finally:
+        torch.set_default_dtype(default)

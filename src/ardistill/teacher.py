@@ -22,7 +22,7 @@ from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
 from ardistill.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
 from ardistill.progress import bar as progress_bar
-from ardistill.schedule import Knots, knots_from_scheduler
+from ardistill.schedule import Knots, knots_from_scheduler, uniform_grid
 
 _LOG = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class Teacher:
         return weight_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
-        """The solver's grid of ``num_steps`` steps: trailing, or as the family's pipeline spaces flow-matching sigmas.
+        """The solver's grid of ``num_steps`` steps: trailing, or as the teacher's pipeline spaces flow-matching sigmas.
 
         Raises:
             ValueError: The scheduler's options are not honoured or do not fit, or it is of an unknown kind.
@@ -278,7 +278,8 @@ class Teacher:
         config, mu = self.scheduler.config, None
         if config.get("use_dynamic_shifting"):
             mu = self.family.mu(config, self.sample_shape, num_steps)
-        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times, self.family.grid)
+        grid = uniform_grid if getattr(self.companions, "has_uniform_sigmas", False) else self.family.grid
+        return knots_from_scheduler(self.scheduler, num_steps, mu, self.family.shift_times, grid)
 
     @torch.no_grad()
     def encode(
@@ -289,6 +290,7 @@ class Teacher:
         device: torch.device | str | None = None,
         longest: str | None = None,
         dtype: torch.dtype | None = torch.float32,
+        first: int | None = None,
     ) -> Condition:
         """Condition of prompts, one row each, by the text encoders of its pipeline, on the CPU.
 
@@ -301,6 +303,8 @@ class Teacher:
             longest: Where the pipeline pads to the longest prompt, the longest of all that these belong to, from
                 ``longest_prompt``; the longest of these if not given.
             dtype: What embeddings are given in; None: what the text encoders were saved in.
+            first: Number of the first prompt, where these are some of many distinct ones: each then has its fixed place
+                in a full batch, so that its embedding is the same to the last bit, whichever are encoded with it.
 
         Raises:
             ValueError: The teacher takes no text, or its folder has no text encoder, or there is no prompt.
@@ -312,7 +316,11 @@ class Teacher:
         distinct = list(dict.fromkeys(prompts))
         longest = longest or self.longest_prompt(distinct)
         beside = [] if longest is None else [longest]
-        parts = [distinct[i : i + batch_size] for i in range(0, len(distinct), batch_size)]
+        before = 0 if first is None else first % batch_size
+        filled = [distinct[0]] * before + distinct
+        if first is not None:
+            filled += [distinct[-1]] * (-len(filled) % batch_size)
+        parts = [filled[i : i + batch_size] for i in range(0, len(filled), batch_size)]
         encode = (negative and self.family.encode_negative) or self.family.encode
         with self.text_encoders(device):
             encoded = [(len(part), encode(self._text_pipeline, part + beside)) for part in parts]
@@ -321,8 +329,8 @@ class Teacher:
                 for count, found in encoded
             ]
         table = join_conditions(kept)
-        number = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = torch.tensor([number[prompt] for prompt in prompts])
+        number = {prompt: before + i for i, prompt in enumerate(distinct)}
+        rows = torch.tensor([number[prompt] for prompt in prompts], device="cpu")
         return {name: value[rows] for name, value in table.items()}
 
     def _stored_dtype(self, x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -409,7 +417,13 @@ class Teacher:
 
     def noise(self, seed: int, shard: int, count: int, sample_shape: tuple[int, ...] | None = None) -> Tensor:
         """Initial noise of a shard, (count, c, h, w): a pure function of (seed, shard), drawn on the CPU."""
-        return torch.randn(count, *(sample_shape or self.sample_shape), generator=seeded_generator(f"{seed}/{shard}"))
+        return torch.randn(
+            count,
+            *(sample_shape or self.sample_shape),
+            generator=seeded_generator(f"{seed}/{shard}"),
+            dtype=torch.float32,
+            device="cpu",
+        )
 
     def encode_negative(self, device: torch.device | str | None = None) -> Condition:
         """Condition of the negative prompt, one row; encoded once."""
@@ -439,7 +453,7 @@ class Teacher:
         condition, guidance = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
 
         def call(latents: Tensor, given: Condition) -> Tensor:
-            times = torch.full((len(latents),), timestep, device=latents.device)
+            times = torch.full((len(latents),), timestep, dtype=torch.float32, device=latents.device)
             return self.family.call(self.transformer, latents, times, given)[:, :channels].float()
 
         if self.embeds_guidance or bool((guidance == 1).all()):
@@ -525,7 +539,7 @@ def _unscale(vae: Any, latents: Tensor) -> Tensor:
         if latents.ndim == 4:
             latents = latents.unsqueeze(2)
         mean, std = (
-            torch.tensor(x, device=latents.device).view(1, -1, 1, 1, 1)
+            torch.tensor(x, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
             for x in (config.latents_mean, config.latents_std)
         )
         return latents * std + mean
@@ -541,7 +555,7 @@ def _scale(vae: Any, latents: Tensor) -> Tensor:
     config = vae.config
     if config.get("latents_mean") is not None and config.get("scaling_factor") is None:
         mean, std = (
-            torch.tensor(x, device=latents.device).view(1, -1, 1, 1, 1)
+            torch.tensor(x, dtype=torch.float32, device=latents.device).view(1, -1, 1, 1, 1)
             for x in (config.latents_mean, config.latents_std)
         )
         return (latents - mean) / std

@@ -35,7 +35,7 @@ from ardistill.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.progress import bar as progress_bar
 from ardistill.sampling import sample
 from ardistill.sharding import shard
-from ardistill.store import read_json, sealed_json, write_whole
+from ardistill.store import check_folder, read_json, sealed_json, write_whole
 from ardistill.student import StepLinear, Student, StudentConfig
 from ardistill.trajectories import TrajectoryDataset
 from ardistill.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
@@ -84,6 +84,7 @@ def distill(
             checkpoint or is being trained in, or the launch does not go with the configuration.
         TrainingDivergedError: Loss or gradients are no numbers any more; a ``ValueError``, too.
     """
+    check_run_folder(folder)
     folder = Path(folder)
     _check_data(student, data)
     _check_names(config)
@@ -188,7 +189,7 @@ def _train(
         if "watchdog" in saved:
             watchdog.load_state_dict(saved["watchdog"])
     if first_process:
-        _forget_after(folder / "metrics.jsonl", first)
+        _forget_after(folder / "metrics.jsonl", first, config.max_steps)
     # Not as accelerate would distribute it (DDP) if it is distributed already.
     model = accelerator.prepare_model(student, evaluation_mode=config.shard)
     stepper = accelerator.prepare_optimizer(optimizer)
@@ -204,7 +205,7 @@ def _train(
             torch.manual_seed(config.seed * 1_000_003 + drawn)  # of whatever a model may drop out
             batch = send_to_device(data.batch(data.draw(config.batch_size, generator)), device)
             share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
-            on_policy = float(torch.rand((), generator=generator)) < share[config.inputs]
+            on_policy = float(torch.rand((), generator=generator, device="cpu")) < share[config.inputs]
             if config.shard and config.inputs == "mixed":
                 # Weights are gathered anew for each step: one process that takes another way would wait for ever.
                 kind = [on_policy]
@@ -239,7 +240,7 @@ def _train(
             ema.step(parameters)
         done = step + 1
         bar.update()
-        if done % 10 == 0 or done == config.max_steps:
+        if _is_logged(done, config.max_steps):
             value, *each = accelerator.reduce(seen, "mean").tolist()
             bar.set_postfix(loss=f"{value:.5f}")
             line = {"step": done, "loss": value, "step_errors": each} | more
@@ -342,6 +343,12 @@ def _check_launch(accelerator: Accelerator, config: TrainingConfig) -> None:
 
 def _check_data(student: Student, data: TrajectoryDataset) -> None:
     ours, theirs = student.config, data.manifest
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"expected weights in float32, in which small updates are not lost, got {name} in {parameter.dtype}; "
+                "train student.float(), with mixed_precision bf16 for the speed of 16 bits"
+            )
     if not ours.knots.same_states(data.knots):
         raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
     if ours.fingerprint and ours.fingerprint != theirs.fingerprint:
@@ -389,6 +396,18 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_run_folder(folder: str | Path) -> None:
+    """See that a folder can hold a run, before anything is written there.
+
+    Raises:
+        ValueError: It cannot be written, or holds what is no run.
+    """
+    check_folder(folder)
+    there = {x.name for x in Path(folder).iterdir()} if Path(folder).is_dir() else set()
+    if "config.json" not in there and any(name != _LOCK and not name.endswith(".tmp") for name in there):
+        raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
+
+
 def _claim_folder(folder: Path, facts: dict[str, Any], device: torch.device) -> None:
     """Write ``config.json`` and ``environment.json``, or see that the folder is this very run's."""
     facts = json.loads(json.dumps(facts))
@@ -422,8 +441,7 @@ def _claim_folder(folder: Path, facts: dict[str, Any], device: torch.device) -> 
             write_whole(path, sealed_json(changed))
         _write_environment(folder, device)
         return
-    if any(x.name != _LOCK and not x.name.endswith(".tmp") for x in folder.iterdir()):
-        raise ValueError(f"expected {folder} to be empty or to hold this run; choose a new folder")
+    check_run_folder(folder)  # once more: another process may have used it meanwhile
     write_whole(path, sealed_json(facts))
     _write_environment(folder, device)
 
@@ -450,11 +468,19 @@ def _write_environment(folder: Path, device: torch.device) -> None:
         write_whole(folder / "environment.json", json.dumps(environment(device), indent=1).encode())
 
 
-def _forget_after(log: Path, step: int) -> None:
-    """Drop what was logged after the checkpoint, which is run again, and lines that cannot be read: a kill cut them."""
+def _is_logged(step: float, max_steps: int) -> bool:
+    """Whether a line of the log is written after a step: each tenth, and the last one."""
+    return step % 10 == 0 or step == max_steps
+
+
+def _forget_after(log: Path, step: int, max_steps: int) -> None:
+    """Drop what was logged after the checkpoint, which is run again, lines that cannot be read, which a kill cut, and
+    the last one of a run that has more steps now.
+    """
     if log.exists():
-        lines = [line for line in log.read_bytes().splitlines(True) if _logged_at(line) <= step]
-        write_whole(log, b"".join(lines))
+        lines = [(_logged_at(line), line) for line in log.read_bytes().splitlines(True)]
+        kept = [line for at, line in lines if at <= step and _is_logged(at, max_steps)]
+        write_whole(log, b"".join(kept))
 
 
 def _logged_at(line: bytes) -> float:

@@ -29,6 +29,7 @@ from ardistill.devices import Device, resolve_device
 from ardistill.families import Condition
 from ardistill.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.progress import bar as progress_bar
+from ardistill.prompts import distinct_prompts
 from ardistill.schedule import Knots, nested_indices
 from ardistill.shards import DTYPES, Shard, decode_shard, encode_shard, find_columns, make_shard, view_shard
 from ardistill.store import Store
@@ -86,11 +87,11 @@ def record(
         ValueError: The folder holds other trajectories or cannot be written, more student steps than solver steps are
             asked for, there are fewer shards than shapes, or prompts are missing or of no use.
     """
-    if teacher.takes_text and not prompts:
+    if teacher.takes_text and (prompts is None or not len(prompts)):
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on text: give it prompts")
-    if prompts and not teacher.takes_text:
+    if prompts is not None and len(prompts) and not teacher.takes_text:
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on class labels: leave the prompts out")
-    distinct = list(dict.fromkeys(prompts or ()))
+    distinct = distinct_prompts(() if prompts is None else prompts)
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
         if not 1 <= value < 10**12:
             raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
@@ -416,7 +417,7 @@ class TrajectoryDataset(Dataset):
     @property
     def labels(self) -> Tensor:
         """Class, or number of the prompt, of each trajectory."""
-        return torch.arange(len(self)) % self.manifest.num_conditions
+        return torch.arange(len(self), device="cpu") % self.manifest.num_conditions
 
     @property
     def guidance(self) -> Tensor:
@@ -435,13 +436,13 @@ class TrajectoryDataset(Dataset):
     @cached_property
     def _shapes(self) -> Tensor:
         """Which of the sample shapes each shard has."""
-        return torch.tensor([self.manifest.shape_of(shard) for shard in range(self.manifest.num_shards)])
+        return torch.tensor([self.manifest.shape_of(shard) for shard in range(self.manifest.num_shards)], device="cpu")
 
     @cached_property
     def buckets(self) -> list[Tensor]:
         """Trajectories of each sample shape."""
         if len(self.manifest.sample_shapes) == 1:
-            return [torch.arange(len(self))]
+            return [torch.arange(len(self), device="cpu")]
         shapes = self._shapes.repeat_interleave(self.manifest.shard_size)[: len(self)]
         return [torch.nonzero(shapes == i).flatten() for i in range(len(self.manifest.sample_shapes))]
 
@@ -449,7 +450,7 @@ class TrajectoryDataset(Dataset):
         """Of some trajectories, one row each."""
         indices = self._indices(rows)
         numbers, size = indices // self.manifest.shard_size, self.manifest.shard_size
-        guidance = torch.full((len(indices),), self.manifest.guidance_range[0])
+        guidance = torch.full((len(indices),), self.manifest.guidance_range[0], dtype=torch.float32, device="cpu")
         if self.manifest.guidance_range[0] < self.manifest.guidance_range[1]:
             for shard in numbers.unique().tolist():
                 at = numbers == shard
@@ -459,7 +460,7 @@ class TrajectoryDataset(Dataset):
     def _indices(self, rows: slice | Tensor) -> Tensor:
         """Numbers of trajectories. Not by indexing all of them: 8 MB a batch of a million, and a heap full of holes."""
         if isinstance(rows, slice):
-            return torch.arange(*rows.indices(len(self)))
+            return torch.arange(*rows.indices(len(self)), device="cpu")
         numbers = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self):
             raise IndexError(f"expected trajectories in 0..{len(self) - 1}, got {numbers.tolist()[:5]}")
@@ -472,22 +473,22 @@ class TrajectoryDataset(Dataset):
         """
         if self.draws == "shards":
             return self._draw_shards(count, generator)
-        rows = torch.randint(len(self), (count,), generator=generator)
+        rows = torch.randint(len(self), (count,), generator=generator, device="cpu")
         if len(self.manifest.sample_shapes) == 1:
             return rows
         same = self.buckets[int(self._shapes[rows[0] // self.manifest.shard_size])]
-        return same[torch.randint(len(same), (count,), generator=generator)]
+        return same[torch.randint(len(same), (count,), generator=generator, device="cpu")]
 
     def _draw_shards(self, count: int, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(self.manifest.num_shards, generator=generator)
+        order = torch.randperm(self.manifest.num_shards, generator=generator, device="cpu")
         same = order[self._shapes[order] == self._shapes[order[0]]].tolist()
         parts: list[Tensor] = []
         while sum(map(len, parts)) < count:
             shard = same[len(parts) % len(same)]
-            parts.append(shard * self.manifest.shard_size + torch.arange(self.manifest.num_rows(shard)))
+            parts.append(shard * self.manifest.shard_size + torch.arange(self.manifest.num_rows(shard), device="cpu"))
         self._keep = max(self._keep, min(len(parts), len(same)))
         rows = torch.cat(parts)
-        return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]]
 
     def stacked(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor, Condition]:
         """Some of it in memory: states (n, s + 1, c, h, w), denoised (n, s, c, h, w), condition.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -22,6 +23,7 @@ from ardistill.images import ImageReader, find_images, open_images
 from ardistill.labels import match_classes
 from ardistill.prompts import load_prompts
 from ardistill.real_data import _of_data_set, encode_images, load_real, save_real
+from ardistill.schedule import Knots
 
 QUIET = {"solver_steps": 4, "num_steps": (2,), "shard_size": 4, "progress": False}
 ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane", 4: "n01440764 ray_fish"}
@@ -224,6 +226,45 @@ def test_case_15_a_deep_reference_is_not_white(tmp_path):
     assert batch.shape == (3, 1, 16, 16) and batch.min() == -1 and abs(batch.mean()) < 0.01
 
 
+TURNED = {5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "CMYK"])
+def test_turned_tiff_files_have_their_size_and_pixels(tmp_path, mode):
+    """Pillow maps uncompressed ones given by path, and mixes up their pixels; their header's size is turned already."""
+    upright = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10) * 4)
+    for orientation, how in TURNED.items():
+        stored = np.asarray(upright.transpose(Image.Transpose[how]))
+        image = Image.fromarray(stored.astype(np.uint16) * 257 if mode == "I;16" else stored)
+        image.convert(mode).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+        found = ImageReader().read(tmp_path / "a.tif")
+        assert np.array_equal(np.asarray(found.convert("L")), np.asarray(upright)), orientation
+        assert open_images(tmp_path, progress=False).size == found.size == (10, 6)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    picture(tmp_path / "0" / "a.png")
+    picture(tmp_path / "1" / "a.png")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"1 cannot be read \(Permission denied\); allow it, or take it out"):
+        find_images(tmp_path)
+
+
+def test_warnings_of_pillow_are_not_the_users(tmp_path, recwarn):
+    picture(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    broken = b"\xff\xe1\x00\x10Exif\0\0II*\0\xff\xff\xff\xff"  # tags beyond the end
+    (tmp_path / "a.jpg").write_bytes(whole[:2] + broken + whole[2:])
+    assert open_images(tmp_path, progress=False).size == (16, 16) and not list(recwarn)
+
+
 # -- case 16: prompts
 
 
@@ -269,6 +310,16 @@ def test_case_17_a_run_called_student_is_itself(fashion, capsys):
     assert json.loads(capsys.readouterr().out)["evaluated"] is True
 
 
+def test_case_17_a_link_is_followed_to_what_it_was_trained_on(fashion, tmp_path, capsys):
+    (step,) = (fashion / "student" / "checkpoints").glob("step-*")
+    for name, target in (("best", fashion / "student" / "student"), ("at", step)):
+        (tmp_path / name).symlink_to(target)
+        words = ["evaluate", "--student", f"{tmp_path}/{name}", "--out", f"{tmp_path}/out"]
+        with pytest.raises(SystemExit):
+            main([*words, "--trajectories", f"{fashion}/train"])
+        assert "expected held-out trajectories" in capsys.readouterr().err
+
+
 def test_case_17_what_cannot_be_checked_is_said(fashion, tmp_path, capsys):
     shutil.copytree(fashion / "student" / "student", tmp_path / "student")  # its run is not there
     assert _run_of(str(tmp_path / "student")) == (tmp_path / "student", "")
@@ -306,6 +357,18 @@ def test_case_18_guidance_is_what_it_was_distilled_at(tmp_path):
     ):
         with pytest.raises(ValueError, match=r"distilled at guidance 2 alone, got .*7; leave the scale out"):
             draw()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_case_18_the_ends_of_a_range_are_in_it_in_every_dtype(dtype):
+    knots = Knots("flow", (1000.0, 500.0), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))
+    config = StudentConfig(knots, history_layers=0, guidance_range=(1.1, 7.3), fingerprint="x")
+    for scale in (1.1, 7.3):
+        config.check_guidance(torch.tensor([scale], dtype=dtype))
+        config.check_guidance(scale)
+    for scale in (1.0, 7.5):
+        with pytest.raises(ValueError, match=r"distilled at guidance 1\.1 to 7\.3"):
+            config.check_guidance(torch.tensor([scale], dtype=dtype))
 
 
 # -- case 19: files of a reference
@@ -392,6 +455,7 @@ def made(tmp_path_factory, dit):
         "plain.yaml": "a cat", "two.csv": "text,caption\na,b\n", "none.csv": "id,words\n1,a\n",
         "ragged.csv": "prompt,id\na cat, red,1\n", "empty.csv": "prompt\n", "null.jsonl": '{"prompt": null}',
         "object.json": '{"prompts": ["a"]}', "mixed.json": '["a", {"prompt": "b"}]', "blank.tsv": "prompt\tid\n\t1\n",
+        "same.csv": "prompt,prompt\na,b\n", "half.jsonl": r'{"prompt": "a \ud83d"}', "deep.json": "[" * 100_000,
     }.items():  # fmt: skip
         (folder / name).write_text(text)
     (folder / "wide.txt").write_bytes("a cat".encode("utf-16"))
@@ -452,6 +516,9 @@ REFUSALS = {
     "an empty prompt": Refusal(prompts("blank.tsv"), "prompt 1: expected text, got an empty one", "mend the row"),
     "an object": Refusal(prompts("object.json"), "expected a list .* got an object with the keys prompts", "save the"),
     "mixed rows": Refusal(prompts("mixed.json"), "objects alone or strings alone", "write all rows alike"),
+    "two columns of one name": Refusal(prompts("same.csv"), "different names, found prompt twice", "rename one"),
+    "half a character": Refusal(prompts("half.jsonl"), r"prompt 1: .* got half of one in 'a .ud83d'", "take it out"),
+    "JSON without end": Refusal(prompts("deep.json"), "is not JSON", "save one object a line"),
     "UTF-16": Refusal(prompts("wide.txt"), "cannot be read as text", "save it as UTF-8"),
 }
 
@@ -468,6 +535,42 @@ def test_matching_of_names():
     assert match_classes(["1"], 5, {0: "1", 1: "2"}).classes == {"1": 0}  # the teacher's own word for it
     with pytest.raises(ValueError, match="two of 1, 01 are one class"):
         match_classes(["1", "01"], 5, {})
+
+
+def test_the_order_of_a_data_set_that_is_the_teachers_decides():
+    """ImageNet's: two classes are called crane, and the Hub's data set calls one of them crane2."""
+    names = ["tench, Tinca tinca", "goldfish", "crane", "crane2", "ray_fish"]
+    found = match_classes(names, 5, ID2LABEL, in_order=True)
+    assert list(found.classes.values()) == [0, 1, 2, 3, 4] and "own order, as id2label" in found.rule
+    with pytest.raises(ValueError, match="the name of the teacher's classes 2 and 3"):  # of folders it is not known
+        match_classes(names, 5, ID2LABEL)
+    swapped = ["goldfish", "tench", "ant", "bee", "cow"]
+    with pytest.raises(ValueError, match="no class of the teacher is called so"):
+        match_classes(swapped, 5, ID2LABEL, in_order=True)
+
+
+def test_prompts_given_in_python_are_prompts(tmp_path):
+    teacher = Teacher.from_pretrained(save("sd3", tmp_path / "teacher"), guidance_scale=1.0)
+    for given, message in (
+        ("a cat", r"list of prompts, got the text 'a cat'; give \['a cat'\]"),  # else five prompts of one letter
+        (["a cat", 3], "prompt 2: expected text, got 3"),
+        (["a \ud83d"], "whole characters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record(teacher, tmp_path / "data", 2, prompts=given, **QUIET)
+    assert not (tmp_path / "data").exists()
+    record(teacher, tmp_path / "data", 2, prompts=np.array(["a cat", "a dog"]), **QUIET)
+    assert TrajectoryDataset(tmp_path / "data", 2).prompts == ["a cat", "a dog"]
+
+
+def test_columns_that_are_no_text_are_told(tmp_path, caplog):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": [["a"], ["b"]], "n": [1, 2]}), tmp_path / "lists.parquet")
+    with pytest.raises(ValueError, match="expected a column prompt or text or caption, one alone, found n;"):
+        load_prompts(str(tmp_path / "lists.parquet"))
+    assert "neither text nor numbers are left out: prompt (list<" in caplog.text
 
 
 def test_prompts_that_are_too_long_are_counted(tmp_path, caplog):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import warnings
 from pathlib import Path
@@ -32,6 +34,7 @@ from ardistill.evaluation import (
     feature_network,
     validation_grid,
 )
+from ardistill.evaluation.cost import latency_ms
 from ardistill.hub import export
 from ardistill.real_data import save_real
 from ardistill.sampling import sample
@@ -145,6 +148,73 @@ def test_case_01_the_whole_way_of_every_family_on_an_accelerator(name, tmp_path)
     for key, value in found.items():
         assert value.device.type == "cpu"
         assert torch.allclose(value, expected[key], atol=1e-3), f"{key}: {(value - expected[key]).abs().max()}"
+
+
+@pytest.mark.parametrize(
+    ("name", "default"), [("dit", DEVICE), ("dit", torch.float64), ("dit", torch.bfloat16), ("sd3", torch.bfloat16)]
+)
+def test_case_01_what_a_user_set_as_torchs_default_changes_nothing(name, default, tmp_path):
+    """Neither torch.set_default_device nor torch.set_default_dtype: noise, times and guidance have their own."""
+    save(name, tmp_path / "teacher")
+    expected = _way(name, tmp_path / "plain", tmp_path / "teacher")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    is_device = isinstance(default, torch.device)
+    try:
+        with PretendDevice() if is_device else contextlib.nullcontext():
+            (torch.set_default_device if is_device else torch.set_default_dtype)(default)
+            found = _way(name, tmp_path / "set", tmp_path / "teacher")
+            found["drawn"] = found["drawn"].cpu()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for key, value in found.items():
+        assert value.dtype == torch.float32
+        assert torch.allclose(value, expected[key], rtol=1e-4, atol=1e-3), key
+
+
+def test_case_01_the_device_that_is_measured_is_the_one_waited_for(pretend, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.get_device_module(DEVICE), "synchronize", waited.append)
+    latency_ms(lambda: None, repeats=1, device="pretend:0")
+    latency_ms(lambda: None, repeats=1, device="cpu")
+    assert waited == [DEVICE, DEVICE]
+
+
+def _adversary(teacher, folder):
+    real = {"class_labels": torch.arange(4)}
+    save_real(folder / "real.safetensors", torch.randn(4, *teacher.sample_shape), real)
+    return Adversary.of_real(teacher, folder / "real.safetensors", AdversarialConfig())
+
+
+def test_case_01_an_adversary_made_on_one_device_trains_on_another(pretend, teacher, tmp_path):
+    adversary = _adversary(teacher, tmp_path)
+    for device in ("cpu", "pretend"):
+        adversary.to(device)
+        before = adversary.discriminator.time.weight.detach().cpu().clone()
+        fake = torch.randn(2, *teacher.sample_shape).to(device)
+        adversary.update(fake, {"class_labels": torch.arange(2).to(device)}, torch.Generator())
+        assert not torch.equal(before, adversary.discriminator.time.weight.detach().cpu())
+    adversary.load_state_dict(adversary.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_case_02_an_adversary_reads_a_teacher_of_any_dtype(dtype, teacher, tmp_path):
+    teacher.transformer.to(dtype)
+    adversary = _adversary(teacher, tmp_path)
+    found = adversary.update(
+        torch.randn(2, *teacher.sample_shape), {"class_labels": torch.arange(2)}, torch.Generator()
+    )
+    assert all(math.isfinite(x) for x in found.values())
+
+
+def test_case_01_a_student_with_a_head_per_step_trains_on_an_accelerator(pretend, teacher, tmp_path):
+    """Its heads are made of a layer whose weight is no plain tensor, as a quantised one's is none."""
+    teacher.to("pretend")
+    record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1, output="direct"))
+    settings = TrainingConfig(max_steps=1, batch_size=2, tracker=None)
+    assert distill(student, data, tmp_path / "run", settings, progress=False).device == DEVICE
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -276,6 +346,15 @@ REFUSALS = {
         lambda: _half_under_another_autocast(), "torch.float16, autocast asks for", "leave autocast out"
     ),
 }
+
+
+def test_case_02_weights_of_16_bits_are_not_trained(teacher, tmp_path):
+    record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1)).half()
+    with pytest.raises(ValueError, match=r"torch\.float16; train student\.float\(\), with mixed_precision bf16"):
+        distill(student, data, tmp_path / "run", TrainingConfig(max_steps=1, batch_size=2), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def _half_under_another_autocast():

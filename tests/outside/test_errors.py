@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import signal
 import stat
@@ -52,6 +53,9 @@ def made(tmp_path_factory):
             Image.new("L", (28, 28), 25 * label).save(f"images/{label}/one.png")
         Path("prompts.txt").write_text("a cat\n")
         Path("file").touch()
+        Path("text.pt").write_text("hello")
+        Path("tabs.yaml").write_text("record:\n\tseed: 1\n")
+        torch.save(torch.nn.Linear(1, 1), "module.pt")
     return folder
 
 
@@ -200,7 +204,9 @@ INTERRUPTED = {  # command, what tells that it is at it, what it says
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name,number", [*((x, signal.SIGINT) for x in INTERRUPTED), ("distill", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "name,number", [*((x, signal.SIGINT) for x in INTERRUPTED), ("distill", signal.SIGTERM), ("record", signal.SIGHUP)]
+)
 def test_case_22_an_interrupt_is_one_line_that_says_how_to_go_on(world, name, number):
     words, begun, said = INTERRUPTED[name]
     log = world.parent / "log"
@@ -213,7 +219,7 @@ def test_case_22_an_interrupt_is_one_line_that_says_how_to_go_on(world, name, nu
     assert ended(pid) == 128 + number, log.read_text()
     lines = log.read_text().splitlines()
     told = [line for line in lines if "ended by" in line]
-    assert told == lines[-1:] and told[0].startswith(f"ardistill {name}: ended by {number.name}; "), lines
+    assert told == lines[-1:] and re.match(rf"ardistill( {name})?: ended by {number.name}; ", told[0]), lines
     assert said in told[0] and "Traceback" not in log.read_text()
 
 
@@ -295,6 +301,24 @@ def test_case_22_nobody_reads_stdout(world):
     os.close(writing)
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_case_22_closed_streams_are_no_bug(world, closed):
+    command = f"{sys.executable} -m ardistill trajectories"
+    for words, status in (("show --trajectories data --count 1 --device cpu", 0), ("info --trajectories nowhere", 2)):
+        done = subprocess.run(["sh", "-c", f"{command} {words} {closed}"], capture_output=True, text=True)
+        assert done.returncode == status and "bug" not in done.stdout + done.stderr
+    assert Path("trajectories.png").is_file()
+
+
+def test_case_22_text_that_the_terminal_cannot_show_is_escaped(world):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    for out in ("日本.png", os.fsdecode(b"\xff.png")):
+        words = [*["trajectories", "show", "--trajectories", "data", "--count", "1", "--device", "cpu", "--out"], out]
+        command = [sys.executable, "-m", "ardistill", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0 and "1 trajectories in \\" in done.stdout, done.stderr
+
+
 EXPLAINED = {
     "disk": (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device; free space"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), "free space"),
@@ -310,6 +334,7 @@ EXPLAINED = {
     "extra": (ModuleNotFoundError("No module named 'peft'", name="peft"), r"'ardistill\[lora\]'"),
     "package": (ModuleNotFoundError("No module named 's3fs'", name="s3fs"), "pip install s3fs"),
     "reset": (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "check the network"),
+    "colours": (ValueError("do \x1b[1mthis\x1b[0m"), "^do this$"),
     "json": (json.JSONDecodeError("Expecting value", "", 0), "write or download it again"),
 }
 
@@ -430,6 +455,8 @@ def test_case_24_steps_added_to_a_finished_run_are_bit_equal_to_as_many_from_the
     train("whole", 9)
     grown, whole = tensors(tmp_path / "grown"), tensors(tmp_path / "whole")
     assert grown.keys() == whole.keys() and all(torch.equal(x, whole[name]) for name, x in grown.items())
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("grown", "whole")]
+    assert logs[0] == logs[1]
     assert json.loads((tmp_path / "grown" / "config.json").read_text())["training"]["max_steps"] == 9
     before = contents(tmp_path / "grown")
     with pytest.raises(ValueError, match=r"max_steps is 9 there, 8 asked for, and 9 are done: ask for as many or more"):
@@ -608,6 +635,20 @@ PLACES = {
     "record-file": Refusal(f"{RECORD} --out file/data", "file/data cannot be", "Not a directory"),
     "record-long": Refusal(f"{RECORD} --out {'x' * 300}", "File name too long", "goes on|shorter|cannot be"),
     "distill-long": Refusal(f"{DISTILL} --out {'x' * 300}", "File name too long", "name a shorter path"),
+    "encode-name": Refusal(f"{ENCODE} --out prompts.txt", "ends in .safetensors, got prompts.txt", "name another file"),
+    "sample-name": Refusal(f"{SAMPLE} --out prompts.txt", "ends in .png or .* or .npz", "name another file"),
+    "show-name": Refusal(f"{SHOW} --out run/config.json", "ends in .png or", "name another file"),
+    "empty-out": Refusal([*DISTILL.split(), "--out", ""], "value for --out, got an empty one", "name one"),
+    "empty-teacher": Refusal([*SAMPLE.split(), "--teacher", ""], "value for --teacher", "leave the option out"),
+    "empty-list": Refusal(["compare", "--students", '[""]'], "value for --students", "name one"),
+    "torch-text": Refusal(f"{RECORD} --teacher text.pt", r"text.pt cannot be read.*Error", "download it again"),
+    "torch-module": Refusal(f"{RECORD} --teacher module.pt", r"module.pt cannot be read.*Error", "tensors alone"),
+    "distill-url": Refusal(f"{DISTILL} --out s3://bucket/x", "local folder, got the URL s3://", "name a folder"),
+    "export-url": Refusal("export --student run --out s3://bucket/x", "local folder, got the URL", "name a folder"),
+    "distill-foreign": Refusal(f"{DISTILL} --out images", "images to be empty or to hold this run", "new folder"),
+    "distill-file": Refusal(f"{DISTILL} --out prompts.txt", "prompts.txt cannot be written", "name another folder"),
+    "distill-rank": Refusal(f"{NEW} --lora_rank 9223372036854775807", "too large", "take a smaller one"),
+    "tabs": Refusal("--config tabs.yaml record", "tabs.yaml cannot be read as a recipe", "recipe"),
     "export-file": Refusal("export --student run --out file/x", "file/x cannot be written", "name another folder"),
     "evaluate-file": Refusal(
         "evaluate --student run --trajectories held_out --device cpu --out file",

@@ -176,12 +176,16 @@ def test_case_06_a_teacher_recorded_under_a_relative_path_is_found_from_elsewher
     run("sample", "--student", "run", "--count", 2, "--teacher", "../moved/teacher")
 
 
-def test_case_06_names_have_a_revision_and_a_variant(tmp_path):
+def test_case_06_names_have_a_revision_and_a_variant(tmp_path, monkeypatch):
     assert split_name("org/model@refs/pr/1:fp16") == ("org/model", "refs/pr/1", "fp16")
     assert split_name("org/model") == ("org/model", None, None)
     assert split_name("some/long/path:bf16") == ("some/long/path", None, "bf16")
     (tmp_path / "odd:name@x").mkdir()
     assert split_name(str(tmp_path / "odd:name@x")) == (str(tmp_path / "odd:name@x"), None, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "model@v1").mkdir(parents=True)  # written as a Hub id with a revision, but it is here
+    assert split_name("runs/model@v1:fp16") == ("runs/model@v1", None, "fp16")
+    assert find("runs/model@v1:fp16").name == str(tmp_path / "runs" / "model@v1") + ":fp16"
     assert find("zoo/fashion").name == "zoo/fashion"
 
 
@@ -335,6 +339,8 @@ def broken(tmp_path_factory):
         spoilt(option, "scheduler/scheduler_config.json", **({option: True} if option == "thresholding" else {}))
     spoilt("zero_snr", "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
     spoilt("scheduler", "scheduler/scheduler_config.json", _class_name="NoSuchScheduler")
+    at_odds = {"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1, "use_flow_sigmas": False}
+    spoilt("at_odds", "scheduler/scheduler_config.json", **at_odds)
     spoilt("lcm", "scheduler/scheduler_config.json", _class_name="LCMScheduler")
     spoilt("quantised", "transformer/config.json", quantization_config={"quant_method": "bitsandbytes"})
     spoilt("old", "transformer/config.json", norm_type="layer_norm")
@@ -386,6 +392,13 @@ REFUSALS = {
     "noise left": Refusal(
         of_scheduler("UniPCMultistepScheduler", final_sigmas_type="sigma_min", **FLOW_SIGMAS), "leaves", f'"zero" {SET}'
     ),
+    "interpolation": Refusal(
+        of_scheduler("EulerDiscreteScheduler", interpolation_type="log_linear"), "interpolation_type=", "to .linear"
+    ),
+    "another kind": Refusal(of_scheduler("KarrasVeScheduler"), "unknown scheduler Karras", "expected one with alphas"),
+    "options at odds": Refusal(record("at_odds"), "scheduler_config.json: .*shift_terminal", "use_flow_sigmas"),
+    "home of nobody": Refusal(record("~nobody-here/dit"), "home of a user", "write it out"),
+    "address": Refusal(record("https://huggingface.co/facebook/DiT-XL-2-256"), "such as facebook/", "with --teacher"),
     "inverse": Refusal(of_scheduler("DDIMInverseScheduler"), "runs from image to noise", "set another _class_name"),
     "thresholding": Refusal(record("thresholding"), "thresholding=True of DDIMScheduler", f"to false {SET}"),
     "zero_snr": Refusal(record("zero_snr"), "pure noise .*epsilon", f"set rescale_betas_zero_snr to false {SET}"),

@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,9 +18,10 @@ from refusals import Refusal, check_refusal
 from tiny_families import TINY
 from tiny_pipelines import save
 
-from ardistill import Teacher, TrajectoryDataset, record
+from ardistill import Student, StudentConfig, Teacher, TrajectoryDataset, record
 from ardistill.conditions import PART, find_parts, num_used, publish_conditions
 from ardistill.config import CostConfig
+from ardistill.evaluation import draw_samples
 from ardistill.images import open_images
 from ardistill.maintenance import export_parquet, repair, verify
 from ardistill.manifest import Manifest
@@ -155,6 +157,37 @@ def test_case_21_a_grown_recording_adds_parts_and_changes_none(pixart, encoded, 
     assert encoded == words(100)[70:90]
     after = contents(tmp_path / "few")
     assert all(after[name] == x for name, x in before.items()) and len(after) == len(before) + 1
+
+
+def test_case_21_a_grown_recording_is_equal_to_one_of_its_size(tmp_path):
+    """To the last bit: the embedding of a prompt does not depend on how many were encoded with it."""
+    teacher = Teacher.from_pretrained(save("sd3", tmp_path / "teacher"), guidance_scale=1.5)
+    options = OPTIONS | {"shard_size": 3}
+    for count in (2, 9, 70):
+        record(teacher, tmp_path / "grown", count, prompts=words(100), **options)
+    record(teacher, tmp_path / "once", 70, prompts=words(100), **options)
+    grown, once = (TrajectoryDataset(tmp_path / name, 2).stacked() for name in ("grown", "once"))
+    assert torch.equal(grown[0], once[0])
+    assert all(torch.equal(grown[2][name], value) for name, value in once[2].items())
+
+
+def test_many_samples_are_drawn_in_parts(pixart, encoded, monkeypatch, tmp_path):
+    """Embeddings and images of a batch are dropped before all are there."""
+    record(pixart, tmp_path / "data", 2, prompts=words(2), **OPTIONS)
+    student = Student.from_teacher(
+        pixart, StudentConfig.for_data(TrajectoryDataset(tmp_path / "data", 2), history_layers=0)
+    )
+    encoded.clear()
+    known = []
+    decode = Teacher.decode
+    monkeypatch.setattr(Teacher, "decode", lambda self, x: (known.append(len(encoded)), decode(self, x))[1])
+    options = {"prompts": words(30), "batch_size": 2}
+    draw_samples(student, pixart, tmp_path / "a.npz", count=41, **options)
+    assert known[:9] == [16] * 8 + [32] and len(known) == 21 and len(encoded) == 41
+    draw_samples(student, pixart, tmp_path / "b.npz", count=10, **options)
+    found, fewer = (np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz"))
+    assert found.shape == (41, 16, 16, 3) and found.dtype == np.uint8
+    assert np.array_equal(found[:10], fewer)
 
 
 def test_case_21_lost_and_broken_parts_are_made_again(pixart, tmp_path):

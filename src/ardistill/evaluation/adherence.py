@@ -65,7 +65,7 @@ def judge(detector: Detector, images: Tensor, prompts: Sequence[Prompt]) -> Tens
     if len(images) != len(prompts):
         raise ValueError(f"expected one prompt per image, got {len(prompts)} prompts for {len(images)} images")
     found = detector.find(images)
-    return torch.tensor([adheres(nouns, prompt) for nouns, prompt in zip(found, prompts, strict=True)])
+    return torch.tensor([adheres(nouns, prompt) for nouns, prompt in zip(found, prompts, strict=True)], device="cpu")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from ardistill.evaluation.metrics import (
 from ardistill.evaluation.plots import sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
 from ardistill.families import Condition
+from ardistill.progress import bar
 from ardistill.sampling import sample
 from ardistill.store import write_whole
 from ardistill.student import Student
@@ -129,7 +130,7 @@ class Judge:
         features = extract_features(network, images)
         if len(features) < 6:
             raise ValueError(f"expected 6 real images or more for a reference, got {len(features)}; give thousands")
-        features = features[torch.randperm(len(features), generator=seeded_generator("reference"))]
+        features = features[torch.randperm(len(features), device="cpu", generator=seeded_generator("reference"))]
         cut = len(features) * 2 // 3
         reference = FeatureStatistics.from_features(features[:cut])
         return cls(network, reference, features[:cut], features[cut:])
@@ -279,7 +280,7 @@ def compare(
     images = {"teacher": teacher_images.cpu()}
     for arm, sampler in arms.items():
         if arm != "teacher":
-            starts = range(0, len(noise), batch_size)
+            starts = bar(range(0, len(noise), batch_size), desc=f"draw {arm}", disable=len(noise) <= batch_size)
             drawn = [sampler.draw(*rows(slice(start, start + batch_size), sampler.device)) for start in starts]
             images[arm] = torch.cat([teacher.decode(latents) for latents in drawn])
     features = {arm: extract_features(judge.network, x) for arm, x in images.items()}
@@ -389,6 +390,6 @@ def _cost(
     return {
         "nfe": sampler.nfe,
         "macs_per_image": count_macs(lambda: sampler.draw(*one)),
-        "ms_per_image": latency_ms(lambda: sampler.draw(*ten)) / len(ten[0]),
+        "ms_per_image": latency_ms(lambda: sampler.draw(*ten), device=sampler.device) / len(ten[0]),
         "seeds": 1,
     }

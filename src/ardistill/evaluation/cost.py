@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ardistill.devices import synchronize
+from ardistill.devices import Device, synchronize
 
 
 def count_macs(run: Callable[[], object]) -> float:
@@ -22,13 +22,19 @@ def count_macs(run: Callable[[], object]) -> float:
     return counter.get_total_flops() / 2
 
 
-def latency_ms(run: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall-clock milliseconds of ``run`` after one warm-up."""
+def latency_ms(run: Callable[[], object], repeats: int = 5, device: Device = None) -> float:
+    """Median wall-clock milliseconds of ``run`` after one warm-up.
+
+    Args:
+        run: Measured.
+        repeats: Runs after the warm-up.
+        device: Where it works; the best device there is if not given.
+    """
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         run()
-        synchronize()
+        synchronize(device)
         times.append(time.perf_counter() - began)
     del times[0]
     return 1000 * sorted(times)[len(times) // 2]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +13,32 @@ from PIL import Image
 from torch import Tensor
 
 from ardistill.devices import Device, resolve_device
-from ardistill.evaluation.plots import sample_grid
+from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.families import Condition
 from ardistill.losses import inputs_and_targets
 from ardistill.progress import bar
+from ardistill.prompts import distinct_prompts
 from ardistill.sampling import sample
 from ardistill.schedule import Knots
 from ardistill.store import check_target, whole_file
 from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset
+
+
+def _save_archive(path: str | Path, count: int, batches: Iterable[Tensor]) -> None:
+    """Write images as ADM's suite reads them, batch after batch: 50,000 would not fit into memory as floats."""
+    with (
+        whole_file(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        for number, images in enumerate(batches):
+            pixels = ((images + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+            if number == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(pixels.contiguous().numpy().tobytes())
 
 
 @torch.no_grad()
@@ -95,8 +113,10 @@ def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path,
     """
     if wrong := [i for i in rows if not 0 <= i < len(data)]:
         raise ValueError(f"expected trajectories in 0..{len(data) - 1}, got {wrong[0]}")
-    states, _, _ = data.stacked(torch.tensor(rows))
-    names, labels = teacher.companions.get("id2label") or {}, data.labels[torch.tensor(rows)].tolist()
+    check_target(path, PICTURES)
+    chosen = torch.tensor(rows, device="cpu")
+    states, _, _ = data.stacked(chosen)
+    names, labels = teacher.companions.get("id2label") or {}, data.labels[chosen].tolist()
     pictures = {}
     for index, label, path_of_states in zip(rows, labels, states, strict=True):
         name = data.prompts[label] if data.prompts else str(names.get(str(label), label)).partition(",")[0]
@@ -140,6 +160,26 @@ def validation_grid(
     return draw
 
 
+def _conditions(
+    teacher: Teacher, given: Sequence[Any], count: int, batch_size: int, device: torch.device
+) -> Iterator[Condition]:
+    """Conditions of prompts or classes in turn, one batch after the other.
+
+    Prompts are encoded some batches ahead, not all at once: their embeddings take megabytes each.
+    """
+    longest, ahead = teacher.longest_prompt(given) if teacher.takes_text else None, 8 * batch_size
+    for first in range(0, count, ahead):
+        rows = [given[i % len(given)] for i in range(first, min(first + ahead, count))]
+        table = (
+            teacher.encode(rows, device=device, longest=longest)
+            if teacher.takes_text
+            else {"class_labels": torch.tensor(rows, device="cpu")}
+        )
+        teacher.check_condition(table)
+        for at in range(0, len(rows), batch_size):
+            yield {name: value[at : at + batch_size] for name, value in table.items()}
+
+
 @torch.no_grad()
 def draw_samples(
     student: Student,
@@ -174,38 +214,39 @@ def draw_samples(
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
-    check_target(path)
+    check_target(path, [*PICTURES, ".npz"])
     student.config.check_guidance(guidance_scale)
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
     where = student.device if device is None else resolve_device(device)
     name = teacher.name or "the teacher"
     if teacher.takes_text:
-        if class_labels or not prompts:
+        if class_labels or prompts is None or not len(prompts):
             raise ValueError(f"{name} takes prompts, not class labels: give it some")
-        shown = list(prompts[:count])
-        table = teacher.encode(shown, device=where)
+        distinct_prompts(prompts)
+        given: list[Any] = list(prompts[:count])
     else:
         if prompts:
             raise ValueError(f"{name} takes class labels, not prompts")
-        classes = list(class_labels or range(teacher.num_classes))[:count]
-        table, shown = {"class_labels": torch.tensor(classes)}, [f"class {label}" for label in classes]
-    teacher.check_condition(table)
-    generator = torch.Generator().manual_seed(seed)
-    student, images = student.to(where).eval(), []
+        given = list(class_labels or range(teacher.num_classes))[:count]
+        teacher.check_condition({"class_labels": torch.tensor(given, device="cpu")})
+    student, generator = student.to(where).eval(), torch.Generator().manual_seed(seed)
     teacher.move_vae(where)
-    for first in bar(range(0, count, batch_size), desc="sample", disable=count <= batch_size):
-        rows = torch.arange(first, min(first + batch_size, count)) % len(shown)
-        condition = {key: value[rows] for key, value in table.items()}
-        condition["guidance"] = torch.full((len(rows),), float(scale))
-        noise = torch.randn(len(rows), *teacher.sample_shape, generator=generator)
-        images.append(teacher.decode(sample(student, noise, condition)[:, -1]))
+
+    def draw() -> Iterator[Tensor]:
+        batches = _conditions(teacher, given, count, batch_size, where)
+        total = -(-count // batch_size)
+        for condition in bar(batches, total=total, desc="sample", disable=total == 1):
+            rows = len(next(iter(condition.values())))
+            condition["guidance"] = torch.full((rows,), float(scale), dtype=torch.float32, device="cpu")
+            noise = torch.randn(rows, *teacher.sample_shape, generator=generator, dtype=torch.float32, device="cpu")
+            yield teacher.decode(sample(student, noise, condition)[:, -1])
+
     if str(path).endswith(".npz"):
-        pixels = [((x + 1) * 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy() for x in images]
-        with whole_file(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, arr_0=np.concatenate(pixels))
+        _save_archive(path, count, draw())
         return
+    images, shown = list(draw()), given if teacher.takes_text else [f"class {label}" for label in given]
     width = min(count, 10)
     blank = -count % width
-    drawn = torch.cat([*images, torch.ones(blank, *images[0].shape[1:])])
+    drawn = torch.cat([*images, images[0].new_ones(blank, *images[0].shape[1:])])
     grid = {str(first): drawn[first : first + width] for first in range(0, count, width)}
     sample_grid(grid, path, [shown[i % len(shown)] for i in range(count)] + [""] * blank)

@@ -62,7 +62,7 @@ class FeatureStatistics:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with mean, cov and count."""
-        save_file({"mean": self.mean, "cov": self.cov, "count": torch.tensor(self.count)}, path)
+        save_file({"mean": self.mean, "cov": self.cov, "count": torch.tensor(self.count, device="cpu")}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
@@ -121,8 +121,8 @@ def kernel_distance(
     generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(num_subsets):
-        rows_a = torch.randperm(len(a), generator=generator)[:subset_size]
-        rows_b = torch.randperm(len(b), generator=generator)[:subset_size]
+        rows_a = torch.randperm(len(a), generator=generator, device="cpu")[:subset_size]
+        rows_b = torch.randperm(len(b), generator=generator, device="cpu")[:subset_size]
         values.append(_unbiased_mmd(a[rows_a], b[rows_b]))
     return KernelDistance(torch.stack(values).mean().item(), torch.stack(values).std(correction=0).item())
 
@@ -288,9 +288,12 @@ def paired_bootstrap(values_a: Tensor, values_b: Tensor, num_resamples: int = 20
     generator = torch.Generator().manual_seed(seed)
     count = len(differences)
     means = torch.stack(
-        [differences[torch.randint(count, (count,), generator=generator)].mean() for _ in range(num_resamples)]
+        [
+            differences[torch.randint(count, (count,), generator=generator, device="cpu")].mean()
+            for _ in range(num_resamples)
+        ]
     )
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = means.quantile(differences.new_tensor([0.025, 0.975])).tolist()
     return BootstrapInterval(differences.mean().item(), low, high)
 
 
@@ -321,5 +324,5 @@ def real_floor(held_out: Tensor, reference: FeatureStatistics, count: int | None
     count = len(held_out) if count is None else count
     if count > len(held_out):
         raise ValueError(f"asked for {count} held-out samples, there are {len(held_out)}")
-    rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:count]
+    rows = torch.randperm(len(held_out), device="cpu", generator=torch.Generator().manual_seed(seed))[:count]
     return RealFloor(frechet_distance(FeatureStatistics.from_features(held_out[rows]), reference), count)

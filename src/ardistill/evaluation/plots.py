@@ -17,6 +17,8 @@ from torch import Tensor
 from ardistill.evaluation.report import arm_label
 from ardistill.store import whole_file
 
+PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
+"""What the name of a picture may end in, which says its format."""
 EXPOSURE_CURVES = {
     "free_running": ("free-running: goes on from its own states", "o-", "#c0392b"),
     "teacher_continued": ("teacher-continued: the teacher's solver from the student's first step", "s--", "#2471a3"),
