@@ -342,8 +342,8 @@ class _HistoryForward(MixedIn):
         if len(calls) != 1:
             raise HistoryError(
                 f"expected one call of scaled_dot_product_attention in {type(self).__name__}, saw {len(calls)}; "
-                "the layers with history need the model's own attention processors and the native attention backend: "
-                "transformer.set_attention_backend('native')"
+                "set the native attention backend, transformer.set_attention_backend('native'), and the model's own "
+                "attention processors in the layers with history"
             )
         return output
 
