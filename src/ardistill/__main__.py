@@ -7,7 +7,7 @@ from ardistill import errors
 
 def main() -> None:
     """Run the command line; what goes wrong while it is imported is one line, too."""
-    errors.ready_streams()
+    errors.ready_process()
     again = "nothing was begun, run the same command again"
     with errors.one_line(lambda: "ardistill", lambda: again, debug="--debug" in sys.argv):
         from ardistill.cli import main as run

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ USAGE = 2
 SAME_COMMAND = "what is there is whole, the same command again goes on"
 
 _LONGEST = 900
+_warned: set[str] = set()
 _ENDING = tuple(getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x))
 _MEMORY = (
     "lower the batch size (--training.batch_size; --shard_size of record), or train with "
@@ -225,14 +227,24 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
-def ready_streams() -> None:
-    """Let stdout and stderr take any text: what their encoding lacks is escaped, and a closed one leads nowhere."""
+def ready_process() -> None:
+    """Let stdout and stderr take any text: what their encoding lacks is escaped, and a closed one leads nowhere. A
+    warning is one line, once.
+    """
+    warnings.showwarning = _show_warning
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    text = " ".join(str(message).split())
+    if text not in _warned:
+        _warned.add(text)
+        say(f"warning: {_shorten(text)}")
 
 
 def say(text: str) -> None:

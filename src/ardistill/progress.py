@@ -37,7 +37,8 @@ class _Lines(tqdm):
         if not self.disable:
             self.disable = True
             self._decr_instances(self)
-            self.sp(str(self))
+            if self.last_print_n < self.n or self.postfix:  # else the line before says as much
+                self.sp(str(self))
 
 
 def bar(steps: Iterable[Any] | None = None, **options: Any) -> Any:

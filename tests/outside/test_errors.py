@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -27,7 +28,7 @@ from tiny_pipelines import save as save_pipeline
 
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, progress, record
 from ardistill.cli import main
-from ardistill.errors import cache_variable, explain, one_line
+from ardistill.errors import cache_variable, explain, one_line, ready_process
 from ardistill.maintenance import verify
 from ardistill.manifest import Manifest, shard_name
 from ardistill.real_data import save_real
@@ -588,6 +589,18 @@ def test_case_25_a_log_file_gets_a_line_every_half_minute(monkeypatch):
     assert lines[-1].startswith("record: 100%") and "loss=1" in lines[-1]
 
 
+def test_case_25_the_last_line_of_a_log_is_not_written_twice(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress.bar(total=2, desc="record", mininterval=0) as bar:
+        bar.update()
+        bar.update()
+    assert [line[:12] for line in sys.stderr.getvalue().splitlines()] == [
+        "record:   0%",
+        "record:  50%",
+        "record: 100%",
+    ]
+
+
 def test_case_25_a_whole_way_without_a_terminal_is_a_few_lines(world):
     words = f"{DISTILL} --out new --training.max_steps 60 --training.checkpoint_every 60"
     log = world.parent / "log"
@@ -595,6 +608,16 @@ def test_case_25_a_whole_way_without_a_terminal_is_a_few_lines(world):
     assert ended(pid) == 0
     text = log.read_text()
     assert len(text.splitlines()) <= 14 and "\r" not in text, text
+
+
+def test_case_25_a_warning_is_one_line_once(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        ready_process()
+        for line in (1, 2):
+            warnings.warn_explicit("few\nsamples", UserWarning, "a.py", line)
+    assert capsys.readouterr().err == "warning: few samples\n"
 
 
 def test_case_25_bars_of_other_packages_follow_the_rule():
