@@ -188,12 +188,16 @@ def _extend(store: Store, found: Manifest, num_trajectories: int) -> Manifest:
 def _grown(store: Store, manifest: Manifest) -> Manifest:
     """The manifest as it is now: another process may have added trajectories.
 
+    If two did at once, the manifest published last stands, perhaps that of fewer: then ``manifest``'s are added again.
+
     Raises:
         ValueError: Another recording began in the store.
     """
     found = Manifest.read(store)
-    if found.recording != manifest.recording or found.num_trajectories < manifest.num_trajectories:
+    if found.recording != manifest.recording:
         raise ValueError(f"another recording began in {store} meanwhile; choose a new folder for one of them")
+    if found.num_trajectories < manifest.num_trajectories:
+        return _extend(store, found, manifest.num_trajectories)
     return found
 
 

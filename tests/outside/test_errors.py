@@ -507,6 +507,24 @@ def test_case_24_trajectories_added_while_another_process_records(teacher, tmp_p
             path.unlink()
 
 
+def test_case_24_the_larger_of_two_additions_at_once_stands(teacher, tmp_path, monkeypatch):
+    record(teacher, tmp_path / "whole", 17, **OPTIONS)
+    out = tmp_path / "data"
+    record(teacher, out, 6, **OPTIONS)
+    before = Manifest.read(Store(out))
+    publish, published = Store.publish, []
+
+    def overtaken(store, name, data):
+        publish(store, name, data)
+        if name == "manifest.json" and not published:  # the other one read the old manifest, too, and publishes now
+            published.append(name)
+            dataclasses.replace(before, num_trajectories=10).publish(store)
+
+    monkeypatch.setattr(Store, "publish", overtaken)
+    record(teacher, out, 17, **OPTIONS)
+    assert published and contents(out) == contents(tmp_path / "whole")
+
+
 def test_case_24_killed_while_trajectories_are_added(teacher, tmp_path):
     record(teacher, tmp_path / "whole", 13, **OPTIONS)
     for event, number in (("os.remove", 1), ("os.rename", 1), ("os.remove", 3), ("os.rename", 2), ("os.rename", 3)):
