@@ -59,7 +59,7 @@ def test_reference_survives_saving(tmp_path):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_embedded_teacher_has_its_judge(name):
-    for judge in (Judge.zoo(name), _judge(f"zoo/{name}", None, None, None, "cpu")):
+    for judge in (Judge.zoo(name), _judge(f"zoo/{name}", None, None, None, None, "cpu")):
         assert judge.network.name == NETWORKS[name]
         assert judge.reference is not None and (judge.classifier is not None) == (name in CLASS_CONDITIONAL)
 

@@ -269,7 +269,7 @@ def _functions():
             members = vars(value).values() if inspect.isclass(value) else [value]
             for member in members:
                 member = getattr(member, "__func__", member)
-                if inspect.isfunction(member) and member.__module__.startswith("ardistill"):
+                if inspect.isfunction(member) and (member.__module__ or "").startswith("ardistill"):
                     yield member
 
 
@@ -329,7 +329,9 @@ REFUSALS = {
     "absent-kind": Refusal(f"{RECORD} --out out --device hpu", NONE_LIKE_IT, "such as cpu or cuda:0"),
     "no-numbers": Refusal(f"{RECORD} --out out --device meta", NONE_LIKE_IT, "such as cpu.*hold no numbers"),
     "misspelt-index": Refusal(f"{RECORD} --out out --device cuda:x", NONE_LIKE_IT, "such as cpu or cuda:0"),
-    "empty": Refusal([*RECORD.split(), "--out", "out", "--device", ""], NONE_LIKE_IT, "such as cpu or cuda:0, got ''"),
+    "empty": Refusal(
+        [*RECORD.split(), "--out", "out", "--device", ""], "value for --device, got an empty one", "name one"
+    ),
     "distill": Refusal("distill --trajectories x --out y --device gpu", NONE_LIKE_IT, "such as cpu"),
     "finetune": Refusal(
         "finetune --student x --trajectories x --real x --out y --device gpu", NONE_LIKE_IT, "such as cpu"
