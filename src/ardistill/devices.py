@@ -9,7 +9,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 Device = str | torch.device | None
-"""A torch device or its name; ``"auto"`` and None stand for the device that the rule above picks."""
+"""A torch device or its name; ``"auto"`` is the best there is, and None what the rule above picks."""
 
 
 def best_device() -> torch.device:
@@ -26,18 +26,24 @@ def best_device() -> torch.device:
     return torch.device(found.type, index % torch.accelerator.device_count())
 
 
-def resolve_device(device: Device = None) -> torch.device:
-    """The device of that name, or the best there is for None and ``"auto"``.
+def resolve_device(device: Device = None, of_model: torch.device | None = None) -> torch.device:
+    """The device of that name; for None where the given model is, if one is given; else the best there is.
+
+    Args:
+        device: A device or its name; ``"auto"`` is the best there is.
+        of_model: Where the given model is.
 
     Raises:
         ValueError: This machine has no such device.
     """
+    if device is None and of_model is not None:
+        return of_model
     if device is None or device == "auto":
         return best_device()
     try:
         found = torch.device(device)
         if found.type == "meta":
-            raise RuntimeError("its tensors hold no numbers")
+            raise RuntimeError("tensors on meta hold no numbers")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]

@@ -189,7 +189,7 @@ class History:
 
     @property
     def layout(self) -> Layout | None:
-        """Of the current call; None outside of one."""
+        """Layout of the current call; None outside of one."""
         history, layout = _NOW.call
         return layout if history is self else None
 

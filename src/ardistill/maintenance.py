@@ -152,7 +152,7 @@ def repair(teacher: Teacher, folder: str | Path, device: Device = None, progress
         ValueError: The manifest or the prompts are broken, the teacher is another, or what it makes here differs from
             an intact shard by more than rounding.
     """
-    store, where = Store(folder), teacher.device if device is None else resolve_device(device)
+    store, where = Store(folder), resolve_device(device, teacher.device)
     manifest = Manifest.read(store)
     before = verify(folder, progress)
     lost = {*before.missing, *before.broken}

@@ -348,7 +348,7 @@ class Teacher:
             yield
             return
         modules = [x for x in self._text_pipeline.components.values() if isinstance(x, nn.Module)]
-        where = self.device if device is None else resolve_device(device)
+        where = resolve_device(device, self.device)
         for module in modules:
             module.to(where)
             if where.type == "cpu":

@@ -97,7 +97,7 @@ def record(
             raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
     if not num_steps:
         raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
-    where = teacher.device if device is None else resolve_device(device)
+    where = resolve_device(device, teacher.device)
     if mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
     if dtype not in DTYPES:
@@ -568,7 +568,7 @@ class OnlineTrajectories(TrajectoryDataset):
         draws: Literal["rows", "shards"] | None = None,
     ) -> None:
         super().__init__(folder, num_steps, teacher.fingerprint(), draws=draws, keep=1)
-        where = teacher.device if device is None else resolve_device(device)
+        where = resolve_device(device, teacher.device)
         self._make = ShardMaker(teacher, self.manifest, self._table, where)
 
     def _default_draws(self) -> Literal["rows", "shards"]:

@@ -217,7 +217,7 @@ def draw_samples(
     check_target(path, [*PICTURES, ".npz"])
     student.config.check_guidance(guidance_scale)
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
-    where = student.device if device is None else resolve_device(device)
+    where = resolve_device(device, student.device)
     name = teacher.name or "the teacher"
     if teacher.takes_text:
         if class_labels or prompts is None or not len(prompts):

@@ -168,7 +168,7 @@ def feature_network(
     if weights is not None:
         raise ValueError(f"weights are for 'inception' only, not for {source!r}")
     if isinstance(source, nn.Module):
-        where = device_of(source) if device is None else resolve_device(device)
+        where = resolve_device(device, device_of(source))
         return ModuleFeatures(type(source).__name__, source.to(where).eval(), device=where)
     path = Path(source)
     if not path.is_file():
