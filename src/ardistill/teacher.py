@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -81,7 +82,6 @@ class Teacher:
         self.sample_shape = latent_shape or self.family.latent_shape(transformer)
         self.negative_prompt = negative_prompt
         self._vae_device: Device = None
-        self._text_pipeline: Any = None
         self._text_held = False
         self._text_dtype = torch.float32
         self._null: Condition | None = None
@@ -342,8 +342,6 @@ class Teacher:
 
         On a CPU, which is slow or wrong in half precision, they run in float32.
         """
-        if self._text_pipeline is None:
-            self._text_pipeline = self._load_text_pipeline()
         if self._text_held:
             yield
             return
@@ -365,15 +363,11 @@ class Teacher:
         """The prompt of the most tokens, where the pipeline pads all to it; None where it does not."""
         if not self.family.encodes_to_longest:
             return None
-        if self._text_pipeline is None:
-            self._text_pipeline = self._load_text_pipeline()
         tokenizer = self._text_pipeline.tokenizer
         return max(prompts, key=lambda prompt: len(tokenizer(prompt).input_ids))
 
     def say_cut_prompts(self, prompts: Sequence[str]) -> None:
         """Log how many prompts are longer than each of the text encoders reads; what is beyond has no effect."""
-        if self._text_pipeline is None:
-            self._text_pipeline = self._load_text_pipeline()
         for name, tokenizer in self._text_pipeline.components.items():
             limit = text_limit(self._text_pipeline, tokenizer) if name.startswith("tokenizer") else None
             if limit is None:
@@ -386,7 +380,8 @@ class Teacher:
                     cut, len(lengths), limit, name,
                 )  # fmt: skip
 
-    def _load_text_pipeline(self) -> Any:
+    @functools.cached_property
+    def _text_pipeline(self) -> Any:
         """Of diffusers' own class, whatever module the folder has of its own, without transformer and VAE."""
         if getattr(self.companions, "source", None) is None:
             raise ValueError("expected a teacher loaded from a pipeline folder, which has the text encoders")
