@@ -30,7 +30,7 @@ from diffusers import DDIMScheduler
 
 from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, load, record, sample
 from ardistill.config import CostConfig
-from ardistill.planning import plan
+from ardistill.planning.cost import plan
 from ardistill.student import StudentConfig
 from ardistill.training import environment
 

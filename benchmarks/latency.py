@@ -23,11 +23,11 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from torch import Tensor
 from train_step import matmul_peak
 
-from ardistill.history import History, attach_history
-from ardistill.planning import transformer_config
-from ardistill.sampling import sample
-from ardistill.schedule import knots_from_scheduler
+from ardistill.core.history import History, attach_history
+from ardistill.core.schedule import knots_from_scheduler
+from ardistill.planning.cost import transformer_config
 from ardistill.student import Student, StudentConfig
+from ardistill.student.sampling import sample
 
 
 def interval(ratios: list[float], resamples: int = 2000) -> list[float]:

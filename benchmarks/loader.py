@@ -29,11 +29,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch.utils.data import default_collate
 
-from ardistill.manifest import Manifest, shard_name
-from ardistill.schedule import knots_from_scheduler
-from ardistill.shards import encode_shard, make_shard
-from ardistill.store import Store
+from ardistill.core.schedule import knots_from_scheduler
+from ardistill.files.store import Store
 from ardistill.trajectories import TrajectoryDataset
+from ardistill.trajectories.manifest import Manifest, shard_name
+from ardistill.trajectories.shards import encode_shard, make_shard
 
 STATES = ("noise", "z15", "z10", "z5", "image")
 BATCH = 64

@@ -23,9 +23,9 @@ from diffusers import DiTTransformer2DModel
 from diffusers.training_utils import EMAModel
 
 from ardistill.config import CostConfig
-from ardistill.lora import add_adapters
-from ardistill.planning import _knots, plan, transformer_config
+from ardistill.planning.cost import _knots, plan, transformer_config
 from ardistill.student import Student, StudentConfig
+from ardistill.student.lora import add_adapters
 
 MODES = ("folded", "checkpointed", "sequential", "detached", "adapters")
 LORA_RANK = 16

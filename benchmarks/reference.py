@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from ardistill.conversion import convert_weights
-from ardistill.schedule import Knots
+from ardistill.core.schedule import Knots
 from ardistill.student import Student, StudentConfig
+from ardistill.teacher.original_dit import convert_weights
 
 NUM_CLASSES = 1000
 HEADS = ("final_layer", "final_layer2", "final_layer3", "final_layer4")

@@ -22,9 +22,9 @@ from ardistill.evaluation import (
     precision_recall,
     real_floor,
 )
+from ardistill.evaluation.reference import NETWORKS, Reference, load_reference, reference_path
 from ardistill.zoo import FOLDERS
 from ardistill.zoo.data import load_data
-from ardistill.zoo.reference import NETWORKS, Reference, load_reference, reference_path
 from ardistill.zoo.scenes.data import as_images, scene
 
 NUM_STORED = 2000

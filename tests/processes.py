@@ -87,10 +87,10 @@ def train(name: str, data: str, run: str, training: dict[str, Any], student: dic
     from diffusers import DDIMScheduler
     from tiny_families import TINY, open_gates
 
-    from ardistill import training as loop
     from ardistill.config import TrainingConfig
     from ardistill.student import Student, StudentConfig
     from ardistill.teacher import Teacher
+    from ardistill.training import distill as loop
     from ardistill.trajectories import TrajectoryDataset
 
     teacher = Teacher(TINY[name].transformer(), DDIMScheduler())
@@ -141,10 +141,10 @@ def finetune_all(folder: str, jobs: list[tuple]) -> None:
     from tiny_families import TINY, open_gates
 
     from ardistill.config import AdversarialConfig, TrainingConfig
-    from ardistill.discriminator import Adversary
     from ardistill.student import Student, StudentConfig
     from ardistill.teacher import Teacher
     from ardistill.training import distill
+    from ardistill.training.adversary import Adversary
     from ardistill.trajectories import TrajectoryDataset
 
     teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
@@ -172,10 +172,10 @@ def compare_families(folder: str) -> None:
     from torch import nn
     from torch.distributed.tensor import DTensor
 
+    from ardistill.core.schedule import Knots
     from ardistill.families import family_of
-    from ardistill.schedule import Knots
-    from ardistill.sharding import shard
     from ardistill.student import Student, StudentConfig
+    from ardistill.training.fsdp import shard
 
     torch.distributed.init_process_group("gloo")
     knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))

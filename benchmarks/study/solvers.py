@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from study import HERE, RECIPES, fd_held_out, judge_of
 
 from ardistill.evaluation import Sampler, compare, extract_features
-from ardistill.study import Study
+from ardistill.studies.study import Study
 
 SCHEDULERS = {"DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
 

@@ -33,10 +33,10 @@ from ardistill.evaluation import (
     frechet_distance,
     paired_distance,
 )
-from ardistill.real_data import save_real
-from ardistill.store import write_whole
-from ardistill.study import Study
+from ardistill.files.store import write_whole
+from ardistill.studies.study import Study
 from ardistill.training import environment
+from ardistill.training.real_images import save_real
 from ardistill.zoo.emoji.data import load_emoji
 from ardistill.zoo.fashion.data import load_fashion_mnist
 

@@ -44,10 +44,10 @@ from ardistill.evaluation import (
 from ardistill.evaluation.adherence import judge, scores
 from ardistill.evaluation.report import markdown_table
 from ardistill.families import Condition
-from ardistill.real_data import save_real
-from ardistill.store import write_whole
-from ardistill.study import Study
+from ardistill.files.store import write_whole
+from ardistill.studies.study import Study
 from ardistill.training import environment
+from ardistill.training.real_images import save_real
 from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, example, prompts
 from ardistill.zoo.scenes.detector import load_detector
 

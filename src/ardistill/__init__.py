@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ardistill.config import QuickstartConfig as QuickstartConfig
     from ardistill.config import TrainingConfig as TrainingConfig
-    from ardistill.demo import quickstart as quickstart
     from ardistill.evaluation import compare as compare
     from ardistill.families import Family as Family
     from ardistill.families import register_family as register_family
-    from ardistill.hub import export as export
-    from ardistill.hub import load as load
-    from ardistill.sampling import sample as sample
-    from ardistill.streaming import ShardSampler as ShardSampler
+    from ardistill.publishing import export as export
+    from ardistill.publishing import load as load
     from ardistill.student import Student as Student
     from ardistill.student import StudentConfig as StudentConfig
+    from ardistill.student.sampling import sample as sample
+    from ardistill.studies.quickstart import quickstart as quickstart
     from ardistill.teacher import Teacher as Teacher
     from ardistill.training import distill as distill
     from ardistill.trajectories import OnlineTrajectories as OnlineTrajectories
     from ardistill.trajectories import TrajectoryDataset as TrajectoryDataset
     from ardistill.trajectories import record as record
+    from ardistill.trajectories.stream import ShardSampler as ShardSampler
 
 _HOME = {
     "Family": "families",
     "OnlineTrajectories": "trajectories",
     "QuickstartConfig": "config",
-    "ShardSampler": "streaming",
+    "ShardSampler": "trajectories.stream",
     "Student": "student",
     "StudentConfig": "student",
     "Teacher": "teacher",
@@ -34,12 +34,12 @@ _HOME = {
     "TrajectoryDataset": "trajectories",
     "compare": "evaluation",
     "distill": "training",
-    "export": "hub",
-    "load": "hub",
-    "quickstart": "demo",
+    "export": "publishing",
+    "load": "publishing",
+    "quickstart": "studies.quickstart",
     "record": "trajectories",
     "register_family": "families",
-    "sample": "sampling",
+    "sample": "student.sampling",
 }
 __all__ = list(_HOME)
 

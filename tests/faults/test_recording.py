@@ -17,7 +17,7 @@ from faults.killing import (
 )
 
 from ardistill.cli import main
-from ardistill.maintenance import verify
+from ardistill.trajectories.maintenance import verify
 
 
 @pytest.fixture(scope="module")

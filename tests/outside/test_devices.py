@@ -22,8 +22,8 @@ from tiny_pipelines import PIPELINES, save
 
 import ardistill
 from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.core.schedule import Knots
 from ardistill.devices import best_device, resolve_device
-from ardistill.discriminator import Adversary
 from ardistill.evaluation import (
     Judge,
     Sampler,
@@ -35,13 +35,13 @@ from ardistill.evaluation import (
     validation_grid,
 )
 from ardistill.evaluation.cost import latency_ms
-from ardistill.hub import export
-from ardistill.real_data import save_real
-from ardistill.sampling import sample
-from ardistill.schedule import Knots
+from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
+from ardistill.student.sampling import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
+from ardistill.training.adversary import Adversary
+from ardistill.training.real_images import save_real
 from ardistill.trajectories import TrajectoryDataset, record
 
 

@@ -29,11 +29,11 @@ from tiny_pipelines import save as save_pipeline
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, progress, record
 from ardistill.cli import main
 from ardistill.errors import cache_variable, explain, one_line, ready_process
-from ardistill.maintenance import verify
-from ardistill.manifest import Manifest, shard_name
-from ardistill.real_data import save_real
-from ardistill.shards import decode_shard, encode_shard
-from ardistill.store import SEAL, Store, seal, whole_file, whole_folder
+from ardistill.files.store import SEAL, Store, seal, whole_file, whole_folder
+from ardistill.training.real_images import save_real
+from ardistill.trajectories.maintenance import verify
+from ardistill.trajectories.manifest import Manifest, shard_name
+from ardistill.trajectories.shards import decode_shard, encode_shard
 
 OPTIONS = {"solver_steps": 4, "num_steps": (1, 2, 4), "shard_size": 4, "progress": False}
 RECORD = "record --teacher zoo/fashion --out out --num_trajectories 4 --guidance_scale 1.25 --solver_steps 4"
@@ -427,7 +427,7 @@ def test_case_23_an_export_from_a_read_only_cache_can_be_written(tmp_path):
     )
     for path in sorted(source.rglob("*"), reverse=True):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    from ardistill.hub import export
+    from ardistill.publishing import export
 
     export(student.eval(), teacher, tmp_path / "out")
     made = [*(tmp_path / "out").rglob("*")]

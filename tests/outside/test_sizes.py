@@ -19,16 +19,16 @@ from tiny_families import TINY
 from tiny_pipelines import save
 
 from ardistill import Student, StudentConfig, Teacher, TrajectoryDataset, record
-from ardistill.conditions import PART, find_parts, num_used, publish_conditions
 from ardistill.config import CostConfig
 from ardistill.evaluation import draw_samples
-from ardistill.images import open_images
-from ardistill.maintenance import export_parquet, repair, verify
-from ardistill.manifest import Manifest
-from ardistill.planning import describe, plan
-from ardistill.store import SEAL, Store, seal
-from ardistill.teacher import pad_tokens
+from ardistill.files.images import open_images
+from ardistill.files.store import SEAL, Store, seal
+from ardistill.planning.cost import describe, plan
+from ardistill.teacher.teacher import pad_tokens
 from ardistill.trajectories import OnlineTrajectories
+from ardistill.trajectories.conditions import PART, find_parts, num_used, publish_conditions
+from ardistill.trajectories.maintenance import export_parquet, repair, verify
+from ardistill.trajectories.manifest import Manifest
 
 OPTIONS = {"solver_steps": 2, "num_steps": (2,), "shard_size": 64, "progress": False}
 
@@ -67,7 +67,7 @@ SCRIPT = """
 import resource, sys, torch
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from ardistill.evaluation import Judge, feature_network
-from ardistill.images import open_images
+from ardistill.files.images import open_images
 held = []
 network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
 network.register_forward_pre_hook(lambda module, inputs: held.append(len(inputs[0])))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_families import open_gates
 from whole import CALLS, FULL, MORE, TEXT, Exports, control, draw, near, opened, same_as_stock
 
-from ardistill.hub import export, load
+from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 

@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from tiny_families import open_gates
 from tiny_pipelines import save
 
-from ardistill.hub import export
+from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 

@@ -31,11 +31,11 @@ from ardistill.evaluation.metrics import (
 from ardistill.evaluation.plots import sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
 from ardistill.families import Condition
+from ardistill.files.store import write_whole
 from ardistill.progress import bar
-from ardistill.sampling import sample
-from ardistill.store import write_whole
 from ardistill.student import Student
-from ardistill.teacher import Teacher, seeded_generator
+from ardistill.student.sampling import sample
+from ardistill.teacher.teacher import Teacher, seeded_generator
 from ardistill.zoo.scenes.data import read_caption
 
 
@@ -105,9 +105,9 @@ class Judge:
             name: ``"emoji"``, ``"fashion"`` or ``"scenes"``.
             device: Where the network runs; the best device there is if not given.
         """
+        from ardistill.evaluation.reference import NETWORKS, load_reference, reference_path
         from ardistill.zoo import CLASS_CONDITIONAL
         from ardistill.zoo.classifier import load_classifier
-        from ardistill.zoo.reference import NETWORKS, load_reference, reference_path
 
         facts = load_reference(reference_path(name))
         classifier = load_classifier(name, device) if name in CLASS_CONDITIONAL else None
@@ -122,7 +122,7 @@ class Judge:
 
         Args:
             network: What they are seen with.
-            images: All at once, or batch after batch, such as `ardistill.images.open_images` reads them.
+            images: All at once, or batch after batch, such as `ardistill.files.images.open_images` reads them.
 
         Raises:
             ValueError: There are fewer than 6, or they are no images.

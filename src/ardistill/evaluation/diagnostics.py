@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ardistill.core.schedule import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.families import Condition
-from ardistill.losses import inputs_and_targets
+from ardistill.files.store import check_target, whole_file
 from ardistill.progress import bar
-from ardistill.prompts import distinct_prompts
-from ardistill.sampling import sample
-from ardistill.schedule import Knots
-from ardistill.store import check_target, whole_file
 from ardistill.student import Student
+from ardistill.student.sampling import sample
 from ardistill.teacher import Teacher
+from ardistill.training.losses import inputs_and_targets
 from ardistill.trajectories import TrajectoryDataset
+from ardistill.trajectories.prompts import distinct_prompts
 
 
 def _save_archive(path: str | Path, count: int, batches: Iterable[Tensor]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ardistill.devices import Device, device_of, resolve_device
-from ardistill.images import open_images
+from ardistill.files.images import open_images
 from ardistill.zoo import CLASS_CONDITIONAL
 
 
@@ -230,7 +230,7 @@ def _range(images: Tensor) -> str:
 def load_images(source: str | Path) -> Tensor:
     """Images of one size in a folder, all in memory, by name, in [-1, 1], shape (n, c, h, w), c = 1 or 3.
 
-    For many of them give `ardistill.images.open_images` to `extract_features` instead, which takes batches.
+    For many of them give `ardistill.files.images.open_images` to `extract_features` instead, which takes batches.
 
     Raises:
         ValueError: There are none, or their sizes or modes differ, or one cannot be read.

@@ -1,0 +1,1 @@
+"""What a distillation will cost, before it is begun."""

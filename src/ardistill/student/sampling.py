@@ -1,0 +1,43 @@
+"""Few-step sampling: one pass of one block of tokens per step, earlier steps from the cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ardistill.families import Condition
+from ardistill.student.student import Student
+
+
+@torch.no_grad()
+def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
+    """Draw images from noise.
+
+    Args:
+        student: Its mode is left as it is; nothing in it is random. Weights of any dtype.
+        noise: x_T, (b, c, h, w), of any dtype, on any device.
+        condition: One row per sample.
+
+    Returns:
+        Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the image.
+
+    Raises:
+        ValueError: Noise and condition are not of as many rows, the noise is no batch, or a guidance scale is outside
+            of those that the student was distilled at.
+    """
+    rows = {len(value) for value in condition.values()}
+    if noise.ndim < 4 or rows - {len(noise)}:
+        raise ValueError(
+            f"expected noise (b, c, h, w) and a condition of as many rows, got {tuple(noise.shape)} and "
+            f"{sorted(rows)} rows"
+        )
+    student.config.check_guidance(condition.get("guidance"))
+    device = student.device
+    noise = noise.to(device, torch.float32)
+    condition = {name: value.to(device) for name, value in condition.items()}
+    cache: dict = {}
+    inputs, estimates = noise, []
+    for step in range(student.num_steps):
+        estimates.append(student.step(inputs, step, condition, cache))
+        inputs = student.next_input(estimates[-1], noise, step)
+    return torch.stack(estimates, dim=1)

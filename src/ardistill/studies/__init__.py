@@ -1,0 +1,1 @@
+"""The whole way at once: the quickstart, and studies of many arms from one recipe."""

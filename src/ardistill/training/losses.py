@@ -1,0 +1,47 @@
+"""What a student is fed and what it should say, for each target; pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ardistill.core.schedule import Knots
+
+
+def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: str) -> tuple[Tensor, Tensor]:
+    """Teacher-forced inputs and targets of every step.
+
+    Args:
+        states: x_t at the knots, (b, s + 1, c, h, w), noisiest first.
+        denoised: x̂0 of the solver step that arrives at states 1..s, (b, s, c, h, w).
+        knots: The student's.
+        target: ``state``, ``denoised`` or ``anchored``.
+
+    Returns:
+        Inputs and targets, each (b, s, c, h, w).
+    """
+    if target == "state":
+        return states[:, :-1], states[:, 1:]
+    noise = states[:, :1]
+    if target == "denoised":
+        return torch.cat([noise, denoised[:, :-1]], dim=1), denoised
+    shape = (-1,) + (1,) * (states.ndim - 2)
+    alpha, sigma = (torch.tensor(x[1:-1], device=states.device).view(shape) for x in (knots.alpha, knots.sigma))
+    return torch.cat([noise, alpha * denoised[:, :-1] + sigma * noise], dim=1), denoised
+
+
+def step_weights(knots: Knots, target: str) -> Tensor:
+    """Loss weight of each step, (s,): 1; for ``anchored`` alpha² of the next knot, as it enters the input."""
+    if target != "anchored":
+        return torch.ones(knots.num_steps, dtype=torch.float32, device="cpu")
+    return torch.tensor([a**2 for a in knots.alpha[1:]], dtype=torch.float32, device="cpu")
+
+
+def regression_loss(estimates: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the steps of the squared error to the teacher (R in the paper).
+
+    Returns:
+        The weighted loss, and the unweighted error of each step, (s,), detached.
+    """
+    errors = (estimates.float() - targets.float()).square().mean(dim=(0, *range(2, targets.ndim)))
+    return (errors * weights.to(errors)).mean(), errors.detach()

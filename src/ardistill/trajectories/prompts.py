@@ -1,0 +1,279 @@
+"""Prompts and other columns of text from files and data sets, each read by its kind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ardistill.errors import cache_variable
+from ardistill.files.images import named
+
+_LOG = logging.getLogger(__name__)
+
+COLUMNS = ("prompt", "text", "caption")
+"""Columns that a prompt may stand in, in upper or lower case."""
+
+Rows = list[dict[str, Any]]
+
+
+def load_prompts(source: str) -> list[str]:
+    """Prompts from a file or a data set, in its order; they may repeat.
+
+    Args:
+        source: A file: ``.txt`` (one a line), ``.jsonl`` or ``.ndjson`` (a string or an object a line), ``.json`` (a
+            list of either), ``.csv``, ``.tsv`` or ``.parquet``; or the Hub id of a data set, split train. Where there
+            are columns, the one called prompt, text or caption; another one is named behind a colon,
+            ``prompts.csv:Description``. The scene world makes its own: ``zoo/scenes`` are captions to train on,
+            ``zoo/scenes/seen`` and the other splits prompts to judge by, 4,096 each.
+
+    Raises:
+        ValueError: The source is of another kind, cannot be read, does not say which column, or a prompt is missing.
+    """
+    if source == "zoo/scenes" or source.startswith("zoo/scenes/"):
+        from ardistill.zoo.scenes.data import caption, prompts
+
+        split = source.removeprefix("zoo/scenes").removeprefix("/")
+        return [x.text for x in (prompts(split, 4096) if split else (caption(0, i)[1] for i in range(4096)))]
+    name, column = _split_column(source)
+    path = Path(name)
+    if path.is_file():
+        if path.suffix.lower() == ".txt":
+            if column:
+                raise ValueError(f"{name} is a text file, which has no column {column!r}; leave it out")
+            return checked_texts(name, [line.strip() for line in read_text(path).split("\n") if line.strip()])
+        rows = read_rows(path)
+        if rows and all(isinstance(row, str) for row in rows):
+            return checked_texts(name, rows)
+        return checked_texts(name, column_of(name, rows, COLUMNS, column))
+    if path.suffix.lower() in (".txt", *READERS) or name.count("/") != 1:
+        raise ValueError(
+            f"expected prompts in {name}: a text or JSONL file, or the id of a data set, or a .json, .csv, .tsv or "
+            ".parquet file; give the path of one that is there"
+        )
+    rows = load_dataset(name)
+    chosen = choose_column(name, rows.column_names, COLUMNS, column)
+    return checked_texts(name, list(rows[chosen]))
+
+
+def _split_column(source: str) -> tuple[str, str | None]:
+    """The file or data set, and the column that is named behind a colon."""
+    name, colon, column = source.rpartition(":")
+    if Path(source).is_file() or not colon or "/" in column or "\\" in column:
+        return source, None
+    return name, column
+
+
+def load_dataset(name: str) -> Any:
+    """The split train of a data set of the Hub.
+
+    Raises:
+        ValueError: The package ``datasets`` is missing, or the data set cannot be read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"{name} is no file; to read it as a data set: pip install 'ardistill[text]' ({error})"
+        ) from error
+    try:
+        return datasets.load_dataset(name, split="train")
+    except Exception as error:  # of many kinds, for a name that is not there
+        if cache_variable(error) is not None:  # it is not the data set that is at fault
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{name} cannot be read as a data set, split train: {reason}; give a file, or the id of a data set"
+        ) from error
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without its mark; lines end in ``\\n``.
+
+    Raises:
+        ValueError: It cannot be read as such.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as text ({error}); save it as UTF-8") from error
+
+
+def _jsonl(path: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: expected one JSON object or string a line ({error}); save a list of them "
+                    "as .json"
+                ) from error
+    return rows
+
+
+def _json(path: Path) -> list[Any]:
+    text = read_text(path)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); save one object a line as .jsonl") from error
+    if not isinstance(found, list):
+        what = f"an object with the keys {named(list(found))}" if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"{path}: expected a list of strings or of objects, got {what}; save the list alone")
+    return found
+
+
+def _delimited(path: Path, delimiter: str) -> Rows:
+    """Rows under the names that the first line has."""
+    text = read_text(path)
+    try:
+        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); put quotes around whole fields, and double inner ones"
+        ) from (error)
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if any(cell.strip() for cell in line)]
+    if not filled:
+        return []
+    header = [cell.strip() for cell in filled[0][1]]
+    if twice := sorted({cell for cell in header if header.count(cell) > 1}):
+        raise ValueError(f"{path}: expected columns of different names, found {named(twice)} twice; rename one")
+    for number, line in filled[1:]:
+        if len(line) != len(header):
+            raise ValueError(
+                f"{path}, row {number}: expected {len(header)} fields as the first line has ({named(header)}), got "
+                f"{len(line)}; put quotes around fields that contain the separator"
+            )
+    return [dict(zip(header, line, strict=True)) for _, line in filled[1:]]
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        others = {
+            field.name: field.type
+            for field in file.schema_arrow
+            if pa.types.is_nested(field.type) or pa.types.is_binary(field.type)
+        }
+        if others:
+            told = [f"{name} ({kind})" for name, kind in others.items()]
+            _LOG.warning("%s: columns that hold neither text nor numbers are left out: %s", path, named(told))
+        return file.read(columns=[name for name in file.schema_arrow.names if name not in others]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({error}); write or download it again") from error
+
+
+READERS: dict[str, Callable[[Path], list[Any]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": lambda path: _delimited(path, ","),
+    ".tsv": lambda path: _delimited(path, "\t"),
+    ".parquet": _parquet,
+}
+"""Suffix in lower case -> what reads such a file."""
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Rows of a file, by its kind: objects, or strings where its JSON has such.
+
+    Raises:
+        ValueError: The kind is not known, the file cannot be read, or it mixes both.
+    """
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(
+            f"{path}: expected a file of a known kind (.txt, {', '.join(READERS)}), got {path.suffix or 'no suffix'}; "
+            "name it after what it holds"
+        )
+    rows = read(path)
+    kinds = {type(row) for row in rows}
+    if not kinds <= {dict} and not kinds <= {str}:
+        others = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"{path}: expected objects alone or strings alone, got {others}; write all rows alike")
+    return rows
+
+
+def choose_column(source: str, there: Sequence[str], wanted: Sequence[str], column: str | None = None) -> str:
+    """The column that is named, or the only one whose name is wanted.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    if column is not None:
+        if column not in there:
+            raise ValueError(f"{source}: expected a column {column}, found {named(list(there), 20)}; name one of them")
+        return column
+    found = [name for name in there if name.strip().casefold() in wanted]
+    if len(found) != 1:
+        what = f"found {named(list(there), 20) or 'none'}" if not found else f"found {' and '.join(found)}"
+        raise ValueError(
+            f"{source}: expected a column {' or '.join(wanted)}, one alone, {what}; name the right one, as in "
+            f"{Path(source).name}:{(found or list(there) or ['prompt'])[0]}"
+        )
+    return found[0]
+
+
+def column_of(source: str, rows: Rows, wanted: Sequence[str], column: str | None = None) -> list[Any]:
+    """A column of rows; None where a row lacks it."""
+    if not rows:
+        return []
+    there = list(dict.fromkeys(key for row in rows for key in row))
+    chosen = choose_column(source, there, wanted, column)
+    return [row.get(chosen) for row in rows]
+
+
+def checked_texts(source: str, found: Sequence[Any]) -> list[str]:
+    """Texts as they are, if they are some.
+
+    Raises:
+        ValueError: There are none, or one is empty or no text.
+    """
+    if not found:
+        raise ValueError(f"{source} holds no prompts; give a file with one or more")
+    for number, text in enumerate(found, start=1):
+        if not isinstance(text, str):
+            raise ValueError(f"{source}, prompt {number}: expected text, got {text!r}; mend the row or take it out")
+        if not text.strip():
+            raise ValueError(f"{source}, prompt {number}: expected text, got an empty one; mend the row or take it out")
+    check_characters(source, found)
+    return list(found)
+
+
+def check_characters(source: str, texts: Sequence[str]) -> None:
+    """Refuse text that is no text: halves of characters, which JSON lets pass where an emoji was cut.
+
+    Raises:
+        ValueError: One holds such a half.
+    """
+    for number, text in enumerate(texts, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(
+                f"{source}, prompt {number}: expected whole characters, got half of one in {ascii(text)[:80]}; take it "
+                "out of the prompt"
+            )
+
+
+def distinct_prompts(prompts: Sequence[str]) -> list[str]:
+    """Each prompt once, in the order of their first.
+
+    Raises:
+        ValueError: They are one text instead of several, or one is no text, or not of whole characters.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"expected a list of prompts, got the text {prompts[:60]!r}; give [{prompts[:60]!r}]")
+    distinct = list(dict.fromkeys(prompts))
+    for number, text in enumerate(distinct, start=1):
+        if not isinstance(text, str):
+            raise ValueError(f"prompt {number}: expected text, got {text!r}; give prompts alone")
+    check_characters("prompts", distinct)
+    return distinct

@@ -1,0 +1,190 @@
+"""One shard: an Arrow IPC file of one record batch, a row a trajectory, sealed with its own checksum.
+
+``states`` and ``denoised`` are fixed-size binary: a row is read where it lies, without parsing. The schema's metadata
+say which recording the shard is of and which of its shards it is, so that one put in another's place is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from ardistill.files.store import SEAL, check_seal, seal
+
+DTYPES: dict[str, Any] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+"""What states can be stored in."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a reader knows of a shard beforehand, from the manifest."""
+
+    recording: str
+    """Identity of the recording: the manifest's checksum."""
+    shard: int
+    rows: int
+    kept: int
+    """Stored states of a trajectory; one more than denoised estimates."""
+    sample_shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def payload(self) -> int:
+        """Bytes of the states alone; the file is larger."""
+        values = self.rows * (2 * self.kept - 1) * int(np.prod(self.sample_shape, dtype=object))
+        return values * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows in memory, or mapped."""
+
+    states: np.ndarray
+    """(rows, kept, c, h, w), in the dtype they are stored in."""
+    denoised: np.ndarray
+    """(rows, kept - 1, c, h, w)."""
+    labels: np.ndarray
+    """Class or number of the prompt, (rows,), int64."""
+    guidance: np.ndarray
+    """Guidance scale, (rows,), float32."""
+
+
+def make_shard(layout: Layout, states: Tensor, denoised: Tensor, labels: Tensor, guidance: Tensor) -> Shard:
+    """Cast to what is stored.
+
+    Raises:
+        ValueError: The teacher's states are not finite, or too large for half precision.
+    """
+    found: list[np.ndarray] = []
+    for name, value in (("states", states), ("denoised", denoised)):
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(value.float().numpy().astype(DTYPES[layout.dtype]))
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} of shard {layout.shard} are not finite in {layout.dtype}; check the teacher, its guidance "
+                "scale and the precision"
+            )
+        found.append(array)
+    return Shard(found[0], found[1], labels.numpy(), guidance.numpy())
+
+
+def encode_shard(layout: Layout, shard: Shard) -> bytes:
+    """The file of a shard: a pure function of its arguments and of pyarrow."""
+
+    def binary(x: np.ndarray) -> pa.Array:
+        width = x[0].nbytes
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(x), [None, pa.py_buffer(x)])
+
+    columns = {
+        "states": binary(shard.states),
+        "denoised": binary(shard.denoised),
+        "labels": pa.array(shard.labels),
+        "guidance": pa.array(shard.guidance),
+    }
+    metadata = {"recording": layout.recording, "shard": str(layout.shard), "dtype": layout.dtype, "seal": SEAL}
+    batch = pa.record_batch(columns).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return seal(sink.getvalue().to_pybytes())
+
+
+def decode_shard(layout: Layout, data: memoryview, where: str) -> Shard:
+    """Views of the rows in ``data``, once every byte has been checked.
+
+    Args:
+        layout: What the shard must be.
+        data: The file.
+        where: Named in errors.
+
+    Raises:
+        ValueError: The file is cut, is not what its checksum says, is of another recording, or in another's place.
+    """
+    return view_shard(layout, data, find_columns(layout, data, where))
+
+
+def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
+    """Where ``states``, ``denoised``, ``labels`` and ``guidance`` begin in a file, once every byte has been checked.
+
+    Raises:
+        ValueError: As ``decode_shard``.
+    """
+    check_size(layout, len(data), where)
+    if bytes(data[-6:]) != b"ARROW1":
+        raise ValueError(
+            f"{where} is cut: expected the end of an Arrow file; `ardistill trajectories repair` remakes it"
+        )
+    check_seal(data, where)
+    try:
+        file = pa.py_buffer(data)
+        reader = pa.ipc.open_file(pa.BufferReader(file))
+        metadata = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
+        for name, expected in (("recording", layout.recording), ("shard", str(layout.shard))):
+            if metadata.get(name) != expected:
+                raise ValueError(
+                    f"{where} is of another place: {name} is {str(metadata.get(name))[:12]}, expected {expected[:12]}; "
+                    "it was recorded with other settings or another teacher, or moved: `ardistill trajectories repair` "
+                    "makes the right one"
+                )
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+        if reader.num_record_batches != 1 or batch.num_rows != layout.rows:
+            raise ValueError(
+                f"{where}: expected {layout.rows} rows in one batch, found {batch.num_rows}; if trajectories were "
+                "added since it was opened, open it again, else `ardistill trajectories repair` makes it again"
+            )
+        starts = []
+        for column, dtype, shape in _columns(layout):
+            array, width = batch.column(column), int(np.prod(shape[1:])) * dtype.itemsize
+            expected_type = pa.binary(width) if len(shape) > 1 else pa.from_numpy_dtype(dtype)
+            if array.type != expected_type or array.null_count:
+                raise ValueError(f"{where}: expected {expected_type} in {column}, found {array.type}")
+            starts.append(array.buffers()[1].address - file.address)
+            if not 0 <= starts[-1] <= len(data) - layout.rows * width:
+                raise ValueError(f"{where}: expected {column} uncompressed; `ardistill trajectories repair` remakes it")
+        return starts
+    except (pa.ArrowException, KeyError, IndexError, OverflowError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{where} cannot be read as a shard ({reason}); `ardistill trajectories repair` remakes it"
+        ) from (error)
+
+
+def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard:
+    """Views of the rows of a file whose columns begin there: of the file, not of Arrow's buffers, which would keep 2 KB
+    of readers and schemas alive with each shard.
+    """
+    return Shard(
+        *(
+            np.ndarray(shape, dtype, data, start)
+            for (_, dtype, shape), start in zip(_columns(layout), starts, strict=True)
+        )
+    )
+
+
+def _columns(layout: Layout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
+    latents, rows = DTYPES[layout.dtype], layout.rows
+    return [
+        ("states", latents, (rows, layout.kept, *layout.sample_shape)),
+        ("denoised", latents, (rows, layout.kept - 1, *layout.sample_shape)),
+        ("labels", np.dtype("<i8"), (rows,)),
+        ("guidance", np.dtype("<f4"), (rows,)),
+    ]
+
+
+def check_size(layout: Layout, size: int, where: str) -> None:
+    """Refuse a file that is too small for its rows, from its size alone.
+
+    Raises:
+        ValueError: It is cut.
+    """
+    if size < layout.payload:
+        raise ValueError(
+            f"{where} is cut: expected {layout.payload} bytes or more, found {size}; `ardistill trajectories repair` "
+            "makes it again, or delete it and run the same record command"
+        )

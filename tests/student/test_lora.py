@@ -1,0 +1,154 @@
+"""Adapters beside the teacher's own weights: off, they are the teacher; merged or as files, they are the student."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny_families import TINY, open_gates
+
+from ardistill.config import CostConfig, TrainingConfig
+from ardistill.core.schedule import Knots
+from ardistill.planning.cost import describe, plan
+from ardistill.student import Student, StudentConfig
+from ardistill.student.sampling import sample
+from ardistill.teacher import Teacher
+from ardistill.training import distill
+from ardistill.trajectories import TrajectoryDataset, record
+
+KNOTS = Knots.from_dict(
+    {"prediction_type": "epsilon", "timesteps": (999.0, 500.0), "alpha": (0.1, 0.6, 1.0), "sigma": (0.995, 0.8, 0.0)}
+)
+
+
+def storages(module):
+    return {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+
+
+def fill(student):
+    """Adapters that do something: their B starts at zero."""
+    for name, parameter in student.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    open_gates(student)
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if "-" not in name or name == "dit-timm"])
+def test_adapters_off_is_the_teacher_and_merged_is_the_student(name, tmp_path):
+    tiny = TINY[name]
+    teacher = Teacher(tiny.transformer(), DDIMScheduler())
+    config = StudentConfig(KNOTS, 2, lora_rank=2)
+    inputs, condition = torch.randn(2, 2, *tiny.latents), tiny.condition(2)
+    plain = Student.from_teacher(teacher, replace(config, lora_rank=0)).eval()
+    student = Student.from_teacher(teacher, config).eval()
+    assert storages(teacher.transformer) < storages(student) and not storages(teacher.transformer) & storages(plain)
+    with torch.no_grad():
+        expected = plain(inputs, condition)
+        assert torch.equal(student(inputs, condition), expected)  # B is zero
+        fill(student)
+        changed = student(inputs, condition)
+        assert not torch.allclose(changed, expected, atol=1e-3)
+        student.save_pretrained(tmp_path / "merged")
+        student.save_adapters(tmp_path / "adapters")
+        assert torch.allclose(
+            Student.from_pretrained(tmp_path / "merged", device="cpu")(inputs, condition), changed, atol=1e-4
+        )
+        assert torch.equal(Student.from_adapters(teacher, tmp_path / "adapters")(inputs, condition), changed)
+        for module in student.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(False)
+        for parameter in (p for n, p in student.named_parameters() if n.endswith("history_gate")):
+            parameter.zero_()
+        assert torch.equal(student(inputs, condition), expected)
+    trained = {n.rpartition(".")[2] for n, p in student.named_parameters() if p.requires_grad and ".lora_" not in n}
+    assert trained == {"history_gate"} and not any(p.requires_grad for p in teacher.transformer.parameters())
+
+
+@pytest.mark.parametrize("output,target", [("solver", "state"), ("direct", "anchored")])
+def test_training_leaves_the_teacher_alone_and_resumes(tmp_path, teacher, output, target, dies_at_its_first_checkpoint):
+    record(teacher, tmp_path / "data", 12, solver_steps=8, num_steps=(4,), progress=False)
+    data, before = TrajectoryDataset(tmp_path / "data", 4), teacher.fingerprint()
+    config = StudentConfig.for_data(data, history_layers=2, lora_rank=4, output=output, target=target)
+    training = TrainingConfig(max_steps=20, batch_size=4, checkpoint_every=10, learning_rate=5e-3, tracker=None)
+
+    def train(name, validate=None):
+        student = Student.from_teacher(teacher, config)
+        return distill(student, data, tmp_path / name, training, validate=validate, progress=False)
+
+    student = train("whole")
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert teacher.fingerprint() == before
+    dies_at_its_first_checkpoint(lambda validate: train("killed", validate))
+    resumed = train("killed")
+    assert all(torch.equal(x, resumed.state_dict()[name]) for name, x in student.state_dict().items())
+    states, _, condition = data.stacked()
+    with torch.no_grad():
+        drawn = sample(student, states[:, 0], condition)
+        adapted = Student.from_adapters(teacher, tmp_path / "whole" / "adapters")
+        assert torch.equal(sample(adapted, states[:, 0], condition), drawn)
+        merged = Student.from_pretrained(tmp_path / "whole", device="cpu")
+        assert merged.config.lora_rank == 0 and not any(".lora_" in name for name in merged.state_dict())
+        assert torch.allclose(sample(merged, states[:, 0], condition), drawn, atol=1e-4)
+    with pytest.raises(ValueError, match=r"holds adapters without the weights .* repeat its run's command to its end"):
+        Student.from_pretrained(tmp_path / "whole" / "checkpoints" / "step-00000010")
+    saved = {name for file in (tmp_path / "whole" / "checkpoints").rglob("*.safetensors") for name in keys(file)}
+    assert saved and not any("base_layer" in name for name in saved)
+
+
+def keys(file):
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return opened.keys()
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+def test_diffusers_reads_the_adapters(name, tmp_path):
+    tiny = TINY[name]
+    teacher = Teacher(tiny.transformer(), DDIMScheduler())
+    student = Student.from_teacher(teacher, StudentConfig(KNOTS, 0, lora_rank=2)).eval()
+    fill(student)
+    student.save_adapters(tmp_path)
+    stock = tiny.transformer()
+    stock.load_lora_adapter(str(tmp_path), weight_name="pytorch_lora_weights.safetensors", prefix="transformer")
+    latents, condition = torch.randn(2, *tiny.latents), tiny.condition(2)
+    with torch.no_grad():
+        theirs = student.family.call(stock, latents, torch.full((2,), KNOTS.timesteps[0]), condition)
+        a, b = student.coefficients[0]
+        ours = student.step(latents, 0, condition, {})
+    assert torch.allclose(a * latents + b * theirs[:, : latents.shape[1]], ours, atol=1e-5)
+
+
+def test_the_plan_counts_shared_weights_once(tmp_path):
+    TINY["dit"].transformer().save_config(tmp_path)
+    options = CostConfig(str(tmp_path / "config.json"), history_layers=2, batch_size=2, lora_rank=1)
+    ours, full = plan(options), plan(replace(options, lora_rank=0))
+    assert full.trained_parameters == full.parameters and ours.trained_parameters < ours.parameters / 5
+    assert ours.memory["optimizer"] == 8 * ours.trained_parameters and ours.memory["weights"] == 4 * ours.parameters
+    assert ours.memory["total"] < full.memory["total"] and "which are shared" in describe(ours, options)
+
+
+def test_bad_input_is_named(tmp_path, teacher):
+    with pytest.raises(ValueError, match="expected a lora_rank of 1 or more"):
+        StudentConfig(KNOTS, 0, lora_rank=-1)
+    with pytest.raises(ValueError, match="found none; distil with lora_rank"):
+        Student.from_adapters(teacher, tmp_path)
+    student = Student.from_teacher(teacher, StudentConfig(KNOTS, 0, lora_rank=1, teacher="other", fingerprint="0" * 64))
+    student.save_adapters(tmp_path)
+    with pytest.raises(ValueError, match="holds adapters for other"):
+        Student.from_adapters(teacher, tmp_path)
+    plain = Student.from_teacher(teacher, StudentConfig(KNOTS, 1, lora_rank=1))
+    plain.save_adapters(tmp_path / "more")
+    adapters = tmp_path / "more" / "pytorch_lora_weights.safetensors"
+    whole = adapters.read_bytes()
+    adapters.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is not what student"):
+        Student.from_adapters(teacher, tmp_path / "more")
+    student.save_pretrained(tmp_path / "merged")
+    weights = tmp_path / "merged" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is missing, cut or damaged"):
+        Student.from_pretrained(tmp_path / "merged")

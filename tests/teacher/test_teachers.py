@@ -1,0 +1,223 @@
+"""A user's own teacher, end to end: record, distil, export, reload with diffusers alone, sample."""
+
+import json
+import os
+import subprocess
+import sys
+
+import diffusers
+import pytest
+import torch
+from tiny_pipelines import PIPELINES, save
+
+from ardistill.cli import main
+from ardistill.publishing import load
+from ardistill.student import Student
+from ardistill.student.sampling import sample
+from ardistill.teacher import Teacher
+from ardistill.trajectories import TrajectoryDataset, record
+from ardistill.trajectories.prompts import load_prompts
+
+PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
+TEXT = [name for name in PIPELINES if name != "dit"]
+SIZE = {
+    "flux": 16,
+    "qwen-image": 16,
+    "z-image": 16,
+    "wan": 16,
+    "hunyuandit": 64,
+    "lumina2": 64,
+    "auraflow": 16,
+    "flux2": 16,
+    "cogview4": 64,
+}
+"""Of the images, where the transformer's config does not say."""
+
+SCRIPT = """
+import json, sys, torch
+sys.modules["ardistill"] = None  # an import of our package fails
+from diffusers import DiffusionPipeline
+images = []
+for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = json.loads(options)
+    result = pipeline(**options, generator=torch.Generator().manual_seed(0), output_type="pt")
+    images.append(result.frames[:, 0] if hasattr(result, "frames") else result.images)
+    if "prompt" in options:
+        try:
+            pipeline(**options, negative_prompt="bad")
+        except ValueError as error:
+            assert "absorbed" in str(error)
+        else:
+            raise AssertionError("a negative prompt was accepted")
+torch.save(images, sys.argv[-1])
+"""
+
+
+def options(name):
+    size = SIZE.get(name)
+    return {"height": size, "width": size} if size else {}
+
+
+def call(name):
+    """What a user gives the exported pipeline."""
+    given = {"class_labels": [1, 2]} if name == "dit" else {"prompt": PROMPTS[:2], **options(name)}
+    if name == "wan":
+        given["num_frames"] = 1
+    if name == "pixart":
+        given |= {"use_resolution_binning": False, "clean_caption": False}
+    if name == "hunyuandit":
+        given["use_resolution_binning"] = False
+    return given
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Every teacher recorded, distilled in 2 steps and exported, by the commands that a user types."""
+    folder = tmp_path_factory.mktemp("teachers")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    for name in PIPELINES:
+        save(name, folder / name / "teacher")
+        command = [
+            "record",
+            "--teacher",
+            folder / name / "teacher",
+            "--out",
+            folder / name / "data",
+            "--solver_steps",
+            4,
+        ]
+        command += ["--num_trajectories", 4, "--num_steps", "[2]", "--guidance_scale", 2.0]
+        if name in TEXT:
+            command += ["--prompts", folder / "prompts.txt"]
+        for key, value in options(name).items():
+            command += [f"--{key}", value]
+        main([str(x) for x in command])
+        command = [
+            "distill",
+            "--trajectories",
+            folder / name / "data",
+            "--out",
+            folder / name / "run",
+            "--num_steps",
+            2,
+        ]
+        command += ["--history_layers", 2, "--training.max_steps", 2, "--training.batch_size", 2]
+        main([str(x) for x in command])
+        main([str(x) for x in ["export", "--student", folder / name / "run", "--out", folder / name / "export"]])
+    return folder
+
+
+def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
+    pairs = [x for name in PIPELINES for x in (str(exported / name / "export"), json.dumps(call(name)))]
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-c", SCRIPT, *pairs, str(tmp_path / "images.pt")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, images in zip(PIPELINES, torch.load(tmp_path / "images.pt"), strict=True):
+        teacher = Teacher.from_pretrained(
+            exported / name / "teacher", guidance_scale=2.0, **options(name), device="cpu"
+        )
+        student = Student.from_pretrained(exported / name / "run", device="cpu")
+        condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
+        shape = (2, *teacher.sample_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        expected = teacher.decode(sample(student, noise, condition)[:, -1]) / 2 + 0.5
+        assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_load_runs_our_own_code(exported, name):
+    pipeline = load(exported / name / "export")
+    assert type(pipeline).__module__ == "ardistill.core.pipeline"
+    assert isinstance(pipeline, getattr(diffusers, type(pipeline).__mro__[1].__name__))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
+    """Guided, from the same noise and prompts, on the pipeline's own times: encoders, signs, scales and decoder."""
+    folder = exported / name / "teacher"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    given = call(name) | {"num_inference_steps": 4}
+    scale = {"flux": {"guidance_scale": 2.0}, "qwen-image": {"true_cfg_scale": 2.0, "negative_prompt": " "}}
+    scale["z-image"] = {"guidance_scale": 1.0}  # z-image adds (scale) times the difference: 1 is our 2
+    given |= scale.get(name, {"guidance_scale": 2.0})
+    if name in ("pixart", "hunyuandit"):
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+            pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
+        )
+    if name == "wan":  # published with a solver of higher order
+        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
+    images = result.frames[:, 0] if hasattr(result, "frames") else result.images
+    negative = {"negative_prompt": " "} if name == "qwen-image" else {}
+    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **options(name), **negative, device="cpu")
+    teacher.scheduler = pipeline.scheduler if name == "wan" else teacher.scheduler
+    noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
+    solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
+    expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
+    assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_prompts_are_encoded_once_and_stored_once(exported, name):
+    data = TrajectoryDataset(exported / name / "data", 2)
+    assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1, 2, 0]
+    teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name), device="cpu")
+    encoded = teacher.encode(PROMPTS) | {"guidance": torch.full((3,), 2.0)}
+    for key, value in data[3]["condition"].items():
+        assert torch.allclose(value.float(), encoded[key][0].float(), atol=1e-5)
+
+
+def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
+    (tmp_path / "two").mkdir()
+    index = json.loads((exported / "wan" / "teacher" / "model_index.json").read_text())
+    index["transformer_2"] = ["diffusers", "WanTransformer3DModel"]
+    (tmp_path / "two" / "model_index.json").write_text(json.dumps(index))
+    for part in ("transformer", "scheduler"):
+        (tmp_path / "two" / part).symlink_to(exported / "wan" / "teacher" / part)
+    with pytest.raises(ValueError, match="second transformer"):
+        Teacher.from_pretrained(tmp_path / "two")
+    pixart = Teacher.from_pretrained(exported / "pixart" / "teacher")
+    with pytest.raises(ValueError, match="conditioned on text: give it prompts"):
+        record(pixart, tmp_path / "data", 4, solver_steps=4, num_steps=(2,))
+    with pytest.raises(ValueError, match="leave the prompts out"):
+        record(teacher, tmp_path / "data", 4, prompts=["a"], solver_steps=4, num_steps=(2,))
+    with pytest.raises(ValueError, match="multiples of 4 pixels, got 15x16"):
+        Teacher.from_pretrained(exported / "flux" / "teacher", height=15, width=16)
+    with pytest.raises(ValueError, match="both height and width"):
+        Teacher.from_pretrained(exported / "flux" / "teacher", height=16)
+    assert not (tmp_path / "data").exists()
+
+
+def test_prompts_come_from_a_file_or_a_data_set(tmp_path, monkeypatch):
+    lines = [{"prompt": prompt, "other": 1} for prompt in PROMPTS]
+    (tmp_path / "prompts.txt").write_text("\n\n".join(PROMPTS))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (tmp_path / "me" / "prompts").mkdir(parents=True)  # as a Hub id is read, from a folder of that name
+    (tmp_path / "me" / "prompts" / "train.jsonl").write_text((tmp_path / "prompts.jsonl").read_text())
+    (tmp_path / "me" / "others").mkdir()
+    (tmp_path / "me" / "others" / "train.jsonl").write_text('{"words": "a"}')
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "a')
+    (tmp_path / "numbers.jsonl").write_text('{"prompt": "a"}\n{"prompt": 5}')
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([PROMPTS[0] + " ", *PROMPTS[1:]]).encode())
+    (tmp_path / "separated.jsonl").write_text(json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for source in ("prompts.txt", "prompts.jsonl", "me/prompts", "marked.txt"):
+        assert load_prompts(source) == PROMPTS
+    assert load_prompts("separated.jsonl") == ["a\u2028b"]
+    for source, message in (
+        ("me/others", "expected a column prompt or text or caption, one alone, found words"),
+        ("me/absent", "cannot be read as a data set"),
+        ("me/absent-2.47M", "cannot be read as a data set"),
+        ("numbers.jsonl", "prompt 2: expected text, got 5"),
+        ("absent.txt", "a text or JSONL file, or the id"),
+        ("empty.txt", "holds no prompts"),
+        ("torn.jsonl", "expected one JSON object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_prompts(source)

@@ -1,0 +1,216 @@
+"""R+D: heads on the teacher's blocks, real data, and a fine-tune that survives being killed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from tiny_families import TINY
+from tiny_pipelines import save
+
+from ardistill.cli import main
+from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.families import family_of
+from ardistill.student import Student, StudentConfig
+from ardistill.teacher.teacher import Teacher, _scale, _unscale
+from ardistill.training import distill
+from ardistill.training.adversary import Adversary, Discriminator, _recall
+from ardistill.training.real_images import encode_images, load_real, save_real
+from ardistill.trajectories import TrajectoryDataset, record
+
+CONFIG = TrainingConfig(
+    max_steps=8, batch_size=4, checkpoint_every=4, tracker=None, learning_rate=1e-3, ema_decay=0.5, inputs="student"
+)
+ADVERSARIAL = AdversarialConfig(hidden=8, warmup_steps=2)
+
+
+def scheduler_of(name):
+    vp = ("dit", "dit-timm", "pixart-alpha", "pixart-sigma", "hunyuandit")
+    return DDIMScheduler() if name in vp else FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_heads_read_the_image_of_every_block_of_every_family(name):
+    """Text of another row changes no feature of a row's image tokens at the first block's entry; shapes are whole."""
+    tiny = TINY[name]
+    teacher = Teacher(tiny.transformer(), scheduler_of(name), latent_shape=tiny.latents)
+    heads = Discriminator(teacher, ADVERSARIAL)
+    blocks = sum(len(getattr(teacher.transformer, x)) for x in family_of(tiny.class_name).block_lists)
+    assert len(heads.heads) == blocks
+    latents = torch.randn(2, *tiny.latents, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    condition = tiny.condition(2)
+    features, times = heads.features(latents, condition, torch.Generator().manual_seed(0))
+    tokens, _ = teacher.family.place_image(
+        teacher.transformer, teacher.family.inputs(teacher.transformer, latents, times, condition)
+    )
+    assert len(features) == blocks and {x.shape[:2] for x in features} == {(2, tokens or features[0].shape[1])}
+    heads.judge(features, times, condition)[0].mean().backward()
+    assert latents.grad[0].abs().max() > 0 and latents.grad[1].abs().max() == 0
+    assert all(p.grad is None for p in teacher.transformer.parameters())
+    assert not any("teacher" in key for key in heads.state_dict())
+
+
+def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher):
+    """On two constant images the heads tell real from fake; the generator's gradient then points to the real one."""
+    torch.manual_seed(0)
+    heads = Discriminator(teacher, replace(ADVERSARIAL, hidden=16, noise_levels=(0.0, 0.1)))
+    real, labels = torch.full((8, 4, 8, 8), 0.8), {"class_labels": torch.arange(8) % 5}
+    adversary = Adversary(heads, real, labels, replace(ADVERSARIAL, learning_rate=5e-3, r1_weight=0.1))
+    fake = torch.full((8, 4, 8, 8), -0.8)
+    for step in range(60):
+        found = adversary.update(fake, labels, torch.Generator().manual_seed(step))
+    assert found["d_real_accuracy"] > 0.9 and found["d_fake_accuracy"] > 0.9
+    moving = fake.clone().requires_grad_(True)
+    before = [p.clone() for p in heads.parameters()]
+    for step in range(20):
+        loss = adversary.generator_loss(moving, labels, torch.Generator().manual_seed(step))
+        gradient = torch.autograd.grad(loss, moving)[0]
+        moving = (moving - 0.05 * gradient.sign()).detach().requires_grad_(True)
+    assert float(loss) < float(adversary.generator_loss(fake, labels, torch.Generator().manual_seed(0)))
+    assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
+
+
+def test_recall_is_of_what_the_fakes_cover():
+    real = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    real[32:] += 100  # two modes
+    collapsed = real[:1] + 1e-3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    assert _recall(real, real) == 1 and _recall(real, collapsed) < 0.05 and _recall(real, real[:32]) == 0.5
+
+
+@pytest.fixture
+def folder(teacher, tmp_path):
+    record(teacher, tmp_path / "data", 20, solver_steps=8, num_steps=(2,), shard_size=8, progress=False)
+    latents = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    save_real(tmp_path / "real.safetensors", latents, {"class_labels": torch.arange(12) % 5})
+    return tmp_path
+
+
+def finetune(teacher, folder, name, validate=None, config=CONFIG, kind=None, **options):
+    data = TrajectoryDataset(folder / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2, **(kind or {})))
+    adversarial = replace(ADVERSARIAL, **options)
+    heads = Discriminator(teacher, adversarial)
+    adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
+    distill(student, data, folder / name, config, adversary=adversary, validate=validate, progress=False)
+    return student.state_dict() | {f"d.{k}": v for k, v in heads.state_dict().items()}
+
+
+@pytest.mark.parametrize("inputs", ["teacher", "student", "mixed"])
+def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs, dies_at_its_first_checkpoint):
+    config = replace(CONFIG, inputs=inputs)
+    whole = finetune(teacher, folder, "whole", config=config)
+
+    dies_at_its_first_checkpoint(lambda validate: finetune(teacher, folder, "killed", validate, config))
+    resumed = finetune(teacher, folder, "killed", config=config)
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (folder / "whole" / "metrics.jsonl").read_text() == (folder / "killed" / "metrics.jsonl").read_text()
+
+
+def test_until_the_warm_up_is_over_the_discriminator_learns_alone(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 2)
+    plain = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    warming = finetune(teacher, folder, "warming", warmup_steps=100)
+    assert all(torch.equal(value, warming[name]) for name, value in plain.state_dict().items())
+    log = [json.loads(line) for line in (folder / "warming" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["d_gradient_norm"] > 0 and "g_loss" not in log[-1]
+    adversarial = finetune(teacher, folder, "adversarial", warmup_steps=0)
+    name = "transformer.proj_out_2.weight"
+    assert not torch.equal(plain.state_dict()[name], adversarial[name])
+
+
+def test_the_adaptive_weight_of_heads_per_step_and_of_adapters(teacher, folder):
+    config = replace(CONFIG, max_steps=3, inputs="teacher")
+    finetune(teacher, folder, "direct", config=config, kind={"target": "anchored", "output": "direct"})
+    log = json.loads((folder / "direct" / "metrics.jsonl").read_text())
+    assert 0 < log["g_weight"] < 1e4  # of the first step's head, which draws nothing real, it would be without bound
+    with pytest.raises(ValueError, match=r"set --adversarial\.adaptive false"):
+        finetune(teacher, folder, "lora", config=config, kind={"lora_rank": 2})
+    finetune(teacher, folder, "fixed", config=config, kind={"lora_rank": 2}, adaptive=False)
+
+
+def test_the_adaptive_weight_makes_both_gradients_as_large(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 2)
+    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    states, _denoised, condition = data.stacked(slice(4))
+    adversarial = replace(ADVERSARIAL, weight=0.5)
+    heads = Discriminator(teacher, adversarial)
+    adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
+    estimates = student(states[:, :-1], condition)
+    regression = (estimates - states[:, 1:]).square().mean()
+    loss = adversary.generator_loss(estimates[:, -1], condition, torch.Generator().manual_seed(0))
+    last = student.transformer.proj_out_2.weight
+    weight = adversary.weight(regression, loss, last)
+    ours, theirs = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (regression, weight * loss))
+    assert theirs == pytest.approx(0.5 * float(ours), rel=1e-3)
+    fixed = Adversary(heads, adversary.latents, adversary.real_condition, replace(adversarial, adaptive=False))
+    assert float(fixed.weight(regression, loss, last)) == 0.5
+
+
+@pytest.mark.parametrize("name", ["dit", "sd3", "qwen-image", "flux2"])
+def test_images_are_encoded_as_they_are_decoded(name, tmp_path):
+    teacher = Teacher.from_pretrained(save(name, tmp_path / "teacher"), height=16, width=16, device="cpu")
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = teacher.encode_images(images)
+    assert latents.shape == (2, *teacher.sample_shape)
+    vae = teacher.companions["vae"]
+    again = _scale(vae, _unscale(vae, latents))
+    assert torch.allclose(again.reshape(latents.shape), latents, atol=1e-5)
+
+
+def test_from_images_to_a_finetuned_student_by_the_commands(tmp_path, capsys):
+    """Two classes in subfolders, images of any size; and captions for a teacher of text."""
+    save("dit", tmp_path / "teacher")
+    for i in range(6):
+        path = tmp_path / "images" / ("0", "1")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + i, 30), (40 * i, 0, 255 - 40 * i)).save(path)
+    teacher = ["--teacher", str(tmp_path / "teacher")]
+    main(["encode", *teacher, "--images", str(tmp_path / "images"), "--out", str(tmp_path / "real.safetensors")])
+    loaded = Teacher.from_pretrained(tmp_path / "teacher", device="cpu")
+    latents, condition = load_real(tmp_path / "real.safetensors", loaded)
+    assert latents.shape == (6, 4, 8, 8) and condition["class_labels"].tolist() == [0, 0, 0, 1, 1, 1]
+    commands = [
+        ["record", *teacher, "--out", "data", "--num_trajectories", "6", "--num_steps", "[2]", "--solver_steps", "4"],
+        ["distill", "--trajectories", "data", "--out", "run", "--num_steps", "2", "--history_layers", "2"],
+        ["finetune", "--student", "run", "--trajectories", "data", "--real", "real.safetensors", "--out", "tuned"],
+    ]
+    commands[0] += ["--guidance_scale", "1.5"]
+    commands[1] += ["--training.max_steps", "2", "--training.batch_size", "2"]
+    commands[2] += ["--training.max_steps", "20", "--training.batch_size", "2", "--training.checkpoint_every", "10"]
+    commands[2] += ["--adversarial.warmup_steps", "5", "--adversarial.hidden", "8", "--json"]
+    for command in commands:
+        main([str(tmp_path / x) if x in ("data", "run", "tuned", "real.safetensors") else x for x in command])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"loss", "g_loss", "g_weight", "d_loss", "d_real_accuracy", "diversity", "recall"} <= set(found)
+    assert (tmp_path / "tuned" / "adversarial.png").stat().st_size > 10_000
+    assert Student.from_pretrained(tmp_path / "tuned").config == Student.from_pretrained(tmp_path / "run").config
+
+
+def test_captioned_images_and_bad_input(tmp_path, teacher):
+    pixart = Teacher.from_pretrained(save("pixart", tmp_path / "pixart"), device="cpu")
+    (tmp_path / "images").mkdir()
+    lines = []
+    for i in range(3):
+        Image.new("L", (16, 16), 80 * i).save(tmp_path / "images" / f"{i}.png")
+        lines.append({"file_name": f"{i}.png", "text": f"a {i}"})
+    with pytest.raises(ValueError, match="expected columns image and prompt or text or caption"):
+        encode_images(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors")
+    (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert encode_images(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors", limit=2) == 2
+    latents, condition = load_real(tmp_path / "real.safetensors", pixart)
+    assert latents.shape == (2, 4, 8, 8) and condition["encoder_hidden_states"].shape[0] == 2
+    with pytest.raises(ValueError, match="which the teacher does not take"):
+        load_real(tmp_path / "real.safetensors", teacher)
+    with pytest.raises(ValueError, match="make one with `ardistill encode`"):
+        load_real(tmp_path / "absent.safetensors", teacher)
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "real.safetensors").read_bytes()[:300])
+    with pytest.raises(ValueError, match="is no file of real latents"):
+        load_real(tmp_path / "torn.safetensors", teacher)
+    save_real(tmp_path / "small.safetensors", torch.zeros(1, 4, 4, 4), {"class_labels": torch.zeros(1).long()})
+    with pytest.raises(ValueError, match=r"holds latents \(4, 4, 4\), the teacher's are \(4, 8, 8\)"):
+        load_real(tmp_path / "small.safetensors", teacher)
+    for options in ({"noise_levels": (0.5, 0.1)}, {"hidden": 0}, {"weight": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            AdversarialConfig(**options)

@@ -1,0 +1,107 @@
+"""What is lost stops the training before it is saved; what looks wrong is told of once."""
+
+import json
+
+import pytest
+import torch
+
+from ardistill.config import TrainingConfig
+from ardistill.student import Student, StudentConfig
+from ardistill.training import TrainingDivergedError, distill
+from ardistill.training.watchdog import Watchdog
+from ardistill.trajectories import TrajectoryDataset, record
+
+
+def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_is_good(teacher, tmp_path):
+    record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 4)
+    config = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=2, tracker=None)
+
+    def poison(student, step):
+        if step == 4:  # EMA weights are put back after it: what is poisoned is the data
+            data.__class__ = type("Poisoned", (TrajectoryDataset,), {"batch": poisoned})
+
+    def poisoned(self, rows):
+        batch = TrajectoryDataset.batch(self, rows)
+        return batch | {"states": batch["states"] * float("nan")}
+
+    student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+    with pytest.raises(TrainingDivergedError, match=r"step 5: expected finite gradients.* try a lower learning_rate"):
+        distill(student, data, tmp_path / "run", config, validate=poison, progress=False)
+    assert all(torch.isfinite(p).all() for p in student.parameters())
+    assert max(x.name for x in (tmp_path / "run" / "checkpoints").iterdir()) == "step-00000004"
+    again = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+    distill(again, TrajectoryDataset(tmp_path / "data", 4), tmp_path / "run", config, progress=False)
+    assert (tmp_path / "run" / "student" / "student.json").is_file()
+
+
+def quiet(self, make=Watchdog.__init__):
+    make(self)
+    self._norms.extend([1.0] * 60)
+
+
+@pytest.mark.parametrize("looks_wrong", ["collapse", "rising gradient"])
+def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_at_its_first_checkpoint, looks_wrong):
+    record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 4)
+    config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=2, keep_checkpoints=1, tracker=None)
+    if looks_wrong == "collapse":
+        monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
+    else:  # as if many steps had gone before
+        monkeypatch.setattr(Watchdog, "__init__", quiet)
+        look = Watchdog.gradient
+        monkeypatch.setattr(Watchdog, "gradient", lambda self, step, _: look(self, step, 1.0 if step <= 4 else 50.0))
+
+    def train(validate=None):
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+        distill(student, data, tmp_path / "run", config, validate=validate, progress=False)
+
+    for _ in range(3):  # a resumed run knows which one it is
+        dies_at_its_first_checkpoint(train)
+    kept = tmp_path / "run" / "checkpoints"
+    assert sorted(x.name for x in kept.iterdir()) == ["step-00000004", "step-00000006"]
+    train()
+    assert sorted(x.name for x in kept.iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_a_rising_gradient_is_told_of_once(caplog):
+    watchdog, step = Watchdog(), 0
+
+    def see(norm, count):
+        nonlocal watchdog, step
+        for _ in range(count):
+            resumed = Watchdog()
+            resumed.load_state_dict(json.loads(json.dumps(watchdog.state_dict())))
+            watchdog, step = resumed, step + 1
+            watchdog.gradient(step, norm)
+
+    see(1.0, 60)
+    assert not watchdog.suspects
+    see(1000.0, 1)  # one alone is clipped, and common; a checkpoint here is not taken for a good one
+    assert not caplog.messages and watchdog.suspects
+    see(1.0, 10)
+    assert not watchdog.suspects
+    see(30.0, 200)
+    assert watchdog.suspects
+    [line] = caplog.messages
+    assert "10 times or more" in line and "lower learning_rate" in line and "distill --start" in line
+    see(2.0, 10)
+    assert not watchdog.suspects
+    see(900.0, 1000)
+    assert watchdog.suspects and len(caplog.messages) == 2
+    see(900.0, 20)  # the new level by now
+    assert not watchdog.suspects
+    see(20_000.0, 10)
+    assert watchdog.suspects and len(caplog.messages) == 3
+    with pytest.raises(TrainingDivergedError, match="their norm is nan"):
+        watchdog.gradient(step + 1, float("nan"))
+
+
+def test_collapsed_samples_are_told_of(caplog):
+    expected = torch.randn(16, 4, 8, 8)
+    assert Watchdog().diversity(5, expected * 0.9, expected) == pytest.approx(0.9)
+    assert not caplog.messages
+    Watchdog().diversity(5, expected[:1] + 0.1 * expected, expected)
+    assert "they collapse" in caplog.messages[0]
+    Watchdog().diversity(5, expected * float("nan"), expected)
+    assert len(caplog.messages) == 2
