@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_families import TINY, open_gates
 
 from ardistill.config import CostConfig, TrainingConfig
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.planning.cost import describe, plan
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sampling import sample
@@ -70,7 +70,7 @@ def test_adapters_off_is_the_teacher_and_merged_is_the_student(name, tmp_path):
 def test_training_leaves_the_teacher_alone_and_resumes(tmp_path, teacher, output, target, dies_at_its_first_checkpoint):
     record(teacher, tmp_path / "data", 12, solver_steps=8, num_steps=(4,), progress=False)
     data, before = TrajectoryDataset(tmp_path / "data", 4), teacher.fingerprint()
-    config = StudentConfig.for_data(data, history_layers=2, lora_rank=4, output=output, target=target)
+    config = data.student_config(history_layers=2, lora_rank=4, output=output, target=target)
     training = TrainingConfig(max_steps=20, batch_size=4, checkpoint_every=10, learning_rate=5e-3, tracker=None)
 
     def train(name, validate=None):

@@ -16,7 +16,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ardistill.student import Student, StudentConfig
+from ardistill.core.attach import attach
+from ardistill.core.config import StudentConfig
 
 
 def unwrapped(transformer: Any) -> Any:
@@ -115,7 +116,7 @@ def _load_own_weights(transformer: nn.Module, names: list[str], others: Iterable
 
 
 def adopt(transformer: Any, student: StudentConfig, expected: str, others: Iterable[Any]) -> None:
-    """Make a transformer that of a pipeline: attach the history where it has none, and read the student's own weights.
+    """Make a transformer fit a pipeline: attach the history where it has none, and read the student's own weights.
 
     Args:
         transformer: Changed in place.
@@ -132,8 +133,8 @@ def adopt(transformer: Any, student: StudentConfig, expected: str, others: Itera
         raise ValueError(f"expected a transformer of class {expected or 'torch.nn.Module'}, got {name}")
     attached = getattr(module, "attachment", None)
     if attached is None:
-        Student(module, student).eval()
-        attached = module.attachment
+        attached = attach(module, student)
+        module.eval()
         if attached.own_weights:
             attached.is_complete = False
             _load_own_weights(module, attached.own_weights, others)

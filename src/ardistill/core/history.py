@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 MASKS = {
     "M1": lambda step: [step],
@@ -259,16 +258,6 @@ class History:
         if start is not None:
             return start[:, None] + torch.arange(count, device=start.device)
         return slice(-count, None) if self.text == "first" else slice(count)
-
-    def checkpoint(self, block: Callable, *args: Any) -> Any:
-        """Gradient checkpointing that recomputes a block under the layout it ran with."""
-        layout = self.layout
-
-        def run(*inputs: Any) -> Any:
-            with self.laid_out(layout):
-                return block(*inputs)
-
-        return checkpoint(run, *args, use_reentrant=False)
 
 
 class _Intercept(TorchFunctionMode):

@@ -13,6 +13,7 @@ import inspect
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ardistill.core.adoption import adopt, folders_of, unwrapped
+from ardistill.core.architecture import Architecture
+from ardistill.core.config import StudentConfig
 from ardistill.core.history import Layout
-from ardistill.families import Family
-from ardistill.student import StudentConfig
 
 UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
 """What turns guidance off where it is not ``guidance_scale=1``."""
@@ -38,7 +39,7 @@ _ENCODING = threading.RLock()
 
 
 class _FixedKnots:
-    """What the pipeline's loop asks of a scheduler in one call: the student's times, and its step from one to the next.
+    """What the pipeline's loop asks of a scheduler: the student's times, and its step from one to the next.
 
     Its state stays in float32; the loop gets it in the dtype of its latents, and the last one in that of the VAE.
     """
@@ -55,14 +56,7 @@ class _FixedKnots:
         self.state: Tensor | None = None
         self.given: tuple[Tensor, int] | None = None  # what the loop got of the state, and its version
 
-    def set_timesteps(
-        self,
-        num_inference_steps: Any = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: Any = None,
-    ) -> None:
+    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
         self.layout.step, self.layout.cache, self.noise, self.given = 0, {}, None, None
         self.timesteps = self.timesteps.to(device)
 
@@ -132,14 +126,14 @@ def _take_guidance(base: type, student: StudentConfig, options: dict[str, Any], 
         ValueError: The student was not distilled for the scale that is asked for.
     """
     if base.__name__ in EMBEDDED_GUIDANCE:
-        if not Family.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
+        if not Architecture.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
             del options["guidance_scale"]  # none: its network is not told any
         options.setdefault("guidance_scale", student.guidance_scale)
         student.check_guidance(options["guidance_scale"])
         return float(student.guidance_scale)
     (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
     scale, told = options.pop(name, None), student.guidance_scale
-    if student.is_told_guidance:
+    if student.takes_guidance:
         if scale is not None:
             told = scale + 1.0 - off  # some count from 0
         student.check_guidance(told)
@@ -194,8 +188,119 @@ def _module_file(source: Any) -> Path:
     return found[0]
 
 
+class FewStepPipeline:
+    """Mixed into a diffusers pipeline class, whose loop it runs in a student's steps, by `few_step_pipeline`.
+
+    ``_whole`` is the pipeline that a view belongs to; only a view has one.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        student: dict[str, Any] | None = None,
+        max_sequence_length: int | None = None,
+        **components: Any,
+    ) -> None:
+        if student is None:
+            raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
+        super().__init__(*args, **components)
+        settings = {name: components[name] for name in components if name not in self.components}
+        self.register_to_config(student=student, max_sequence_length=max_sequence_length, **settings)
+        if self.vae is None:
+            self.vae_scale_factor = 1
+        config = StudentConfig.from_dict(student)
+        if self.transformer is not None:
+            adopt(self.transformer, config, "", self.components.values())
+        self.__dict__["_student"] = config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        student, whole = (self.__dict__.get(x) for x in ("_student", "_whole"))
+        if student is not None and name == "scheduler" and value is not self.scheduler:
+            raise ValueError(
+                "the student's times and steps are fixed, another scheduler would change nothing; keep the one it has"
+            )
+        if student is not None and name == "transformer" and value is not None:
+            adopt(value, student, self.config.transformer[1] or "", self.components.values())
+        super().__setattr__(name, value)
+        if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as its base does
+            setattr(whole, name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The class is made where it is needed, so pickle cannot find it by name."""
+        return _blank_pipeline, (type(self).__bases__[1],), self.__dict__
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        base, student = type(self).__bases__[1], self._student
+        names = [*inspect.signature(base.__call__).parameters][1:]
+        if len(args) > len(names):
+            raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
+        options |= dict(zip(names, args, strict=False))
+        if self.transformer is None:
+            raise ValueError("the pipeline was loaded without its transformer; load it with one to draw")
+        _check_options(base, student, options)
+        if self.config.max_sequence_length is not None:
+            options.setdefault("max_sequence_length", self.config.max_sequence_length)
+        if isinstance(options.get("latents"), Tensor):
+            options["latents"] = _cast(options["latents"], self.transformer.dtype)
+        whole = self.__dict__.get("_whole", self)
+        vae = self.vae or _Pixels()
+        knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
+        knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
+        view = object.__new__(type(self))
+        view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
+        attached = getattr(unwrapped(self.transformer), "attachment", None)
+        with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
+            return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
+
+    def maybe_free_model_hooks(self) -> None:
+        type(self).__bases__[1].maybe_free_model_hooks(self.__dict__.get("_whole", self))  # the whole pipeline's hooks
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
+        """Save the pipeline as its base does, with the module that runs it: the folder loads as the export does."""
+        if options.get("push_to_hub"):
+            raise ValueError("push_to_hub would upload a part; save to a folder and publish it with hf upload")
+        module = _module_file(self.config.get("_name_or_path"))
+        super().save_pretrained(save_directory, *args, **options)
+        shutil.copyfile(module, Path(save_directory) / module.name)
+        path = Path(save_directory) / "model_index.json"
+        index = json.loads(path.read_text()) | {"_class_name": [module.stem, "ARDPipeline"]}
+        path.write_text(json.dumps(index | {"_base_class_name": type(self).__bases__[1].__name__}, indent=2))
+
+
 def _blank_pipeline(base: type) -> Any:
     return object.__new__(few_step_pipeline(base))
+
+
+def _shown_as(original: Any, method: Any, added: Sequence[str] = ()) -> Any:
+    """A method that has the name, docstring and signature of another one, with further options."""
+
+    @functools.wraps(original)
+    def shown(self: Any, *args: Any, **options: Any) -> Any:
+        return method(self, *args, **options)
+
+    signature = inspect.signature(original)
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
+    shown.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore
+    return shown
+
+
+def _encode_prompt(base: Any) -> Any:
+    """The base's ``encode_prompt``, one thread at a time, with the student's length and in the transformer's dtype."""
+    takes_length = "max_sequence_length" in inspect.signature(base.encode_prompt).parameters
+
+    def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:
+        if takes_length and self.config.max_sequence_length is not None:
+            options.setdefault("max_sequence_length", self.config.max_sequence_length)
+        with _ENCODING:
+            found = base.encode_prompt(self, *args, **options)
+        return found if self.transformer is None else _cast(found, self.transformer.dtype)
+
+    return _shown_as(base.encode_prompt, encode_prompt)
+
+
+def _interrupt(self: Any) -> bool:
+    return self._interrupt or getattr(self.__dict__.get("_whole"), "_interrupt", False)
 
 
 @functools.cache
@@ -207,113 +312,20 @@ def few_step_pipeline(base: Any) -> type:
 
     Returns:
         A subclass, named as ``base`` is. Its constructor takes, besides the components of ``base``, ``student``, a
-        student's configuration as a dict, and ``max_sequence_length``, for calls that name none; its call takes what
-        ``base``'s takes, but for the number of steps, negative prompts, and guidance unless the student is told of it.
+        student's configuration as a dict, and ``max_sequence_length``, for calls that name none. Its call takes the
+        arguments of ``base``, except for the number of steps, negative prompts, and guidance unless guidance is an
+        input of the student.
     """
-    signature = inspect.signature(base.__init__)
-    needed = [x.name for x in signature.parameters.values() if x.default is x.empty]
+    needed = [x.name for x in inspect.signature(base.__init__).parameters.values() if x.default is x.empty]
     may_be_absent = [name for name in needed if name not in ("self", "transformer", "scheduler")]
-
-    class ARDPipeline(base):  # type: ignore[valid-type,misc]
-        _optional_components = [*getattr(base, "_optional_components", []), *may_be_absent, "vae"]  # noqa: RUF012
-
-        def __init__(
-            self,
-            *args: Any,
-            student: dict[str, Any] | None = None,
-            max_sequence_length: int | None = None,
-            **components: Any,
-        ) -> None:
-            if student is None:
-                raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
-            super().__init__(*args, **components)
-            settings = {name: components[name] for name in components if name not in self.components}
-            self.register_to_config(student=student, max_sequence_length=max_sequence_length, **settings)
-            if self.vae is None:
-                self.vae_scale_factor = 1
-            config = StudentConfig.from_dict(student)
-            if self.transformer is not None:
-                adopt(self.transformer, config, "", self.components.values())
-            self.__dict__["_student"] = config
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            student, whole = (self.__dict__.get(x) for x in ("_student", "_whole"))
-            if student is not None and name == "scheduler" and value is not self.scheduler:
-                raise ValueError(
-                    "the student's times and steps are fixed, another scheduler would change nothing; leave it as it is"
-                )
-            if student is not None and name == "transformer" and value is not None:
-                adopt(value, student, self.config.transformer[1] or "", self.components.values())
-            super().__setattr__(name, value)
-            if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as ``base`` does
-                setattr(whole, name, value)
-
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            """The class is made where it is needed, so pickle cannot find it by name."""
-            return _blank_pipeline, (base,), self.__dict__
-
-        @torch.no_grad()
-        def __call__(self, *args: Any, **options: Any) -> Any:
-            student, names = self._student, [*inspect.signature(base.__call__).parameters][1:]
-            if len(args) > len(names):
-                raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
-            options |= dict(zip(names, args, strict=False))
-            if self.transformer is None:
-                raise ValueError("the pipeline was loaded without its transformer; load it with one to draw")
-            _check_options(base, student, options)
-            if self.config.max_sequence_length is not None:
-                options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            if isinstance(options.get("latents"), Tensor):
-                options["latents"] = _cast(options["latents"], self.transformer.dtype)
-            whole = self.__dict__.get("_whole", self)
-            vae = self.vae or _Pixels()
-            knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
-            knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
-            view = object.__new__(type(self))
-            view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
-            attached = getattr(unwrapped(self.transformer), "attachment", None)
-            with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
-                return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
-
-        def maybe_free_model_hooks(self) -> None:
-            base.maybe_free_model_hooks(self.__dict__.get("_whole", self))  # the hooks are the pipeline's
-
-        def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
-            """Save the pipeline as ``base`` does, with the module that runs it: the folder loads as the export does."""
-            if options.get("push_to_hub"):
-                raise ValueError("push_to_hub would upload a part; save to a folder and publish it with hf upload")
-            module = _module_file(self.config.get("_name_or_path"))
-            super().save_pretrained(save_directory, *args, **options)
-            shutil.copyfile(module, Path(save_directory) / module.name)
-            path = Path(save_directory) / "model_index.json"
-            index = json.loads(path.read_text()) | {"_class_name": [module.stem, "ARDPipeline"]}
-            path.write_text(json.dumps(index | {"_base_class_name": base.__name__}, indent=2))
-
-    if hasattr(base, "encode_prompt"):
-
-        @functools.wraps(base.encode_prompt)
-        def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:
-            takes_length = "max_sequence_length" in inspect.signature(base.encode_prompt).parameters
-            if takes_length and self.config.max_sequence_length is not None:
-                options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            with _ENCODING:
-                found = base.encode_prompt(self, *args, **options)
-            return found if self.transformer is None else _cast(found, self.transformer.dtype)
-
-        ARDPipeline.encode_prompt = encode_prompt  # type: ignore[attr-defined]
-
-    if hasattr(base, "interrupt"):
-
-        def interrupt(self: Any) -> bool:
-            return self._interrupt or getattr(self.__dict__.get("_whole"), "_interrupt", False)
-
-        ARDPipeline.interrupt = property(interrupt)  # type: ignore[attr-defined]
-
-    parameters = [*signature.parameters.values()]
     added = ("student", "max_sequence_length")
-    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
-    functools.update_wrapper(ARDPipeline.__init__, base.__init__)
-    ARDPipeline.__init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    functools.update_wrapper(ARDPipeline.__call__, base.__call__)
-    ARDPipeline.__name__ = ARDPipeline.__qualname__ = base.__name__
-    return ARDPipeline
+    members: dict[str, Any] = {
+        "_optional_components": [*getattr(base, "_optional_components", []), *may_be_absent, "vae"],
+        "__init__": _shown_as(base.__init__, FewStepPipeline.__init__, added),
+        "__call__": _shown_as(base.__call__, FewStepPipeline.__call__),
+    }
+    if hasattr(base, "encode_prompt"):
+        members["encode_prompt"] = _encode_prompt(base)
+    if hasattr(base, "interrupt"):
+        members["interrupt"] = property(_interrupt)
+    return type(base.__name__, (FewStepPipeline, base), members)

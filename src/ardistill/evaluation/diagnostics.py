@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.families import Condition
@@ -23,6 +23,7 @@ from ardistill.student.sampling import sample
 from ardistill.teacher import Teacher
 from ardistill.training.losses import inputs_and_targets
 from ardistill.trajectories import TrajectoryDataset
+from ardistill.trajectories.knots import knot_indices, select_knots
 from ardistill.trajectories.prompts import distinct_prompts
 
 
@@ -75,10 +76,10 @@ def exposure_bias(
     free = sample(student, states[:, 0], condition)
     curves = {"teacher_forced": per_step(student(inputs, condition)), "free_running": per_step(free)}
     if target == "state":
-        first, *later = solver.indices(knots)[1:]
+        first, *later = knot_indices(solver, knots)[1:]
         continued = [free[:, 0]]
         if later:
-            rest = solver.select(range(first, solver.num_steps + 1))
+            rest = select_knots(solver, range(first, solver.num_steps + 1))
             solved = teacher.solve_ode(free[:, 0], condition, rest).states.to(device)
             continued += solved[:, [i - first for i in later]].unbind(1)
         curves["teacher_continued"] = per_step(torch.stack(continued, dim=1))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ardistill.families import Condition
-from ardistill.student.student import Student
+from ardistill.student.model import FewStepModel
 
 
 @torch.no_grad()
-def sample(student: Student, noise: Tensor, condition: Condition) -> Tensor:
+def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor:
     """Draw images from noise.
 
     Args:

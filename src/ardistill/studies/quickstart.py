@@ -16,7 +16,7 @@ from ardistill.evaluation import (
     exposure_bias_plot,
 )
 from ardistill.publishing import export
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
@@ -48,7 +48,7 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
         knots = config.knots if num_steps > 1 else 1
         data = TrajectoryDataset(out / "trajectories" / "train", knots, teacher.fingerprint())
         history_layers = config.history_layers if has_history else 0
-        student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=history_layers))
+        student = Student.from_teacher(teacher, data.student_config(history_layers))
         start = distance_to_solver(student, teacher, noise[first], first_condition)
         print(f"{arm}: {num_steps} steps, history in {history_layers} layers; untrained it draws", end=" ")
         print(f"{start:.1%} from the teacher's {num_steps}-step solver", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from ardistill.config import AdversarialConfig, TrainingConfig
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.files.store import read_json
 from ardistill.student import Student, StudentConfig
@@ -206,9 +206,7 @@ class Study:
             return distill(student, data, folder, TrainingConfig(**training), adversary=adversary, validate=validate)
         num_steps = options.get("num_steps", 4)
         data = self.data(options.get("knots", num_steps), options.get("num_trajectories"))
-        config = StudentConfig.for_data(data, **{key: options[key] for key in _STUDENT & options.keys()})
-        if options.get("conditioning") == "uniform":
-            config = config.conditioned_uniformly(self.teacher.scheduler.config.num_train_timesteps)
+        config = data.student_config(**{key: options[key] for key in (_STUDENT | {"conditioning"}) & options.keys()})
         if evaluations := options.get("evaluations_per_step"):
             training["batch_size"] = evaluations // num_steps
         student = Student.from_teacher(self.teacher, config)
