@@ -18,7 +18,7 @@ from ardistill import Student, StudentConfig, Teacher, TrainingConfig, Trajector
 from ardistill.evaluation import draw_samples
 from ardistill.evaluation.adherence import adherence, adherence_table
 from ardistill.evaluation.report import markdown_table
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.trajectories.prompts import load_prompts
 from ardistill.zoo.scenes.data import caption, prompts
 

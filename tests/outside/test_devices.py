@@ -37,7 +37,7 @@ from ardistill.evaluation import (
 from ardistill.evaluation.cost import latency_ms
 from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary

@@ -10,7 +10,7 @@ from tiny_families import open_gates
 
 from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 
 SCRIPT = """

@@ -13,7 +13,7 @@ from ardistill.config import CostConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.planning.cost import describe, plan
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record

@@ -34,7 +34,7 @@ from ardistill.families import Condition
 from ardistill.files.store import write_whole
 from ardistill.progress import bar
 from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher.teacher import Teacher, seeded_generator
 from ardistill.zoo.scenes.data import read_caption
 

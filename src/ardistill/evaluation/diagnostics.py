@@ -19,7 +19,7 @@ from ardistill.families import Condition
 from ardistill.files.store import check_target, whole_file
 from ardistill.progress import bar
 from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training.losses import inputs_and_targets
 from ardistill.trajectories import TrajectoryDataset

@@ -25,7 +25,7 @@ from ardistill.families import Family, class_name, family_of, transformer_class
 from ardistill.files.store import read_json
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher.loading import find, read_transformer_config
 from ardistill.trajectories.knots import nested_indices
 

@@ -126,10 +126,10 @@ def _architecture_row(found: Architecture) -> tuple[str, list[str], list[ast.Imp
 
 
 def _literal(value: Any) -> str:
-    """A string or a tuple of strings, quoted as the rest of the module."""
-    if isinstance(value, str):
-        return f'"{value}"'
-    return "(" + ", ".join(f'"{x}"' for x in value) + ("," if len(value) == 1 else "") + ")"
+    """A field's value as source, strings in double quotes."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _source_of(function: Any) -> tuple[str, list[ast.Import | ast.ImportFrom]]:

@@ -33,7 +33,7 @@ from ardistill.errors import version
 from ardistill.files import checkpoints
 from ardistill.files.store import check_folder, read_json, sealed_json, write_whole
 from ardistill.progress import bar as progress_bar
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.student.student import Student, StudentConfig
 from ardistill.training.adversary import Adversary
 from ardistill.training.fsdp import shard
