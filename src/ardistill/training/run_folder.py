@@ -211,8 +211,8 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
 def truncate_log(folder: Path, step: int, max_steps: int) -> None:
     """Remove from the log what a resumed run will log again, and what it would not have logged.
 
-    That is: lines after the checkpoint's ``step``, lines that cannot be parsed (a kill may cut one), and the last line
-    of a run that now has more steps.
+    That is: lines after the checkpoint's ``step``, unparsable lines (a kill may cut one), and the last line of a run
+    that now has more steps.
     """
     log = folder / _LOG_FILE
     if log.exists():
