@@ -1,4 +1,4 @@
-"""R+D: heads on the teacher's blocks, real data, and a fine-tune that survives being killed."""
+"""R+D: heads on the teacher's blocks, real data, and a fine-tuning that survives being killed."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def scheduler_of(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_heads_read_the_image_of_every_block_of_every_family(name):
-    """Text of another row changes no feature of a row's image tokens at the first block's entry; shapes are whole."""
+    """Every block gives all image tokens of a row, and they depend on no other row."""
     tiny = TINY[name]
     teacher = Teacher(tiny.transformer(), scheduler_of(name), latent_shape=tiny.latents)
     heads = Discriminator(teacher, ADVERSARIAL)
@@ -74,7 +74,7 @@ def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher):
     assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
 
 
-def test_recall_is_of_what_the_fakes_cover():
+def test_recall_is_the_share_that_the_fakes_cover():
     real = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     real[32:] += 100  # two modes
     collapsed = real[:1] + 1e-3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
@@ -130,7 +130,7 @@ def test_the_adaptive_weight_of_heads_per_step_and_of_adapters(teacher, folder):
     config = replace(CONFIG, max_steps=3, inputs="teacher")
     finetune(teacher, folder, "direct", config=config, kind={"target": "anchored", "output": "direct"})
     log = json.loads((folder / "direct" / "metrics.jsonl").read_text())
-    assert 0 < log["g_weight"] < 1e4  # of the first step's head, which draws nothing real, it would be without bound
+    assert 0 < log["g_weight"] < 1e4  # unbounded in the first step's head, which the loss does not reach
     with pytest.raises(ValueError, match=r"set --adversarial\.adaptive false"):
         finetune(teacher, folder, "lora", config=config, kind={"lora_rank": 2})
     finetune(teacher, folder, "fixed", config=config, kind={"lora_rank": 2}, adaptive=False)
