@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
+from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
 from ardistill.evaluation import draw_samples
 from ardistill.evaluation.adherence import adherence, adherence_table
 from ardistill.evaluation.report import markdown_table
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # The student: the teacher's weights, whose lower layers see the earlier steps; no such layers: step distillation.
     data = TrajectoryDataset(out / "trajectories", args.num_steps)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=args.history_layers))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=args.history_layers))
     training = TrainingConfig(max_steps=args.steps, batch_size=args.batch_size)
     student = distill(student, data, out / "run", training).eval()
 

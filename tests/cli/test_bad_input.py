@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=1.25)
     record(teacher, folder / "data", 4, solver_steps=8, num_steps=(1, 4), shard_size=2, progress=False)
     data = TrajectoryDataset(folder / "data", 4)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=1))
     distill(student, data, folder / "run", TrainingConfig(max_steps=1, batch_size=2, tracker=None))
     for name, size in (("real", 8), ("fits", 28)):
         save_real(folder / f"{name}.safetensors", torch.zeros(2, 1, size, size), {"class_labels": torch.arange(2)})
@@ -317,7 +317,7 @@ FILES = [
 
 
 def tiny_config(**options: object) -> StudentConfig:
-    return StudentConfig.for_data(TrajectoryDataset("data", 4), **{"history_layers": 1, **options})
+    return TrajectoryDataset("data", 4).student_config(**{"history_layers": 1, **options})
 
 
 def fashion(**options: object) -> Teacher:

@@ -26,7 +26,7 @@ from refusals import Refusal, check_refusal
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import save as save_pipeline
 
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, progress, record
+from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, progress, record
 from ardistill.cli import main
 from ardistill.errors import cache_variable, explain, one_line, ready_process
 from ardistill.files.store import SEAL, Store, seal, whole_file, whole_folder
@@ -422,9 +422,7 @@ def test_case_23_an_export_from_a_read_only_cache_can_be_written(tmp_path):
     source = save_pipeline("dit", tmp_path / "source")
     teacher = Teacher.from_pretrained(source)
     record(teacher, tmp_path / "data", 4, **OPTIONS)
-    student = Student.from_teacher(
-        teacher, StudentConfig.for_data(TrajectoryDataset(tmp_path / "data", 2), history_layers=1)
-    )
+    student = Student.from_teacher(teacher, TrajectoryDataset(tmp_path / "data", 2).student_config(history_layers=1))
     for path in sorted(source.rglob("*"), reverse=True):
         path.chmod(0o555 if path.is_dir() else 0o444)
     from ardistill.publishing import export
@@ -471,7 +469,7 @@ def test_case_24_steps_added_to_a_finished_run_are_bit_equal_to_as_many_from_the
     options = {"batch_size": 2, "tracker": None, "learning_rate": 1e-3, "ema_decay": 0.5, "checkpoint_every": 4}
 
     def train(folder, steps, **more):
-        student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+        student = Student.from_teacher(teacher, data.student_config(history_layers=1))
         distill(student, data, tmp_path / folder, TrainingConfig(max_steps=steps, **options, **more), progress=False)
 
     train("grown", 5)

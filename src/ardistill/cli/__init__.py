@@ -290,8 +290,8 @@ def _distill(
     from ardistill.files.store import Store
     from ardistill.student import Student
     from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.training import check_run_folder
     from ardistill.training import distill as run
-    from ardistill.training.distill import check_run_folder
     from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
     from ardistill.trajectories.manifest import Manifest
 
@@ -372,10 +372,10 @@ def _encode(
         device: auto, cpu, cuda, ...
     """
     from ardistill.teacher import Teacher
-    from ardistill.training.real_images import encode_images
+    from ardistill.training import encode
 
     loaded = Teacher.from_pretrained(teacher, height=height, width=width, device=device)
-    count = encode_images(images, loaded, out, limit=limit)
+    count = encode(images, loaded, out, limit=limit)
     return {"out": out, "count": count, "text": f"{count} images in {out}"}
 
 
@@ -406,9 +406,9 @@ def _finetune(
     from ardistill.evaluation import adversarial_plot, validation_grid
     from ardistill.student import Student
     from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.training import check_run_folder
     from ardistill.training import distill as run
     from ardistill.training.adversary import Adversary
-    from ardistill.training.distill import check_run_folder
     from ardistill.trajectories import TrajectoryDataset
 
     check_run_folder(out)
