@@ -25,7 +25,7 @@ from train_step import matmul_peak
 
 from ardistill.core.history import History, attach_history
 from ardistill.core.schedule import knots_from_scheduler
-from ardistill.planning.cost import transformer_config
+from ardistill.planning import transformer_config
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sampling import sample
 

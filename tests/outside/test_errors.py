@@ -261,7 +261,7 @@ def test_case_22_an_interrupt_amid_imports_is_one_line(world):
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "", error
-    assert error == "ardistill sample: ended by SIGINT; what is there is whole, run the same command again\n"
+    assert error == "ardistill sample: ended by SIGINT; files written so far are whole, run the same command again\n"
 
 
 def test_case_22_an_interrupt_under_accelerate_is_one_line_of_ours(world):

@@ -1,0 +1,181 @@
+"""The commands that train: distill, encode and finetune."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ardistill import errors
+from ardistill.cli.command import Result
+from ardistill.cli.options import (
+    ComputeDevice,
+    DistillOptions,
+    EncodeOptions,
+    FinetuneOptions,
+    ImageSize,
+    RecordedTeacher,
+    RecordedTrajectories,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ardistill.student import Student, StudentConfig
+    from ardistill.teacher import Teacher
+    from ardistill.trajectories import TrajectoryDataset
+
+
+def distill(
+    data: RecordedTrajectories, options: DistillOptions, recorded: RecordedTeacher, machine: ComputeDevice
+) -> Result:
+    """Train a student on recorded trajectories; the same command again resumes.
+
+    Run it under `accelerate launch -m ardistill distill ...` for several GPUs.
+    """
+    from ardistill import training
+    from ardistill.devices import resolve_device
+    from ardistill.evaluation import validation_grid
+    from ardistill.files.store import Store
+    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.training.distill import check_run_folder
+    from ardistill.trajectories.manifest import Manifest
+
+    out = options.out
+    check_run_folder(out)
+    if options.knots and len(options.knots) != options.num_steps + 1:
+        raise ValueError(f"expected {options.num_steps + 1} knots for {options.num_steps} steps, got {options.knots}")
+    device = resolve_device(machine.device)
+    teacher = load_recorded_teacher(Manifest.read(Store(data.trajectories)), recorded.teacher, "cpu")
+    dataset = _open_trajectories(data.trajectories, options, teacher, device)
+    student = _first_student(options, _student_config(options, dataset, teacher), teacher).to(device)
+    if options.output == "solver":
+        _say_distance_to_solver(student, teacher, dataset, device)
+        if not options.online:
+            teacher.transformer.to("cpu")
+    validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
+    training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
+    loss = _read_log(out)[-1].get("loss", math.nan)
+    text = f"{options.num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
+    return Result({"out": out, "student": str(Path(out) / "student"), "loss": loss}, text)
+
+
+def _open_trajectories(
+    folder: str, options: DistillOptions, teacher: Teacher, device: torch.device
+) -> TrajectoryDataset:
+    """Open recorded trajectories for the student's steps, or those of a manifest that are solved when needed."""
+    from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
+
+    steps = options.knots or options.num_steps
+    if options.online:
+        return OnlineTrajectories(folder, steps, teacher, device, draws=options.draws)
+    return TrajectoryDataset(folder, steps, draws=options.draws)
+
+
+def _student_config(options: DistillOptions, data: TrajectoryDataset, teacher: Teacher) -> StudentConfig:
+    from ardistill.student import StudentConfig
+
+    config = StudentConfig.for_data(
+        data,
+        history_layers=options.history_layers,
+        mask=options.mask,
+        target=options.target,
+        output=options.output,
+        gated=options.gated,
+        lora_rank=options.lora_rank,
+    )
+    if options.conditioning == "uniform":
+        return config.conditioned_uniformly(teacher.scheduler.config.num_train_timesteps)
+    return config
+
+
+def _first_student(options: DistillOptions, config: StudentConfig, teacher: Teacher) -> Student:
+    """The student that training begins with: a copy of the teacher, or the one that ``options.start`` names.
+
+    A run that resumes from a checkpoint does not read ``options.start`` again.
+
+    Raises:
+        ValueError: The student to start from has another configuration than ``config``.
+    """
+    from ardistill.student import Student
+
+    resumes = any(Path(options.out, "checkpoints").glob("step-*"))
+    if options.start is None or resumes:
+        return Student.from_teacher(teacher, config)
+    found = Student.from_pretrained(options.start, "cpu")
+    there = asdict(found.config)
+    asked = asdict(config) | {"teacher": found.config.teacher}  # teachers are compared by their fingerprints
+    differing = [f"{name} is {x!r} there, {asked[name]!r} asked for" for name, x in there.items() if x != asked[name]]
+    if differing:
+        raise ValueError(
+            f"{options.start} is another student ({'; '.join(differing)}); give its own options and trajectories"
+        )
+    return found.requires_grad_(True)
+
+
+def _say_distance_to_solver(student: Student, teacher: Teacher, data: TrajectoryDataset, device: torch.device) -> None:
+    """Print how far the untrained student draws from its teacher's solver."""
+    from ardistill.evaluation import distance_to_solver
+
+    states, _, condition = data.stacked(data.buckets[0][:10])
+    distance = distance_to_solver(student, teacher.to(device), states[:, 0], condition)
+    errors.say(
+        f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
+        f"{student.num_steps}-step solver"
+    )
+
+
+def _read_log(out: str) -> list[dict[str, Any]]:
+    """The lines of a run's log; one empty line if the log was removed."""
+    path = Path(out) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else [{}]
+
+
+def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> Result:
+    """Encode real images into latents with their labels or captions, for finetune.
+
+    Images are scaled and cropped to the given size.
+    """
+    from ardistill.teacher import Teacher
+    from ardistill.training.real_images import encode_images
+
+    teacher = Teacher.from_pretrained(options.teacher, height=size.height, width=size.width, device=machine.device)
+    count = encode_images(options.images, teacher, options.out, limit=options.limit)
+    return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
+
+
+def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
+    """Train a distilled student further against a discriminator on real data (R+D); the same command again resumes."""
+    from ardistill import training
+    from ardistill.devices import resolve_device
+    from ardistill.evaluation import adversarial_plot, validation_grid
+    from ardistill.student import Student
+    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.training.adversary import Adversary
+    from ardistill.training.distill import check_run_folder
+    from ardistill.trajectories import TrajectoryDataset
+
+    out = options.out
+    check_run_folder(out)
+    device = resolve_device(machine.device)
+    student = Student.from_pretrained(options.student, device)
+    data = TrajectoryDataset(options.trajectories, student.config.knots, student.config.fingerprint or None)
+    teacher = load_recorded_teacher(data.manifest, recorded.teacher, device)
+    adversary = Adversary.of_real(teacher, options.real, options.adversarial, seed=options.training.seed)
+    validate = validation_grid(teacher, data, Path(out) / "samples") if teacher.draws_images else None
+    training.distill(
+        student.requires_grad_(True),
+        data,
+        out,
+        options.training,
+        start=options.student,
+        adversary=adversary,
+        validate=validate,
+    )
+    log = _read_log(out)
+    adversarial_plot(log, Path(out) / "adversarial.png")
+    figures = {name: value for name, value in log[-1].items() if isinstance(value, float)}
+    text = f"{student.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
+    return Result({"out": out, "student": str(Path(out) / "student"), **figures}, text)
