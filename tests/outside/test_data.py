@@ -21,8 +21,10 @@ from ardistill.core.schedule import Knots
 from ardistill.evaluation import Judge, draw_samples, feature_network
 from ardistill.files.images import ImageReader, find_images, open_images
 from ardistill.publishing import export, load
+from ardistill.training import encode as encode_images
+from ardistill.training.labelled_images import _of_data_set
 from ardistill.training.labels import match_classes
-from ardistill.training.real_images import _of_data_set, encode_images, load_real, save_real
+from ardistill.training.real_images import load_real, save_real
 from ardistill.trajectories.prompts import load_prompts
 
 QUIET = {"solver_steps": 4, "num_steps": (2,), "shard_size": 4, "progress": False}

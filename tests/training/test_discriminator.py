@@ -15,9 +15,11 @@ from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.families import family_of
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher.teacher import Teacher, _scale, _unscale
-from ardistill.training import distill
-from ardistill.training.adversary import Adversary, Discriminator, _recall
-from ardistill.training.real_images import encode_images, load_real, save_real
+from ardistill.training import distill, encode
+from ardistill.training.adversary import Adversary
+from ardistill.training.coverage import lies_among
+from ardistill.training.discriminator import Discriminator
+from ardistill.training.real_images import load_real, save_real
 from ardistill.trajectories import TrajectoryDataset, record
 
 CONFIG = TrainingConfig(
@@ -76,7 +78,11 @@ def test_recall_is_of_what_the_fakes_cover():
     real = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     real[32:] += 100  # two modes
     collapsed = real[:1] + 1e-3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
-    assert _recall(real, real) == 1 and _recall(real, collapsed) < 0.05 and _recall(real, real[:32]) == 0.5
+
+    def recall(fake):
+        return float(lies_among(real, fake).float().mean())
+
+    assert recall(real) == 1 and recall(collapsed) < 0.05 and recall(real[:32]) == 0.5
 
 
 @pytest.fixture
@@ -196,9 +202,9 @@ def test_captioned_images_and_bad_input(tmp_path, teacher):
         Image.new("L", (16, 16), 80 * i).save(tmp_path / "images" / f"{i}.png")
         lines.append({"file_name": f"{i}.png", "text": f"a {i}"})
     with pytest.raises(ValueError, match="expected columns image and prompt or text or caption"):
-        encode_images(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors")
+        encode(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors")
     (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    assert encode_images(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors", limit=2) == 2
+    assert encode(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors", limit=2) == 2
     latents, condition = load_real(tmp_path / "real.safetensors", pixart)
     assert latents.shape == (2, 4, 8, 8) and condition["encoder_hidden_states"].shape[0] == 2
     with pytest.raises(ValueError, match="which the teacher does not take"):

@@ -12,7 +12,7 @@ from tiny_families import TINY
 from ardistill.config import TrainingConfig
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.training.distill import _check_launch
+from ardistill.training.launch import check_launch
 from ardistill.training.real_images import save_real
 from ardistill.trajectories import record
 
@@ -96,11 +96,11 @@ def test_what_does_not_go_together_is_refused(monkeypatch, teacher):
     for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         with monkeypatch.context() as patched, pytest.raises(ValueError, match=f"asks for {name}: launch without it"):
             patched.setenv(variable, "true")
-            _check_launch(Launched, TrainingConfig())
+            check_launch(Launched, TrainingConfig())
     with pytest.raises(ValueError, match="1 processes were launched, accelerate sees 2: on a CPU set ACCEL"):
-        _check_launch(Launched, TrainingConfig())
+        check_launch(Launched, TrainingConfig())
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("WORLD_SIZE")
     Launched.num_processes = 1
     with pytest.raises(ValueError, match="this is one: use accelerate launch"):
-        _check_launch(Launched, TrainingConfig(shard=True))
+        check_launch(Launched, TrainingConfig(shard=True))

@@ -12,7 +12,8 @@ from tiny_families import open_gates
 from ardistill.config import TrainingConfig
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sampling import sample
-from ardistill.training.distill import _forget_after, distill
+from ardistill.training import distill
+from ardistill.training.run_folder import truncate_log
 from ardistill.trajectories import TrajectoryDataset, record
 
 CONFIG = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=3, tracker=None, learning_rate=1e-3, ema_decay=0.5)
@@ -44,7 +45,7 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
 
 def test_a_second_training_into_a_folder_is_refused_while_the_first_goes_on(teacher, folder, monkeypatch):
     data = TrajectoryDataset(folder / "data", 4)
-    monkeypatch.setattr("ardistill.training.distill._PATIENCE", 0.1)
+    monkeypatch.setattr("ardistill.training.run_folder._LOCK_TIMEOUT", 0.1)
     refused = []
 
     def second(_student, step):
@@ -62,10 +63,10 @@ def test_where_nothing_can_be_locked_it_is_told_of_and_goes_on(teacher, folder, 
     def no_locks(self):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("ardistill.training.distill.FileLock.acquire", no_locks)
+    monkeypatch.setattr("ardistill.training.run_folder.FileLock.acquire", no_locks)
     data = TrajectoryDataset(folder / "data", 4)
     distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)
-    assert "cannot be locked (No locks available): see to it that one process alone" in caplog.text
+    assert "cannot be locked (No locks available): make sure that only one process trains" in caplog.text
 
 
 def test_gates_open_in_training(teacher, folder):
@@ -173,7 +174,7 @@ def test_a_checkpoint_is_a_student_too(teacher, folder, output, target):
 def test_a_log_that_was_damaged_loses_its_damaged_lines_alone(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step": 10}\n{"step": 2\xff}\n[1]\n{"step": 30}\n{"step": 40}\n{"st')
-    _forget_after(log, 30, 60)
+    truncate_log(tmp_path, 30, 60)
     assert log.read_bytes() == b'{"step": 10}\n{"step": 30}\n'
 
 
