@@ -223,3 +223,24 @@ class CostConfig:
         _check(self, 1, "text_tokens")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """What samples are judged by."""
+
+    features: str | None = None
+    """Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript file. If not
+    given, an embedded teacher's own network without a reference, inception otherwise."""
+    feature_weights: str | None = None
+    """State dict file for inception; downloaded if not given."""
+    reference: str | None = None
+    """Real images, for FD to the data, KID, precision and recall: a folder of images of one size (subfolders included),
+    or an .npz file of ADM's evaluation suite with the images in arr_0. If not given, an embedded teacher's own data
+    set; for other teachers these figures are left out."""
+    clip: str | None = None
+    """CLIP model (Hub id or folder), such as openai/clip-vit-large-patch14, for the mean CLIP score of samples and
+    their prompts."""
+    preference: str | None = None
+    """CLIP model fitted to human preference (Hub id or folder), such as yuvalkirstain/PickScore_v1, for the mean
+    preference score of samples and their prompts."""
