@@ -183,7 +183,7 @@ def _disk_remedy(number: int) -> str:
 
 
 def cache_variable(error: BaseException) -> str | None:
-    """The environment variable that locates the cache that an error is about; None if the error is not about a cache."""
+    """The environment variable that locates the cache that an error is about; None if it is not about a cache."""
     name = getattr(error, "filename", None)
     if not isinstance(error, OSError) or not isinstance(name, (str, bytes)) or error.errno == errno.ENOSPC:
         return None

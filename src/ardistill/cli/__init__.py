@@ -7,4 +7,3 @@ from ardistill.cli.parser import check_recipe as check_recipe
 from ardistill.cli.run import main as main
 
 __all__ = ["COMMANDS", "TRAJECTORIES", "build_parser", "check_recipe", "main"]
-from ardistill.cli.old import _judge, run_of as _run_of  # noqa

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ardistill.cli.command import Result
-from ardistill.cli.old import JudgeConfig, compare_students, run_of, study_arms
+from ardistill.config import JudgeConfig
+
+if TYPE_CHECKING:
+    from ardistill.evaluation import Comparison
 from ardistill.cli.options import (
     CompareOptions,
     ComputeDevice,
@@ -20,7 +24,7 @@ def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, m
     """Draw samples from a student, as a grid or for an evaluation suite. The teacher's VAE decodes them."""
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.trajectories.prompts import load_prompts
 
     if options.prompt is not None and options.prompts:
@@ -47,9 +51,17 @@ def evaluate(
     options: EvaluateOptions, judging: JudgeConfig, recorded: RecordedTeacher, machine: ComputeDevice
 ) -> Result:
     """Measure a student beside its teacher and the teacher's own solver at the same number of steps."""
-    run, step = run_of(options.student)
-    out = options.out or str(run / f"evaluation{step}")
-    return _report([options.student], options.trajectories, out, judging, recorded, machine)
+    from ardistill import evaluation
+
+    found = evaluation.evaluate(
+        options.student,
+        options.trajectories,
+        options.out,
+        judging,
+        teacher=recorded.teacher,
+        device=machine.device,
+    )
+    return _report(found, options.out)
 
 
 def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
@@ -58,26 +70,27 @@ def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTea
     Compares finished runs (students, trajectories, out) or the arms of a recipe (recipe, arms); arms that are not
     finished yet are recorded and trained first, on equal terms.
     """
+    from ardistill import evaluation, studies
+
     students, trajectories, out = options.students, options.trajectories, options.out
     if options.recipe:
         if students or trajectories:
-            raise ValueError("a recipe says which students and trajectories: leave those out")
-        students, trajectories, out = study_arms(options.recipe, out, options.arms, machine.device)
-    elif options.arms:
+            raise ValueError("a recipe gives students and trajectories: leave those out")
+        found = studies.compare_recipe(
+            options.recipe, out, options.arms, judging, teacher=recorded.teacher, device=machine.device
+        )
+        return _report(found)
+    if options.arms:
         raise ValueError("arms are a recipe's: name it with --recipe")
     if not students or not trajectories or not out:
         raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
-    return _report(students, trajectories, out, judging, recorded, machine)
+    found = evaluation.compare_students(
+        students, trajectories, out, judging, teacher=recorded.teacher, device=machine.device
+    )
+    return _report(found, out)
 
 
-def _report(
-    students: list[str],
-    trajectories: str,
-    out: str,
-    judging: JudgeConfig,
-    recorded: RecordedTeacher,
-    machine: ComputeDevice,
-) -> Result:
-    found = compare_students(students, trajectories, out, judging, teacher=recorded.teacher, device=machine.device)
-    text = f"{found.table()}\nReport: {Path(out) / 'report.html'}"
-    return Result(found.to_dict() | {"out": out}, text)
+def _report(found: Comparison, out: str | None = None) -> Result:
+    """The figures and where they were written: ``out`` as the user wrote it, or the default folder."""
+    text = f"{found.table()}\nReport: {Path(out or str(found.folder)) / 'report.html'}"
+    return Result(found.to_dict() | {"out": out or str(found.folder)}, text)

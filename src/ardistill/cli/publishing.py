@@ -13,13 +13,13 @@ def export(options: ExportOptions, recorded: RecordedTeacher) -> Result:
     evaluated, else the last grid of its training.
     """
     from ardistill import publishing
-    from ardistill.cli.evaluation import run_of
+    from ardistill.evaluation import evaluation_folder, run_of
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
 
     student = Student.from_pretrained(options.student, "cpu")
     run, step = run_of(options.student)
-    evaluation = run / f"evaluation{step}"
+    evaluation = evaluation_folder(options.student)
     figures = (evaluation / "figures.md").read_text() if (evaluation / "figures.md").is_file() else ""
     grids = sorted((run / "samples").glob(f"{step[1:] or 'step-*'}.png"))
     picture = evaluation / "samples.png" if figures else grids[-1] if grids else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,17 +40,16 @@ def distill(
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
     from ardistill.files.store import Store
-    from ardistill.teacher.recorded import load_recorded_teacher
-    from ardistill.training.distill import check_run_folder
+    from ardistill.studies import steps_or_knots
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.trajectories.manifest import Manifest
 
     out = options.out
-    check_run_folder(out)
-    if options.knots and len(options.knots) != options.num_steps + 1:
-        raise ValueError(f"expected {options.num_steps + 1} knots for {options.num_steps} steps, got {options.knots}")
+    training.check_run_folder(out)
+    steps = steps_or_knots(options.num_steps, options.knots or None)
     device = resolve_device(machine.device)
     teacher = load_recorded_teacher(Manifest.read(Store(data.trajectories)), recorded.teacher, "cpu")
-    dataset = _open_trajectories(data.trajectories, options, teacher, device)
+    dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
     student = _first_student(options, _student_config(options, dataset, teacher), teacher).to(device)
     if options.output == "solver":
         _say_distance_to_solver(student, teacher, dataset, device)
@@ -63,12 +63,11 @@ def distill(
 
 
 def _open_trajectories(
-    folder: str, options: DistillOptions, teacher: Teacher, device: torch.device
+    folder: str, steps: int | Sequence[int], options: DistillOptions, teacher: Teacher, device: torch.device
 ) -> TrajectoryDataset:
-    """Open recorded trajectories for the student's steps, or those of a manifest that are solved when needed."""
+    """Open recorded trajectories, or a manifest whose trajectories are solved when they are needed."""
     from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
 
-    steps = options.knots or options.num_steps
     if options.online:
         return OnlineTrajectories(folder, steps, teacher, device, draws=options.draws)
     return TrajectoryDataset(folder, steps, draws=options.draws)
@@ -76,6 +75,7 @@ def _open_trajectories(
 
 def _student_config(options: DistillOptions, data: TrajectoryDataset, teacher: Teacher) -> StudentConfig:
     from ardistill.student import StudentConfig
+    from ardistill.studies import conditioned
 
     config = StudentConfig.for_data(
         data,
@@ -86,9 +86,7 @@ def _student_config(options: DistillOptions, data: TrajectoryDataset, teacher: T
         gated=options.gated,
         lora_rank=options.lora_rank,
     )
-    if options.conditioning == "uniform":
-        return config.conditioned_uniformly(teacher.scheduler.config.num_train_timesteps)
-    return config
+    return conditioned(config, options.conditioning, teacher)
 
 
 def _first_student(options: DistillOptions, config: StudentConfig, teacher: Teacher) -> Student:
@@ -138,41 +136,30 @@ def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> R
 
     Images are scaled and cropped to the given size.
     """
+    from ardistill import training
     from ardistill.teacher import Teacher
-    from ardistill.training.real_images import encode_images
 
     teacher = Teacher.from_pretrained(options.teacher, height=size.height, width=size.width, device=machine.device)
-    count = encode_images(options.images, teacher, options.out, limit=options.limit)
+    count = training.encode(options.images, teacher, options.out, limit=options.limit)
     return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
 
 
 def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
     """Train a distilled student further against a discriminator on real data (R+D); the same command again resumes."""
     from ardistill import training
-    from ardistill.devices import resolve_device
     from ardistill.evaluation import adversarial_plot, validation_grid
-    from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
-    from ardistill.training.adversary import Adversary
-    from ardistill.training.distill import check_run_folder
-    from ardistill.trajectories import TrajectoryDataset
 
     out = options.out
-    check_run_folder(out)
-    device = resolve_device(machine.device)
-    student = Student.from_pretrained(options.student, device)
-    data = TrajectoryDataset(options.trajectories, student.config.knots, student.config.fingerprint or None)
-    teacher = load_recorded_teacher(data.manifest, recorded.teacher, device)
-    adversary = Adversary.of_real(teacher, options.real, options.adversarial, seed=options.training.seed)
-    validate = validation_grid(teacher, data, Path(out) / "samples") if teacher.draws_images else None
-    training.distill(
-        student.requires_grad_(True),
-        data,
+    student = training.finetune(
+        options.student,
+        options.trajectories,
+        options.real,
         out,
-        options.training,
-        start=options.student,
-        adversary=adversary,
-        validate=validate,
+        teacher=recorded.teacher,
+        device=machine.device,
+        training=options.training,
+        adversarial=options.adversarial,
+        validation=validation_grid,
     )
     log = _read_log(out)
     adversarial_plot(log, Path(out) / "adversarial.png")

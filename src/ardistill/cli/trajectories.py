@@ -108,7 +108,7 @@ def verify(data: RecordedTrajectories) -> Result:
 def repair(data: RecordedTrajectories, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
     """Record again what is missing or broken, and remove the partial files of killed processes."""
     from ardistill.files.store import Store
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.trajectories import maintenance
     from ardistill.trajectories.manifest import Manifest
 
@@ -125,7 +125,7 @@ def repair(data: RecordedTrajectories, recorded: RecordedTeacher, machine: Compu
 def show(data: RecordedTrajectories, options: ShowOptions, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
     """Draw decoded trajectories, one per row, from noise to image."""
     from ardistill.evaluation import trajectory_grid
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.trajectories import TrajectoryDataset, maintenance
 
     if options.count < 1:
