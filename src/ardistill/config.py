@@ -146,23 +146,24 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     """Run folder; the same command again resumes it."""
     num_trajectories: int = 2048
-    """Recorded for training."""
+    """Number of trajectories recorded for training."""
     num_eval: int = 1000
-    """Held-out noises that every arm is compared on."""
+    """Number of held-out trajectories that every arm is compared on."""
     max_steps: int = 120
     """Optimiser steps of each arm."""
     batch_size: int = 64
-    """Trajectories per step of the 4-step arms; the 1-step arm takes four times as many: as many evaluations."""
+    """Trajectories per optimiser step of the 4-step arms; the 1-step arm takes four times as many, which is the same
+    number of network evaluations."""
     learning_rate: float = 5e-4
-    """Of AdamW, for every arm."""
+    """AdamW's learning rate, the same for every arm."""
     knots: tuple[int, ...] = (0, 6, 15, 21, 24)
-    """Of the 4-step arms: which of the teacher's 24 solver states their steps run between."""
+    """States of the teacher's 24 solver steps that the steps of the 4-step arms run between."""
     history_layers: int = 7
-    """N of the ARD arm, of 7 layers, through gates."""
+    """Number of layers (N, of 7) of the ARD arm that attend to earlier steps, through gates."""
     guidance_scale: float = 1.25
-    """Of the teacher: the best of the sweep in its card."""
+    """The teacher's guidance scale; the default is the best one in the sweep of its card."""
     seed: int = 0
-    """Of the noise and of the batches."""
+    """Seed of the noise and of the batches."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_trajectories", "num_eval", "max_steps", "batch_size")
@@ -175,48 +176,48 @@ class QuickstartConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """What is to be planned."""
+    """The distillation whose cost is counted."""
 
     teacher: str
     """An architecture's name (DiT-XL/2), a diffusers folder, a config.json or a Hub id, of which only the config is
     fetched."""
     num_steps: int = 4
-    """S of the student."""
+    """Number of steps of the student (S)."""
     history_layers: int = 6
-    """N of the student; 0 is step distillation."""
+    """Number of layers of the student (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
     mask: str = "M4"
-    """Of the history: M1 to M4."""
+    """Mask of the history, M1 to M4, as in distill."""
     solver_steps: int = 24
-    """Of the teacher, each evaluated twice if it is guided."""
+    """Number of steps of the teacher's solver; a guided step evaluates the teacher twice."""
     guidance_scale: float = 1.5
-    """Of the teacher; 1 is none."""
+    """The teacher's guidance scale; 1 means no guidance."""
     batch_size: int = 64
     """Trajectories per device and training step."""
     mixed_precision: str = "no"
-    """no or bf16."""
+    """Precision of the training: no or bf16."""
     gradient_checkpointing: bool = False
-    """Keep the blocks' inputs alone, and the activations of one block."""
+    """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
     lora_rank: int = 0
-    """Of the student's adapters; 0: all weights are trained."""
+    """Rank of the student's adapters; 0 trains all weights."""
     num_devices: int = 1
-    """Weights, gradients, optimiser and EMA are sharded over them."""
+    """Number of devices that weights, gradients, optimiser and EMA are sharded over."""
     num_trajectories: int = 100_000
-    """To be recorded, kept at the knots of this student."""
+    """Number of trajectories to record, stored at the knots of this student only."""
     num_prompts: int = 0
-    """Distinct ones, for a teacher of text; those beyond num_trajectories are not used."""
+    """Number of distinct prompts, for a text-to-image teacher; prompts beyond num_trajectories are not used."""
     dtype: Literal["float32", "float16"] = "float32"
-    """What record stores states in, and embeddings of prompts unless the text encoders have 16 bits themselves."""
+    """Data type of stored states, and of stored prompt embeddings unless the text encoders have 16 bits themselves."""
     max_steps: int = 300_000
-    """Of the training."""
+    """Number of optimiser steps."""
     text_tokens: int = 256
-    """Length of a prompt's embedding."""
+    """Number of tokens of a prompt's embedding."""
     height: int | None = None
-    """Of the latents; the model's own if not given."""
+    """Height in latents, not in pixels as for record; the model's default if not given."""
     width: int | None = None
-    """Same."""
+    """Width in latents, not in pixels as for record; the model's default if not given."""
     device: str | None = None
-    """Where to time one evaluation (auto, cpu, cuda, ...), for hours of recording and training; not timed if
-    not given."""
+    """Device to time one evaluation on (auto, cpu, cuda, ...), for an estimate of the hours of recording and training;
+    nothing is timed if not given."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")

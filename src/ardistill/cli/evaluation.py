@@ -21,7 +21,10 @@ from ardistill.cli.options import (
 
 
 def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
-    """Draw samples from a student, as a grid or for an evaluation suite. The teacher's VAE decodes them."""
+    """Draw samples from a student, as a grid or for an evaluation suite.
+
+    The teacher's VAE decodes them.
+    """
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
     from ardistill.teacher import load_recorded_teacher

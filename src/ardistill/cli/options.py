@@ -183,8 +183,8 @@ class FinetuneOptions:
     out: str
     """Run folder with the same contents as distill's, and adversarial.png, which shows the discriminator's health."""
     training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5)  # noqa: RUF009
-    """How the student is trained. The discriminator sees the estimates of the last step, whose inputs are drawn from
-    noise with inputs student, and the teacher's last recorded state with inputs teacher."""
+    """How the student is trained. The discriminator judges the estimates of the last step, which are drawn from noise
+    with inputs student, and from the teacher's second to last state with inputs teacher."""
     adversarial: AdversarialConfig = AdversarialConfig()  # noqa: RUF009
     """How the discriminator is trained, and the weight of its loss."""
 
