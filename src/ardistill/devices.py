@@ -9,7 +9,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 Device = str | torch.device | None
-"""A torch device or its name. ``"auto"`` is the best available device; None is the given model's device, else the best."""
+"""A torch device or its name. ``"auto"`` is the best available device; None, the given model's or else the best."""
 
 
 def best_device() -> torch.device:
@@ -43,7 +43,7 @@ def resolve_device(device: Device = None, of_model: torch.device | None = None) 
     try:
         found = torch.device(device)
         if found.type == "meta":
-            raise RuntimeError("tensors on meta hold no numbers")
+            raise RuntimeError("tensors on meta hold no values")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
@@ -67,7 +67,7 @@ def synchronize(device: Device = None) -> None:
     """Wait until a device, the best available one if not given, has finished all queued work."""
     where = resolve_device(device)
     module = torch.get_device_module(where)
-    module.synchronize(*([] if where.type == "mps" else [where]))  # without an argument, torch waits for the current device
+    module.synchronize(*([] if where.type == "mps" else [where]))  # the default is the current device
 
 
 def device_name(device: torch.device) -> str:

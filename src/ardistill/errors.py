@@ -346,7 +346,7 @@ class _Signals:
 
 
 def _leave_stdout() -> None:
-    """Discard text that cannot be written to stdout; else the interpreter tries again when it exits, and complains."""
+    """Discard unwritable text of stdout; otherwise the interpreter tries again when it exits, and complains."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         return

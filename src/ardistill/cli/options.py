@@ -152,7 +152,7 @@ class DistillOptions:
     """What a batch is drawn from: rows (any rows) or shards (as few shards as hold a batch); shards with online or a
     URL if not given, else rows."""
     training: TrainingConfig = TrainingConfig()  # noqa: RUF009
-    """How the student is trained."""
+    """Options of the training."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,10 @@ class FinetuneOptions:
     out: str
     """Run folder with the same contents as distill's, and adversarial.png, which shows the discriminator's health."""
     training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5)  # noqa: RUF009
-    """How the student is trained. The discriminator judges the estimates of the last step, which are drawn from noise
+    """Options of the training. The discriminator judges the estimates of the last step, which are drawn from noise
     with inputs student, and from the teacher's second to last state with inputs teacher."""
     adversarial: AdversarialConfig = AdversarialConfig()  # noqa: RUF009
-    """How the discriminator is trained, and the weight of its loss."""
+    """Options of the discriminator, its training and its loss."""
 
 
 @dataclass(frozen=True)
