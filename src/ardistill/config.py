@@ -155,22 +155,22 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     """Run folder; the same command again resumes it."""
     num_trajectories: int = 2048
-    """Trajectories recorded for training."""
+    """Number of trajectories recorded for training."""
     num_eval: int = 1000
-    """Held-out noise samples that all arms are compared on."""
+    """Number of held-out trajectories that every arm is compared on."""
     max_steps: int = 120
     """Optimiser steps of each arm."""
     batch_size: int = 64
-    """Trajectories per optimiser step of the 4-step arms; the 1-step arm takes four times as many, so that all arms
-    evaluate the network equally often."""
+    """Trajectories per optimiser step of the 4-step arms; the 1-step arm takes four times as many, which is the same
+    number of network evaluations."""
     learning_rate: float = 5e-4
-    """AdamW's learning rate, for all arms."""
+    """AdamW's learning rate, the same for every arm."""
     knots: tuple[int, ...] = (0, 6, 15, 21, 24)
-    """Solver states that the steps of the 4-step arms run between, out of the teacher's 24 solver steps."""
+    """States of the teacher's 24 solver steps that the steps of the 4-step arms run between."""
     history_layers: int = 7
-    """N of the ARD arm, the number of lowest layers that see earlier steps, out of 7; they see them through gates."""
+    """Number of layers (N, of 7) of the ARD arm that attend to earlier steps, through gates."""
     guidance_scale: float = 1.25
-    """Guidance scale of the teacher; the default is the best one of the sweep in its model card."""
+    """The teacher's guidance scale; the default is the best one in the sweep of its card."""
     seed: int = 0
     """Seed of the noise and of the batches."""
 
@@ -185,48 +185,47 @@ class QuickstartConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """A planned distillation whose cost is computed."""
+    """The distillation whose cost is counted."""
 
     teacher: str
     """An architecture's name (DiT-XL/2), a diffusers folder, a config.json or a Hub id, from which only the
     configuration is downloaded."""
     num_steps: int = 4
-    """Steps of the student (S)."""
+    """Number of steps of the student (S)."""
     history_layers: int = 6
-    """Number of lowest layers of the student that see earlier steps (N); 0 is step distillation."""
+    """Number of layers of the student (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
     mask: str = "M4"
-    """Which earlier steps they see: M1 none, M2 the one before, M3 the noise, M4 all."""
+    """Mask of the history, M1 to M4, as in distill."""
     solver_steps: int = 24
-    """Steps of the teacher's solver; each evaluates the teacher twice if it is guided."""
+    """Number of steps of the teacher's solver; a guided step evaluates the teacher twice."""
     guidance_scale: float = 1.5
-    """Guidance scale of the teacher; 1 is no guidance."""
+    """The teacher's guidance scale; 1 means no guidance."""
     batch_size: int = 64
     """Trajectories per device and training step."""
     mixed_precision: str = "no"
-    """Precision of the training: no (float32) or bf16."""
+    """Precision of the training: no or bf16."""
     gradient_checkpointing: bool = False
-    """Keep only the inputs of the blocks, and the activations of one block at a time."""
+    """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
     lora_rank: int = 0
     """Rank of the student's adapters; 0 trains all weights."""
     num_devices: int = 1
-    """Number of devices, over which weights, gradients, optimiser and EMA are divided."""
+    """Number of devices that weights, gradients, optimiser and EMA are sharded over."""
     num_trajectories: int = 100_000
-    """Trajectories to be recorded, with the states at the knots of this student."""
+    """Number of trajectories to record, stored at the knots of this student only."""
     num_prompts: int = 0
-    """Distinct prompts, for a text-to-image teacher; those beyond num_trajectories are not used."""
+    """Number of distinct prompts, for a text-to-image teacher; prompts beyond num_trajectories are not used."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Type in which record stores states, and embeddings of prompts unless the text encoders have 16 bits
-    themselves."""
+    """Data type of stored states, and of stored prompt embeddings unless the text encoders have 16 bits themselves."""
     max_steps: int = 300_000
-    """Optimiser steps of the training."""
+    """Number of optimiser steps."""
     text_tokens: int = 256
-    """Number of tokens in a prompt's embedding."""
+    """Number of tokens of a prompt's embedding."""
     height: int | None = None
-    """Height of the latents; the model's default if not given."""
+    """Height in latents, not in pixels as for record; the model's default if not given."""
     width: int | None = None
-    """Width of the latents; the model's default if not given."""
+    """Width in latents, not in pixels as for record; the model's default if not given."""
     device: str | None = None
-    """Device (auto, cpu, cuda, ...) on which one evaluation is timed, to give the hours of recording and training;
+    """Device to time one evaluation on (auto, cpu, cuda, ...), for an estimate of the hours of recording and training;
     nothing is timed if not given."""
 
     def __post_init__(self) -> None:
@@ -234,3 +233,24 @@ class CostConfig:
         _check(self, 1, "text_tokens")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """What samples are judged by."""
+
+    features: str | None = None
+    """Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript file. If not
+    given, an embedded teacher's own network without a reference, inception otherwise."""
+    feature_weights: str | None = None
+    """State dict file for inception; downloaded if not given."""
+    reference: str | None = None
+    """Real images, for FD to the data, KID, precision and recall: a folder of images of one size (subfolders included),
+    or an .npz file of ADM's evaluation suite with the images in arr_0. If not given, an embedded teacher's own data
+    set; for other teachers these figures are left out."""
+    clip: str | None = None
+    """CLIP model (Hub id or folder), such as openai/clip-vit-large-patch14, for the mean CLIP score of samples and
+    their prompts."""
+    preference: str | None = None
+    """CLIP model fitted to human preference (Hub id or folder), such as yuvalkirstain/PickScore_v1, for the mean
+    preference score of samples and their prompts."""

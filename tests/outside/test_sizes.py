@@ -20,7 +20,7 @@ from ardistill import Student, Teacher, TrajectoryDataset, record
 from ardistill.config import CostConfig
 from ardistill.evaluation import draw_samples
 from ardistill.files.store import SEAL, Store, seal
-from ardistill.planning.cost import describe, plan
+from ardistill.planning import cost, describe
 from ardistill.teacher.teacher import pad_tokens
 from ardistill.trajectories import OnlineTrajectories
 from ardistill.trajectories.conditions import PART, find_parts, num_used, publish_conditions
@@ -249,7 +249,7 @@ def test_case_21_cost_plans_what_is_used(tmp_path):
     TINY["sd3"].transformer().save_config(tmp_path)
     config = str(tmp_path / "config.json")
     costs = [
-        plan(options)
+        cost(options)
         for options in (
             CostConfig(
                 str(tmp_path / "config.json"), history_layers=1, num_prompts=n, num_trajectories=100, dtype=dtype
@@ -261,7 +261,7 @@ def test_case_21_cost_plans_what_is_used(tmp_path):
     assert costs[2].bytes_per_prompt * 2 == costs[0].bytes_per_prompt
     assert costs[2].bytes_on_disk == pytest.approx(costs[0].bytes_on_disk / 2, rel=0.01)
     options = CostConfig(config, num_prompts=20_000, num_trajectories=100, history_layers=1)
-    assert "(100 of them are used)" in describe(plan(options), options)
+    assert "(100 of them are used)" in describe(cost(options), options)
 
 
 def test_parts_of_a_url(pixart, tmp_path):

@@ -11,9 +11,8 @@ from tiny_families import TINY, open_gates
 
 from ardistill.config import CostConfig, TrainingConfig
 from ardistill.core.knots import Knots
-from ardistill.planning.cost import describe, plan
-from ardistill.student import Student, StudentConfig
-from ardistill.student.sample import sample
+from ardistill.planning import cost, describe
+from ardistill.student import Student, StudentConfig, sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
@@ -125,7 +124,7 @@ def test_diffusers_reads_the_adapters(name, tmp_path):
 def test_the_plan_counts_shared_weights_once(tmp_path):
     TINY["dit"].transformer().save_config(tmp_path)
     options = CostConfig(str(tmp_path / "config.json"), history_layers=2, batch_size=2, lora_rank=1)
-    ours, full = plan(options), plan(replace(options, lora_rank=0))
+    ours, full = cost(options), cost(replace(options, lora_rank=0))
     assert full.trained_parameters == full.parameters and ours.trained_parameters < ours.parameters / 5
     assert ours.memory["optimizer"] == 8 * ours.trained_parameters and ours.memory["weights"] == 4 * ours.parameters
     assert ours.memory["total"] < full.memory["total"] and "which are shared" in describe(ours, options)
