@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from ardistill.cli import main
-from ardistill.studies import Study, steps_or_knots
+from ardistill.studies import Study
+from ardistill.trajectories.knots import steps_or_knots
 from ardistill.training.real_images import save_real
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("study_*.yaml"))
