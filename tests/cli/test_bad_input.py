@@ -16,14 +16,14 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_study import SMALL
+from small_recipe import SMALL
 
 import ardistill
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig
 from ardistill.evaluation import feature_network
-from ardistill.studies.study import Study
+from ardistill.studies import Study
 from ardistill.teacher.teacher import Companions
 from ardistill.training.real_images import load_real, save_real
 from ardistill.trajectories.prompts import load_prompts

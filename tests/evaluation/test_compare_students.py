@@ -10,6 +10,8 @@ from ardistill.evaluation import compare_students, evaluate, evaluation_folder, 
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.runs import trained_in, trained_on
 
+pytestmark = pytest.mark.filterwarnings("ignore:12 samples for 128 features")
+
 
 @pytest.fixture(scope="module")
 def way(tmp_path_factory):
