@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_families import TINY, open_gates
 
-from ardistill.core.schedule import knots_from_scheduler
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
+from ardistill.teacher.schedule import knots_from_scheduler
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -31,7 +31,6 @@ from diffusers import DDIMScheduler
 from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, load, record, sample
 from ardistill.config import CostConfig
 from ardistill.planning.cost import plan
-from ardistill.student import StudentConfig
 from ardistill.training import environment
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -93,7 +92,7 @@ def main() -> None:
 
     part("record", recorded)
     data = TrajectoryDataset(folder / "trajectories", 4)
-    config = StudentConfig.for_data(data, history_layers=min(6, size["layers"]))
+    config = data.student_config(history_layers=min(6, size["layers"]))
     base = TrainingConfig(
         max_steps=size["steps"], batch_size=size["batch"], checkpoint_every=size["steps"], tracker=None
     )

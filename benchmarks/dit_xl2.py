@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
+from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
 from ardistill.planning.cost import transformer_config
 
 
@@ -47,7 +47,7 @@ def distill_one_step(folder: Path) -> float:
     """S = 4, N = 6, batch 1, AdamW and EMA, blocks checkpointed; the run ends with a student on disk."""
     teacher = Teacher.from_pretrained(folder / "teacher")
     data = TrajectoryDataset(folder / "trajectories", 4, teacher.fingerprint())
-    student = Student(teacher.transformer.requires_grad_(True), StudentConfig.for_data(data, history_layers=6))
+    student = Student(teacher.transformer.requires_grad_(True), data.student_config(history_layers=6))
     del teacher
     config = TrainingConfig(max_steps=1, batch_size=1, gradient_checkpointing=True, tracker=None)
     began = time.perf_counter()

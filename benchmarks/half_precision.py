@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from ardistill import Teacher, TrajectoryDataset, record
+from ardistill.trajectories.knots import select_knots
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         manifest = found["float32"].manifest
         images = []
         for i in range(4):  # the last state is the image
-            rest = manifest.knots.select(range(6 * i, 25))
+            rest = select_knots(manifest.knots, range(6 * i, 25))
             ends = [teacher.solve_ode(x[0][:, i], x[2], rest).states[:, -1] for x in (exact, half)]
             images.append(float((ends[0] - ends[1]).square().mean()))
     error = exact[0] - half[0]  # (n, 5, c, h, w)

@@ -24,10 +24,10 @@ from torch import Tensor
 from train_step import matmul_peak
 
 from ardistill.core.history import History, attach_history
-from ardistill.core.schedule import knots_from_scheduler
 from ardistill.planning.cost import transformer_config
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
+from ardistill.teacher.schedule import knots_from_scheduler
 
 
 def interval(ratios: list[float], resamples: int = 2000) -> list[float]:

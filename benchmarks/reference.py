@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher.original_dit import convert_weights
 

@@ -57,7 +57,9 @@ def of_tensors(folder: Path) -> str:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name).reshape(-1)
-                found[name] = f"{name}{file.get_slice(name).get_shape()}".encode() + tensor.view(torch.uint8).numpy().tobytes()
+                found[name] = (
+                    f"{name}{file.get_slice(name).get_shape()}".encode() + tensor.view(torch.uint8).numpy().tobytes()
+                )
     return digest(*(found[name] for name in sorted(found)))
 
 

@@ -172,7 +172,7 @@ def compare_families(folder: str) -> None:
     from torch import nn
     from torch.distributed.tensor import DTensor
 
-    from ardistill.core.schedule import Knots
+    from ardistill.core.knots import Knots
     from ardistill.families import family_of
     from ardistill.student import Student, StudentConfig
     from ardistill.training.fsdp import shard

@@ -45,6 +45,7 @@ from ardistill.files.store import write_whole
 from ardistill.studies import Study
 from ardistill.training import environment
 from ardistill.training.real_images import save_real
+from ardistill.trajectories.knots import knot_indices, select_knots
 from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, example, prompts
 from ardistill.zoo.scenes.detector import load_detector
 
@@ -182,7 +183,7 @@ def solvers(teacher: Teacher, knots: Sequence[int]) -> dict[str, tuple[Draw | No
         dpm_solver = DPMSolverMultistepScheduler.from_config(teacher.scheduler.config, **options)
         found[f"euler-{steps}"] = Sampler.of_teacher(teacher, steps).draw, 2 * steps
         found[f"dpm-solver-{steps}"] = Sampler.of_scheduler(teacher, dpm_solver, steps).draw, 2 * steps
-    uneven = teacher.knots(SOLVER_STEPS).select(knots)
+    uneven = select_knots(teacher.knots(SOLVER_STEPS), knots)
     found["euler-4-knots"] = lambda noise, condition: teacher.solve_ode(noise, condition, uneven).states[:, -1], 8
     return found
 
@@ -212,7 +213,7 @@ def handovers(bench: Bench, name: str) -> dict[str, dict[str, float]]:
     """
     student, held_out, teacher = bench.study.student(name), bench.sets["seen"], bench.teacher
     solver = teacher.knots(SOLVER_STEPS)
-    indices = solver.indices(student.config.knots)
+    indices = knot_indices(solver, student.config.knots)
     drawn: dict[str, list[Tensor]] = {}
     for noise, condition in islice(zip(*held_out.batches(), strict=True), HANDED_OVER // SHARD):
         exact = teacher.solve_ode(noise, condition, solver).states[:, indices]
@@ -223,7 +224,7 @@ def handovers(bench: Bench, name: str) -> dict[str, dict[str, float]]:
                 states += [following] if step >= first else []
             drawn.setdefault(f"teacher to state {indices[first]}, then student", []).append(states[-1])
             if first == 0:
-                rest = solver.select(range(indices[1], SOLVER_STEPS + 1))
+                rest = select_knots(solver, range(indices[1], SOLVER_STEPS + 1))
                 continued = teacher.solve_ode(states[1], condition, rest).states[:, -1]
                 drawn.setdefault(f"student to state {indices[1]}, then teacher", []).append(continued)
         drawn.setdefault("teacher", []).append(exact[:, -1])

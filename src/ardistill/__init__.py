@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ardistill.publishing import load as load
     from ardistill.student import Student as Student
     from ardistill.student import StudentConfig as StudentConfig
-    from ardistill.student.sampling import sample as sample
+    from ardistill.student import sample as sample
     from ardistill.studies.quickstart import quickstart as quickstart
     from ardistill.teacher import Teacher as Teacher
     from ardistill.training import distill as distill
@@ -39,7 +39,7 @@ _HOME = {
     "quickstart": "studies.quickstart",
     "record": "trajectories",
     "register_family": "families",
-    "sample": "student.sampling",
+    "sample": "student",
 }
 __all__ = list(_HOME)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record
+from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, record
 from ardistill.config import JudgeConfig
 from ardistill.evaluation import compare_students, evaluate, evaluation_folder, run_of
 from ardistill.evaluation.judge import Judge
@@ -22,7 +22,7 @@ def way(tmp_path_factory):
         record(teacher, folder / name, count, solver_steps=2, num_steps=(1, 2), seed=seed, progress=False)
     for num_steps in (1, 2):
         data = TrajectoryDataset(folder / "train", num_steps)
-        student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+        student = Student.from_teacher(teacher, data.student_config(1))
         training = TrainingConfig(max_steps=1, batch_size=2, tracker=None)
         distill(student, data, folder / f"run-{num_steps}", training, progress=False)
     return folder
@@ -52,7 +52,7 @@ def test_a_loaded_teacher_gives_the_same_figures(way):
 
 def test_another_teacher_is_refused(way):
     emoji = Teacher.from_pretrained("zoo/emoji", guidance_scale=1.25)
-    with pytest.raises(ValueError, match=r"expected the teacher of the trajectories, zoo/fashion .* got zoo/emoji"):
+    with pytest.raises(ValueError, match=r"expected the teacher zoo/fashion .* got another teacher, zoo/emoji"):
         evaluate(way / "run-1", way / "held_out", way / "refused", teacher=emoji)
     unguided = Teacher.from_pretrained("zoo/fashion")
     with pytest.raises(ValueError, match=r"guidance scale, 1\.25 to 1\.25, got 1;"):

@@ -10,12 +10,12 @@ from tiny_families import GATE, TINY, open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.core.history import MASKS
-from ardistill.core.schedule import knots_from_scheduler
 from ardistill.families import FAMILIES, family_of, register_family
 from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
+from ardistill.teacher.schedule import knots_from_scheduler
 from ardistill.training import distill
 from ardistill.training.losses import regression_loss
 from ardistill.trajectories import TrajectoryDataset, record
@@ -268,7 +268,7 @@ def test_a_users_own_class_takes_one_call_from_record_to_sample(tmp_path):
     teacher = Teacher.from_pretrained(tmp_path / "teacher", guidance_scale=2.0)
     record(teacher, tmp_path / "data", 6, solver_steps=4, num_steps=(2,), progress=False)
     data = TrajectoryDataset(tmp_path / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=2))
     config = TrainingConfig(max_steps=2, batch_size=2, tracker=None)
     distill(student, data, tmp_path / "run", config, progress=False)
     again = Student.from_pretrained(tmp_path / "run")

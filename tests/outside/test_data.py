@@ -17,7 +17,7 @@ from tiny_pipelines import save
 
 from ardistill import Student, StudentConfig, Teacher, TrajectoryDataset, record, sample
 from ardistill.cli import main
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.evaluation import Judge, draw_samples, feature_network, run_of
 from ardistill.files.images import ImageReader, find_images, open_images
 from ardistill.publishing import export, load
@@ -343,7 +343,7 @@ def test_case_18_guidance_is_what_it_was_distilled_at(tmp_path):
     teacher = Teacher.from_pretrained(save("flux", tmp_path / "teacher"), guidance_scale=2.0, height=16, width=16)
     record(teacher, tmp_path / "data", 4, prompts=["a cat", "a dog"], **QUIET)
     data = TrajectoryDataset(tmp_path / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=1))
     export(student, teacher, tmp_path / "export")
     pipeline = load(tmp_path / "export")
     pipeline.set_progress_bar_config(disable=True)

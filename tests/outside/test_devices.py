@@ -22,7 +22,7 @@ from tiny_pipelines import PIPELINES, save
 
 import ardistill
 from ardistill.config import AdversarialConfig, TrainingConfig
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.devices import best_device, resolve_device
 from ardistill.evaluation import (
     Judge,
@@ -37,7 +37,7 @@ from ardistill.evaluation import (
 from ardistill.evaluation.cost import latency_ms
 from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary
@@ -84,7 +84,7 @@ def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
     texts = ["a red cat", "a dog on the moon", "a photo of the moon", "the dog"] if teacher.takes_text else None
     record(teacher, folder / "data", 4, prompts=texts, solver_steps=2, num_steps=[1, 2], progress=False)
     data = TrajectoryDataset(folder / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=2))
     open_gates(student)
     settings = {"max_steps": 2, "batch_size": 2, "tracker": None, "learning_rate": 1e-6}
     validate = validation_grid(teacher, data, folder / "samples", count=2)
@@ -212,7 +212,7 @@ def test_case_01_a_student_with_a_head_per_step_trains_on_an_accelerator(pretend
     teacher.to("pretend")
     record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
     data = TrajectoryDataset(tmp_path / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1, output="direct"))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=1, output="direct"))
     settings = TrainingConfig(max_steps=1, batch_size=2, tracker=None)
     assert distill(student, data, tmp_path / "run", settings, progress=False).device == DEVICE
 
@@ -294,7 +294,7 @@ def test_a_model_stays_where_its_user_put_it(pretend, teacher, tmp_path):
     """A teacher on the CPU is recorded, distilled, compared and drawn with there, though there is an accelerator."""
     record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
     data = TrajectoryDataset(tmp_path / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=1))
     settings = TrainingConfig(max_steps=1, batch_size=2, tracker=None)
     student = distill(student, data, tmp_path / "run", settings, progress=False)
     assert teacher.device == student.device == torch.device("cpu")
@@ -310,7 +310,7 @@ def test_a_model_stays_where_its_user_put_it(pretend, teacher, tmp_path):
 def test_two_trainings_of_one_process_may_differ_in_device_and_precision(teacher, tmp_path):
     record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
     data = TrajectoryDataset(tmp_path / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=1))
     settings = {"max_steps": 1, "batch_size": 2, "tracker": None}
     for name, precision in (("no", "no"), ("bf16", "bf16")):
         distill(student, data, tmp_path / name, TrainingConfig(**settings, mixed_precision=precision), progress=False)
@@ -353,7 +353,7 @@ REFUSALS = {
 def test_case_02_weights_of_16_bits_are_not_trained(teacher, tmp_path):
     record(teacher, tmp_path / "data", 4, solver_steps=2, num_steps=[2], progress=False)
     data = TrajectoryDataset(tmp_path / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=1)).half()
+    student = Student.from_teacher(teacher, data.student_config(history_layers=1)).half()
     with pytest.raises(ValueError, match=r"torch\.float16; train student\.float\(\), with mixed_precision bf16"):
         distill(student, data, tmp_path / "run", TrainingConfig(max_steps=1, batch_size=2), progress=False)
     assert not (tmp_path / "run").exists()

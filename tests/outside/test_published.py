@@ -13,13 +13,13 @@ from refusals import Refusal, check_refusal
 from tiny_pipelines import PIPELINES
 
 from ardistill.cli import main
-from ardistill.core.schedule import check_scheduler, knots_from_scheduler
 from ardistill.families import PUBLISHED_AS, family_of, transformer_class
 from ardistill.files.store import Store
 from ardistill.publishing import load
 from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.teacher.loading import Companions, find, split_name
+from ardistill.teacher.schedule import check_scheduler, knots_from_scheduler
 from ardistill.trajectories.manifest import Manifest
 
 PROMPTS = ["a red cat", "the moon"]

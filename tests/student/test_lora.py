@@ -10,10 +10,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_families import TINY, open_gates
 
 from ardistill.config import CostConfig, TrainingConfig
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.planning.cost import describe, plan
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
@@ -70,7 +70,7 @@ def test_adapters_off_is_the_teacher_and_merged_is_the_student(name, tmp_path):
 def test_training_leaves_the_teacher_alone_and_resumes(tmp_path, teacher, output, target, dies_at_its_first_checkpoint):
     record(teacher, tmp_path / "data", 12, solver_steps=8, num_steps=(4,), progress=False)
     data, before = TrajectoryDataset(tmp_path / "data", 4), teacher.fingerprint()
-    config = StudentConfig.for_data(data, history_layers=2, lora_rank=4, output=output, target=target)
+    config = data.student_config(history_layers=2, lora_rank=4, output=output, target=target)
     training = TrainingConfig(max_steps=20, batch_size=4, checkpoint_every=10, learning_rate=5e-3, tracker=None)
 
     def train(name, validate=None):
@@ -138,7 +138,7 @@ def test_bad_input_is_named(tmp_path, teacher):
         Student.from_adapters(teacher, tmp_path)
     student = Student.from_teacher(teacher, StudentConfig(KNOTS, 0, lora_rank=1, teacher="other", fingerprint="0" * 64))
     student.save_adapters(tmp_path)
-    with pytest.raises(ValueError, match="holds adapters for other"):
+    with pytest.raises(ValueError, match=r"adapters in .*: expected the teacher other"):
         Student.from_adapters(teacher, tmp_path)
     plain = Student.from_teacher(teacher, StudentConfig(KNOTS, 1, lora_rank=1))
     plain.save_adapters(tmp_path / "more")

@@ -11,8 +11,9 @@ from tiny_families import GATE, open_gates
 from ardistill.core.history import MASKS, history_attention
 from ardistill.evaluation import distance_to_solver
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
+from ardistill.trajectories.knots import condition_uniformly, same_states, select_knots
 
 STEPS = 4
 
@@ -119,9 +120,9 @@ def test_how_far_an_untrained_student_starts_from_its_teachers_solver(teacher, h
 
 
 def test_conditioning_times_are_a_fact_of_their_own(teacher):
-    knots = teacher.knots(25).select((0, 10, 15, 20, 25))  # the authors keep 25, 15, 10 and 5 of 25
-    told = knots.conditioned_uniformly()
-    assert told.timesteps == (999.0, 749.25, 499.5, 249.75) and told.same_states(knots)
+    knots = select_knots(teacher.knots(25), (0, 10, 15, 20, 25))  # the authors keep 25, 15, 10 and 5 of 25
+    told = condition_uniformly(knots)
+    assert told.timesteps == (999.0, 749.25, 499.5, 249.75) and same_states(told, knots)
     assert knots.timesteps == (999.0, 599.0, 399.0, 199.0)
     inputs, condition = batch(teacher)
     recorded, uniform = (Student.from_teacher(teacher, StudentConfig(k, 0)) for k in (knots, told))

@@ -15,8 +15,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from ardistill.core.schedule import Knots, knots_from_scheduler, nested_indices
+from ardistill.core.knots import Knots
 from ardistill.teacher import Teacher
+from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.trajectories.knots import condition_uniformly, knot_indices, nested_indices, same_states, select_knots
 
 
 def states(teacher, count=3):
@@ -107,22 +109,22 @@ def test_schedules_that_are_not_known_are_refused():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 8])
 def test_students_knots_lie_on_the_24_step_grid(teacher, steps):
-    fine = teacher.knots(24).select(nested_indices(24, steps))
+    fine = select_knots(teacher.knots(24), nested_indices(24, steps))
     coarse = teacher.knots(steps)
-    assert fine.timesteps == coarse.timesteps and fine.same_states(coarse)
+    assert fine.timesteps == coarse.timesteps and same_states(fine, coarse)
 
 
 def test_knots_are_found_by_number_by_index_and_by_a_students_own(teacher):
     solver = teacher.knots(24)
-    assert solver.indices(4) == (0, 6, 12, 18, 24)
+    assert knot_indices(solver, 4) == (0, 6, 12, 18, 24)
     uneven = (0, 6, 15, 21, 24)
-    assert solver.indices([*uneven]) == uneven
-    assert solver.indices(solver.select(uneven).conditioned_uniformly()) == uneven
+    assert knot_indices(solver, [*uneven]) == uneven
+    assert knot_indices(solver, condition_uniformly(select_knots(solver, uneven))) == uneven
     for wrong in ([0], [0, 24, 12], [0, 12], [1, 12, 24], [0, 12, 12, 24]):
         with pytest.raises(ValueError, match="rising from 0 to 24"):
-            solver.indices(wrong)
+            knot_indices(solver, wrong)
     with pytest.raises(ValueError, match="not among the states of the 24 solver steps"):
-        solver.indices(teacher.knots(7))
+        knot_indices(solver, teacher.knots(7))
 
 
 def test_null_class_is_the_one_after_the_last(teacher):

@@ -11,7 +11,7 @@ from tiny_families import open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.training.distill import _forget_after, distill
 from ardistill.trajectories import TrajectoryDataset, record
 

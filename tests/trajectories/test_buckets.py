@@ -11,11 +11,11 @@ from tiny_pipelines import save
 
 from ardistill.cli import main
 from ardistill.config import TrainingConfig
-from ardistill.core.schedule import knots_from_scheduler
 from ardistill.publishing import load
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
+from ardistill.teacher.schedule import knots_from_scheduler
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
 
@@ -119,11 +119,11 @@ def test_shards_have_one_size_each_and_rows_a_guidance_scale(pixart, tmp_path):
         record(pixart, tmp_path / "few", 3, **options)
     with pytest.raises(ValueError, match="lowest first"):
         record(pixart, tmp_path / "few", 18, **options | {"guidance_range": (3.0, 1.0)})
-    student = Student.from_teacher(pixart, StudentConfig.for_data(data, history_layers=2))
+    student = Student.from_teacher(pixart, data.student_config(history_layers=2))
     config = TrainingConfig(max_steps=4, batch_size=2, checkpoint_every=2, tracker=None)
     distill(student, data, tmp_path / "run", config, progress=False)
     again = Student.from_pretrained(tmp_path / "run", device="cpu")
-    assert again.config == student.config and again.config.is_told_guidance
+    assert again.config == student.config and again.config.takes_guidance
     assert again.config.sample_shapes == tuple(shapes)
 
 

@@ -288,7 +288,7 @@ def _distill(
     from ardistill.devices import resolve_device
     from ardistill.evaluation import distance_to_solver, validation_grid
     from ardistill.files.store import Store
-    from ardistill.student import Student, StudentConfig
+    from ardistill.student import Student
     from ardistill.teacher.recorded import load_recorded_teacher
     from ardistill.training import distill as run
     from ardistill.training.distill import check_run_folder
@@ -304,11 +304,15 @@ def _distill(
         data: TrajectoryDataset = OnlineTrajectories(trajectories, knots or num_steps, loaded, where, draws=draws)
     else:
         data = TrajectoryDataset(trajectories, knots or num_steps, draws=draws)
-    options: dict[str, Any] = {"history_layers": history_layers, "mask": mask, "target": target, "output": output}
-    options |= {"gated": gated, "lora_rank": lora_rank}
-    config = StudentConfig.for_data(data, **options)
-    if conditioning == "uniform":
-        config = config.conditioned_uniformly(loaded.scheduler.config.num_train_timesteps)
+    config = data.student_config(
+        history_layers,
+        mask=mask,
+        target=target,
+        output=output,
+        gated=gated,
+        lora_rank=lora_rank,
+        conditioning=conditioning,
+    )
     resumes = any(Path(out, "checkpoints").glob("step-*"))  # then the start is no longer needed
     student = Student.from_teacher(loaded, config) if start is None or resumes else _start(start, config)
     student.to(where)

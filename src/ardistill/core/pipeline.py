@@ -1,8 +1,8 @@
 """The teacher's own diffusers pipeline class, with guidance off, fixed knots and the history's cache.
 
 The pipeline's loop stays the teacher's. A call runs it on a view of the pipeline, a second object with the same parts,
-whose scheduler answers with the student's knots and steps; the pipeline itself stays as it is. The transformer is the
-one that the pipeline has: it finds the history of the call by its thread.
+whose scheduler answers with the student's knots and steps; the pipeline itself is not changed. The view has the
+pipeline's transformer, which finds the history of the call by its thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import inspect
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,26 +22,22 @@ import torch
 from torch import Tensor
 
 from ardistill.core.adoption import adopt, folders_of, unwrapped
+from ardistill.core.architecture import architecture_of
+from ardistill.core.config import StudentConfig
 from ardistill.core.history import Layout
-from ardistill.families import Family
-from ardistill.student import StudentConfig
 
-UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
-"""What turns guidance off where it is not ``guidance_scale=1``."""
-EMBEDDED_GUIDANCE = ("FluxPipeline", "Flux2Pipeline")
-"""Their ``guidance_scale`` is an input of the network."""
 GRID = ("sigmas", "timesteps", "mu")
 """Options of a call that choose times; a student's are fixed."""
 
 
 _ENCODING = threading.RLock()
-"""A tokenizer keeps the padding of the call it is in: two threads would get each other's."""
+"""Tokenizers keep the padding of the current call: without the lock, two threads would get each other's."""
 
 
 class _FixedKnots:
-    """What the pipeline's loop asks of a scheduler in one call: the student's times, and its step from one to the next.
+    """What the pipeline's loop asks of a scheduler: the student's times, and its step from one to the next.
 
-    Its state stays in float32; the loop gets it in the dtype of its latents, and the last one in that of the VAE.
+    The state stays in float32. The loop gets each state in the dtype of its latents, the last one in that of the VAE.
     """
 
     order = 1
@@ -53,16 +50,9 @@ class _FixedKnots:
         self.layout = Layout(cache={}, guidance=float(student.guidance_scale))
         self.noise: Tensor | None = None
         self.state: Tensor | None = None
-        self.given: tuple[Tensor, int] | None = None  # what the loop got of the state, and its version
+        self.given: tuple[Tensor, int] | None = None  # the state as the loop got it, and its version
 
-    def set_timesteps(
-        self,
-        num_inference_steps: Any = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: Any = None,
-    ) -> None:
+    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
         self.layout.step, self.layout.cache, self.noise, self.given = 0, {}, None, None
         self.timesteps = self.timesteps.to(device)
 
@@ -84,7 +74,7 @@ class _FixedKnots:
         index = self.layout.step
         self.layout.check_step()
         if self.state is None or self.given is None or self.given[0] is not sample or self.given[1] != _version(sample):
-            self.state = sample.float()  # the noise, or what a callback made of the latents
+            self.state = sample.float()  # the noise, or latents that a callback changed
         if self.noise is None:
             self.noise = self.state
         estimate = self.student.estimate(model_output[:, None], self.state[:, None], [index])[:, 0]
@@ -97,12 +87,12 @@ class _FixedKnots:
 
 
 def _version(tensor: Tensor) -> int:
-    """Counts changes in place, where torch does."""
+    """Number of in-place changes of a tensor; 0 in inference mode, where torch does not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 class ArgumentError(ValueError, TypeError):
-    """A call has an argument that the pipeline does not take: a TypeError, as of the stock pipeline."""
+    """A call has an argument that the pipeline does not take; also a TypeError, which the stock pipeline raises."""
 
 
 class _Pixels:
@@ -116,50 +106,51 @@ class _Pixels:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in it in this dtype, the rest as it is."""
+    """Floating-point tensors of a value, also in lists and tuples, in this dtype; all else is unchanged."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     return type(value)(_cast(x, dtype) for x in value) if isinstance(value, (list, tuple)) else value
 
 
-def _take_guidance(base: type, student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
+def _take_guidance(student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
     """Turn the pipeline's own guidance off in the options of a call.
 
     Returns:
-        The scale that the student is told.
+        The guidance scale that is the student's input.
 
     Raises:
-        ValueError: The student was not distilled for the scale that is asked for.
+        ValueError: The student was not distilled at the requested scale.
     """
-    if base.__name__ in EMBEDDED_GUIDANCE:
-        if not Family.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
-            del options["guidance_scale"]  # none: its network is not told any
+    architecture = architecture_of(transformer)
+    if architecture.guidance_is_input:
+        if not architecture.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
+            del options["guidance_scale"]  # no guidance is asked for, and the network takes none
         options.setdefault("guidance_scale", student.guidance_scale)
         student.check_guidance(options["guidance_scale"])
         return float(student.guidance_scale)
-    (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
+    name, off = architecture.guidance_off
     scale, told = options.pop(name, None), student.guidance_scale
-    if student.is_told_guidance:
+    if student.takes_guidance:
         if scale is not None:
-            told = scale + 1.0 - off  # some count from 0
+            told = scale + 1.0 - off  # of some pipelines, 0 turns guidance off
         student.check_guidance(told)
-    elif scale not in (None, off, 0.0, 1.0):  # 0, too, is how one says that there is none
+    elif scale not in (None, off, 0.0, 1.0):  # 0 also means that there is no guidance
         raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
     options[name] = off
     return float(told)
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether it asks for nothing: None, or the empty prompts that user interfaces send."""
+    """Whether a value asks for nothing: None, or the empty prompts that user interfaces send."""
     each = value if isinstance(value, (list, tuple)) else [value]
     return all(x is None or (isinstance(x, str) and not x.strip()) for x in each)
 
 
 def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -> None:
-    """Refuse what a student has no use for, and leave out what says nothing.
+    """Refuse options that a student cannot follow, and remove options that ask for nothing.
 
     Raises:
-        ValueError: A negative prompt, or times or a number of steps of one's own.
+        ValueError: There is a negative prompt, or other times or another number of steps than the student's.
     """
     for name, value in [*options.items()]:
         if name.startswith("negative_"):
@@ -178,7 +169,7 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
 
 
 def _module_file(source: Any) -> Path:
-    """The module that runs a pipeline by itself: this one in an export, else that of the folder it was loaded from.
+    """The module that runs an exported pipeline: in an export this file, else that of the folder it was loaded from.
 
     Raises:
         ValueError: The folder is gone.
@@ -194,8 +185,115 @@ def _module_file(source: Any) -> Path:
     return found[0]
 
 
+class FewStepPipeline:
+    """Mixed into a diffusers pipeline class, whose loop it runs in a student's steps, by `few_step_pipeline`.
+
+    ``_whole`` is the pipeline that a view belongs to; only a view has one.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        student: dict[str, Any] | None = None,
+        max_sequence_length: int | None = None,
+        **components: Any,
+    ) -> None:
+        if student is None:
+            raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
+        super().__init__(*args, **components)
+        settings = {name: components[name] for name in components if name not in self.components}
+        self.register_to_config(student=student, max_sequence_length=max_sequence_length, **settings)
+        if self.vae is None:
+            self.vae_scale_factor = 1
+        config = StudentConfig.from_dict(student)
+        if self.transformer is not None:
+            adopt(self.transformer, config, "", self.components.values())
+        self.__dict__["_student"] = config
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        student, whole = (self.__dict__.get(x) for x in ("_student", "_whole"))
+        if student is not None and name == "scheduler" and value is not self.scheduler:
+            raise ValueError(
+                "the student's times and steps are fixed, another scheduler would change nothing; keep the one it has"
+            )
+        if student is not None and name == "transformer" and value is not None:
+            adopt(value, student, self.config.transformer[1] or "", self.components.values())
+        super().__setattr__(name, value)
+        if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as its base does
+            setattr(whole, name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The class is made where it is needed, so pickle cannot find it by name."""
+        return _blank_pipeline, (type(self).__bases__[1],), self.__dict__
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        base, student = type(self).__bases__[1], self._student
+        names = [*inspect.signature(base.__call__).parameters][1:]
+        if len(args) > len(names):
+            raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
+        options |= dict(zip(names, args, strict=False))
+        if self.transformer is None:
+            raise ValueError("the pipeline was loaded without its transformer; load it with one to draw")
+        _check_options(base, student, options)
+        if self.config.max_sequence_length is not None:
+            options.setdefault("max_sequence_length", self.config.max_sequence_length)
+        if isinstance(options.get("latents"), Tensor):
+            options["latents"] = _cast(options["latents"], self.transformer.dtype)
+        whole = self.__dict__.get("_whole", self)
+        vae = self.vae or _Pixels()
+        knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
+        knots.layout.guidance = _take_guidance(student, options, unwrapped(self.transformer))
+        view = object.__new__(type(self))
+        view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
+        attached = getattr(unwrapped(self.transformer), "attachment", None)
+        with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
+            return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
+
+    def maybe_free_model_hooks(self) -> None:
+        type(self).__bases__[1].maybe_free_model_hooks(self.__dict__.get("_whole", self))  # the whole pipeline's hooks
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
+        """Save the pipeline as its base does, with the module that runs it: the folder loads as the export does."""
+        if options.get("push_to_hub"):
+            raise ValueError("push_to_hub would upload a part; save to a folder and publish it with hf upload")
+        module = _module_file(self.config.get("_name_or_path"))
+        super().save_pretrained(save_directory, *args, **options)
+        shutil.copyfile(module, Path(save_directory) / module.name)
+        path = Path(save_directory) / "model_index.json"
+        index = json.loads(path.read_text()) | {"_class_name": [module.stem, "ARDPipeline"]}
+        path.write_text(json.dumps(index | {"_base_class_name": type(self).__bases__[1].__name__}, indent=2))
+
+
 def _blank_pipeline(base: type) -> Any:
     return object.__new__(few_step_pipeline(base))
+
+
+def _shown_as(original: Any, method: Any, added: Sequence[str] = ()) -> Any:
+    """A method that has the name, docstring and signature of another one, with further options."""
+
+    @functools.wraps(original)
+    def shown(self: Any, *args: Any, **options: Any) -> Any:
+        return method(self, *args, **options)
+
+    signature = inspect.signature(original)
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
+    shown.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # type: ignore
+    return shown
+
+
+def _encode_prompt(base: Any) -> Any:
+    """The base's ``encode_prompt``, one thread at a time, with the student's length and in the transformer's dtype."""
+    takes_length = "max_sequence_length" in inspect.signature(base.encode_prompt).parameters
+
+    def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:
+        if takes_length and self.config.max_sequence_length is not None:
+            options.setdefault("max_sequence_length", self.config.max_sequence_length)
+        with _ENCODING:
+            found = base.encode_prompt(self, *args, **options)
+        return found if self.transformer is None else _cast(found, self.transformer.dtype)
+
+    return _shown_as(base.encode_prompt, encode_prompt)
 
 
 @functools.cache
@@ -207,113 +305,20 @@ def few_step_pipeline(base: Any) -> type:
 
     Returns:
         A subclass, named as ``base`` is. Its constructor takes, besides the components of ``base``, ``student``, a
-        student's configuration as a dict, and ``max_sequence_length``, for calls that name none; its call takes what
-        ``base``'s takes, but for the number of steps, negative prompts, and guidance unless the student is told of it.
+        student's configuration as a dict, and ``max_sequence_length``, for calls that name none. Its call takes the
+        arguments of ``base``, except for the number of steps, negative prompts, and guidance unless guidance is an
+        input of the student.
     """
-    signature = inspect.signature(base.__init__)
-    needed = [x.name for x in signature.parameters.values() if x.default is x.empty]
+    needed = [x.name for x in inspect.signature(base.__init__).parameters.values() if x.default is x.empty]
     may_be_absent = [name for name in needed if name not in ("self", "transformer", "scheduler")]
-
-    class ARDPipeline(base):  # type: ignore[valid-type,misc]
-        _optional_components = [*getattr(base, "_optional_components", []), *may_be_absent, "vae"]  # noqa: RUF012
-
-        def __init__(
-            self,
-            *args: Any,
-            student: dict[str, Any] | None = None,
-            max_sequence_length: int | None = None,
-            **components: Any,
-        ) -> None:
-            if student is None:
-                raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
-            super().__init__(*args, **components)
-            settings = {name: components[name] for name in components if name not in self.components}
-            self.register_to_config(student=student, max_sequence_length=max_sequence_length, **settings)
-            if self.vae is None:
-                self.vae_scale_factor = 1
-            config = StudentConfig.from_dict(student)
-            if self.transformer is not None:
-                adopt(self.transformer, config, "", self.components.values())
-            self.__dict__["_student"] = config
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            student, whole = (self.__dict__.get(x) for x in ("_student", "_whole"))
-            if student is not None and name == "scheduler" and value is not self.scheduler:
-                raise ValueError(
-                    "the student's times and steps are fixed, another scheduler would change nothing; leave it as it is"
-                )
-            if student is not None and name == "transformer" and value is not None:
-                adopt(value, student, self.config.transformer[1] or "", self.components.values())
-            super().__setattr__(name, value)
-            if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as ``base`` does
-                setattr(whole, name, value)
-
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            """The class is made where it is needed, so pickle cannot find it by name."""
-            return _blank_pipeline, (base,), self.__dict__
-
-        @torch.no_grad()
-        def __call__(self, *args: Any, **options: Any) -> Any:
-            student, names = self._student, [*inspect.signature(base.__call__).parameters][1:]
-            if len(args) > len(names):
-                raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
-            options |= dict(zip(names, args, strict=False))
-            if self.transformer is None:
-                raise ValueError("the pipeline was loaded without its transformer; load it with one to draw")
-            _check_options(base, student, options)
-            if self.config.max_sequence_length is not None:
-                options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            if isinstance(options.get("latents"), Tensor):
-                options["latents"] = _cast(options["latents"], self.transformer.dtype)
-            whole = self.__dict__.get("_whole", self)
-            vae = self.vae or _Pixels()
-            knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
-            knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
-            view = object.__new__(type(self))
-            view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
-            attached = getattr(unwrapped(self.transformer), "attachment", None)
-            with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
-                return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
-
-        def maybe_free_model_hooks(self) -> None:
-            base.maybe_free_model_hooks(self.__dict__.get("_whole", self))  # the hooks are the pipeline's
-
-        def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
-            """Save the pipeline as ``base`` does, with the module that runs it: the folder loads as the export does."""
-            if options.get("push_to_hub"):
-                raise ValueError("push_to_hub would upload a part; save to a folder and publish it with hf upload")
-            module = _module_file(self.config.get("_name_or_path"))
-            super().save_pretrained(save_directory, *args, **options)
-            shutil.copyfile(module, Path(save_directory) / module.name)
-            path = Path(save_directory) / "model_index.json"
-            index = json.loads(path.read_text()) | {"_class_name": [module.stem, "ARDPipeline"]}
-            path.write_text(json.dumps(index | {"_base_class_name": base.__name__}, indent=2))
-
-    if hasattr(base, "encode_prompt"):
-
-        @functools.wraps(base.encode_prompt)
-        def encode_prompt(self: Any, *args: Any, **options: Any) -> Any:
-            takes_length = "max_sequence_length" in inspect.signature(base.encode_prompt).parameters
-            if takes_length and self.config.max_sequence_length is not None:
-                options.setdefault("max_sequence_length", self.config.max_sequence_length)
-            with _ENCODING:
-                found = base.encode_prompt(self, *args, **options)
-            return found if self.transformer is None else _cast(found, self.transformer.dtype)
-
-        ARDPipeline.encode_prompt = encode_prompt  # type: ignore[attr-defined]
-
-    if hasattr(base, "interrupt"):
-
-        def interrupt(self: Any) -> bool:
-            return self._interrupt or getattr(self.__dict__.get("_whole"), "_interrupt", False)
-
-        ARDPipeline.interrupt = property(interrupt)  # type: ignore[attr-defined]
-
-    parameters = [*signature.parameters.values()]
     added = ("student", "max_sequence_length")
-    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in added]
-    functools.update_wrapper(ARDPipeline.__init__, base.__init__)
-    ARDPipeline.__init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    functools.update_wrapper(ARDPipeline.__call__, base.__call__)
-    ARDPipeline.__name__ = ARDPipeline.__qualname__ = base.__name__
-    return ARDPipeline
+    members: dict[str, Any] = {
+        "_optional_components": [*getattr(base, "_optional_components", []), *may_be_absent, "vae"],
+        "__init__": _shown_as(base.__init__, FewStepPipeline.__init__, added),
+        "__call__": _shown_as(base.__call__, FewStepPipeline.__call__),
+    }
+    if hasattr(base, "encode_prompt"):
+        members["encode_prompt"] = _encode_prompt(base)
+    if hasattr(base, "interrupt"):
+        members["interrupt"] = property(lambda x: x._interrupt or getattr(vars(x).get("_whole"), "_interrupt", False))
+    return type(base.__name__, (FewStepPipeline, base), members)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.families import Condition
-from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
 from ardistill.training.losses import inputs_and_targets
+from ardistill.trajectories.knots import knot_indices, select_knots
 
 
 @torch.no_grad()
@@ -48,10 +48,10 @@ def exposure_bias(
     free = sample(student, states[:, 0], condition)
     curves = {"teacher_forced": per_step(student(inputs, condition)), "free_running": per_step(free)}
     if target == "state":
-        first, *later = solver.indices(knots)[1:]
+        first, *later = knot_indices(solver, knots)[1:]
         continued = [free[:, 0]]
         if later:
-            rest = solver.select(range(first, solver.num_steps + 1))
+            rest = select_knots(solver, range(first, solver.num_steps + 1))
             solved = teacher.solve_ode(free[:, 0], condition, rest).states.to(device)
             continued += solved[:, [i - first for i in later]].unbind(1)
         curves["teacher_continued"] = per_step(torch.stack(continued, dim=1))

@@ -17,8 +17,7 @@ from ardistill.families import Condition
 from ardistill.files.pixels import to_rgb
 from ardistill.files.store import check_target, whole_file
 from ardistill.progress import bar
-from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories.prompts import distinct_prompts
 

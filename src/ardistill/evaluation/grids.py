@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.files.store import check_target
-from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset
 

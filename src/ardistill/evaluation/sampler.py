@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ardistill.families import Condition
-from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
 
 

@@ -18,15 +18,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
-from ardistill.core.schedule import Knots, nested_indices
+from ardistill.core.knots import Knots
 from ardistill.devices import resolve_device, synchronize
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, class_name, family_of, transformer_class
 from ardistill.files.store import read_json
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher.loading import find, read_transformer_config
+from ardistill.trajectories.knots import nested_indices
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"DiT-{size}/{patch}": {

@@ -1,6 +1,7 @@
 """The student: the teacher's transformer, extended to attend to the earlier steps of its own trajectory."""
 
+from ardistill.core.config import StudentConfig as StudentConfig
+from ardistill.student.sample import sample as sample
 from ardistill.student.student import Student as Student
-from ardistill.student.student import StudentConfig as StudentConfig
 
-__all__ = ["Student", "StudentConfig"]
+__all__ = ["Student", "StudentConfig", "sample"]

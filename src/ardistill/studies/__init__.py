@@ -3,7 +3,7 @@
 from ardistill.studies.compare_recipe import compare_recipe
 from ardistill.studies.quickstart import quickstart
 from ardistill.studies.recipe import Recipe
-from ardistill.studies.student_options import conditioned, steps_or_knots
+from ardistill.studies.steps import steps_or_knots
 from ardistill.studies.study import Study
 
-__all__ = ["Recipe", "Study", "compare_recipe", "conditioned", "quickstart", "steps_or_knots"]
+__all__ = ["Recipe", "Study", "compare_recipe", "quickstart", "steps_or_knots"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ardistill.config import JudgeConfig, QuickstartConfig, TrainingConfig
 from ardistill.evaluation import Comparison, Judge, distance_to_solver, measure_students, trajectories_of
 from ardistill.publishing import export
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
@@ -74,7 +74,7 @@ def _student(arm: str, teacher: Teacher, config: QuickstartConfig) -> Student:
     knots = config.knots if num_steps > 1 else 1
     data = TrajectoryDataset(_recording(config, "train"), knots, teacher.fingerprint())
     history_layers = config.history_layers if has_history else 0
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=history_layers))
+    student = Student.from_teacher(teacher, data.student_config(history_layers))
     states, _, condition = TrajectoryDataset(_recording(config, "eval"), knots).stacked(slice(200))
     start = distance_to_solver(student, teacher, states[:, 0], condition)
     print(f"{arm}: {num_steps} steps, history in {history_layers} layers; untrained it draws", end=" ")

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from ardistill.config import AdversarialConfig, TrainingConfig
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.student import StudentConfig
-from ardistill.studies.student_options import CONDITIONINGS, steps_or_knots
+from ardistill.studies.steps import steps_or_knots
 
 RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}
 """Options of ``record``."""
@@ -167,7 +167,7 @@ def _check_configs(where: str, options: dict[str, Any]) -> None:
 
 def _check_distilled(options: dict[str, Any]) -> None:
     """Check the options of an arm that is distilled."""
-    if options.get("conditioning", "recorded") not in CONDITIONINGS:
+    if options.get("conditioning", "recorded") not in ("recorded", "uniform"):
         raise ValueError(f"conditioning is recorded or uniform, got {options['conditioning']!r}")
     knots, num_steps = options.get("knots"), options.get("num_steps", 4)
     if "knots" in options and (not isinstance(knots, list) or [x for x in knots if type(x) is not int]):

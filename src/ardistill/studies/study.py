@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ardistill.config import AdversarialConfig, TrainingConfig
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.files.store import read_json
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student
 from ardistill.studies.recipe import RECORD, STUDENT, Recipe
-from ardistill.studies.student_options import conditioned, steps_or_knots
+from ardistill.studies.steps import steps_or_knots
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary
@@ -110,8 +110,7 @@ class Study:
         """The student of an arm that starts from the teacher."""
         num_steps = options.get("num_steps", 4)
         data = self.data(steps_or_knots(num_steps, options.get("knots")), options.get("num_trajectories"))
-        config = StudentConfig.for_data(data, **{key: options[key] for key in STUDENT & options.keys()})
-        config = conditioned(config, options.get("conditioning", "recorded"), self.teacher)
+        config = data.student_config(**{key: options[key] for key in (STUDENT | {"conditioning"}) & options.keys()})
         training = dict(options["training"])
         if evaluations := options.get("evaluations_per_step"):
             training["batch_size"] = evaluations // num_steps

@@ -20,8 +20,8 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from torch import nn
 
-from ardistill.core.schedule import check_scheduler
 from ardistill.families import transformer_class
+from ardistill.teacher.schedule import check_scheduler
 from ardistill.zoo import FOLDERS
 
 logger = logging.getLogger(__name__)

@@ -18,12 +18,15 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from ardistill.core.schedule import Knots, knots_from_scheduler, uniform_grid
+from ardistill.core.knots import Knots
 from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family, family_of
+from ardistill.families.grids import uniform_grid
+from ardistill.files.weights import weight_fingerprint
 from ardistill.progress import bar as progress_bar
 from ardistill.teacher.loading import ZOO, Companions, find, load_scheduler, load_transformer  # noqa: F401
 from ardistill.teacher.original_dit import load_original_dit
+from ardistill.teacher.schedule import knots_from_scheduler
 
 _LOG = logging.getLogger(__name__)
 
@@ -590,12 +593,3 @@ def pad_tokens(value: Tensor, tokens: int) -> Tensor:
     """Embeddings or masks (n, t, ...) with zeros behind them, up to ``tokens``."""
     padding = value.new_zeros(len(value), tokens - value.shape[1], *value.shape[2:])
     return torch.cat([value, padding], dim=1)
-
-
-def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over their names, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()

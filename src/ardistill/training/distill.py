@@ -27,18 +27,20 @@ from filelock import FileLock, Timeout
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from ardistill.config import TrainingConfig
+from ardistill.core.heads import StepLinear
 from ardistill.devices import Device, device_name, device_of, resolve_device
 from ardistill.errors import version
 from ardistill.files import checkpoints
 from ardistill.files.store import check_folder, read_json, sealed_json, write_whole
 from ardistill.progress import bar as progress_bar
-from ardistill.student.sampling import sample
-from ardistill.student.student import StepLinear, Student, StudentConfig
+from ardistill.student.sample import sample
+from ardistill.student.student import Student, StudentConfig
 from ardistill.training.adversary import Adversary
 from ardistill.training.fsdp import shard
 from ardistill.training.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.training.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
 from ardistill.trajectories import TrajectoryDataset
+from ardistill.trajectories.knots import same_states
 
 __all__ = ["TrainingDivergedError", "distill", "environment"]
 
@@ -349,7 +351,7 @@ def _check_data(student: Student, data: TrajectoryDataset) -> None:
                 f"expected weights in float32, in which small updates are not lost, got {name} in {parameter.dtype}; "
                 "train student.float(), with mixed_precision bf16 for the speed of 16 bits"
             )
-    if not ours.knots.same_states(data.knots):
+    if not same_states(ours.knots, data.knots):
         raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
     if ours.fingerprint and ours.fingerprint != theirs.fingerprint:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 
 
 def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: str) -> tuple[Tensor, Tensor]:

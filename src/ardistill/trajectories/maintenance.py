@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ardistill.core.schedule import nested_indices
 from ardistill.devices import Device, resolve_device
 from ardistill.files.store import Store
 from ardistill.progress import bar as progress_bar
 from ardistill.teacher import Teacher
 from ardistill.trajectories.conditions import find_parts, open_conditions, publish_conditions, read_part
+from ardistill.trajectories.knots import nested_indices
 from ardistill.trajectories.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.trajectories.record import (
     ShardMaker,

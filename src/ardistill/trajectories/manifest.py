@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ardistill.core.schedule import Knots
+from ardistill.core.knots import Knots
 from ardistill.files.store import SEAL, Store, check_seal, seal
 from ardistill.teacher.teacher import seeded_generator
 from ardistill.trajectories.shards import DTYPES, Layout, check_size

@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ardistill.core.schedule import Knots, nested_indices
+from ardistill.core.config import StudentConfig
+from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.families import Condition
 from ardistill.files.store import Store
 from ardistill.progress import bar as progress_bar
 from ardistill.teacher import Teacher
 from ardistill.trajectories.conditions import ConditionTable, find_parts, look_up, open_conditions, publish_conditions
+from ardistill.trajectories.knots import condition_uniformly, knot_indices, nested_indices, select_knots
 from ardistill.trajectories.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.trajectories.prompts import distinct_prompts
 from ardistill.trajectories.shards import (
@@ -361,12 +363,12 @@ class TrajectoryDataset(Dataset):
                 f"{folder} was recorded from another teacher ({manifest.teacher or 'unnamed'}, weights "
                 f"{manifest.fingerprint[:12]}), the student's is {fingerprint[:12]}; record again"
             )
-        indices = manifest.knots.indices(num_steps)
+        indices = knot_indices(manifest.knots, num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
             raise ValueError(f"{folder} lacks states {missing}, which {len(indices) - 1} steps need; record them")
         if draws not in (None, "rows", "shards"):
             raise ValueError(f"unknown draws {draws!r}; known: rows, shards")
-        self.knots = manifest.knots.select(indices)
+        self.knots = select_knots(manifest.knots, indices)
         self.draws = draws or self._default_draws()
         self._at = np.array([manifest.kept.index(i) for i in indices])
         self._keep = keep if keep is not None else 8 if store.folder is None else 1024
@@ -457,6 +459,50 @@ class TrajectoryDataset(Dataset):
             return [torch.arange(len(self), device="cpu")]
         shapes = self._shapes.repeat_interleave(self.manifest.shard_size)[: len(self)]
         return [torch.nonzero(shapes == i).flatten() for i in range(len(self.manifest.sample_shapes))]
+
+    def student_config(
+        self,
+        history_layers: int = 6,
+        *,
+        mask: str = "M4",
+        target: str = "state",
+        output: str = "solver",
+        gated: bool = True,
+        lora_rank: int = 0,
+        conditioning: Literal["recorded", "uniform"] = "recorded",
+    ) -> StudentConfig:
+        """The configuration of a student of these trajectories: its knots, its teacher and what is chosen here.
+
+        Args:
+            history_layers: N: how many of the lowest layers see earlier steps; 0 is step distillation.
+            mask: Which earlier steps they see: M1 none, M2 the one before, M3 the noise, M4 all.
+            target: ``state``, ``denoised`` or ``anchored``; `StudentConfig` documents each.
+            output: ``solver`` or ``direct``.
+            gated: Whether earlier steps are seen through a gate per layer that starts closed.
+            lora_rank: Rank of the adapters that are trained; 0: all weights are trained.
+            conditioning: Times that the network is conditioned on: ``recorded``, or ``uniform``, as the authors do.
+
+        Raises:
+            ValueError: A value is not known, or the values do not go together.
+        """
+        knots, facts = self.knots, self.manifest
+        if conditioning not in ("recorded", "uniform"):
+            raise ValueError(f"unknown conditioning {conditioning!r}; known: recorded, uniform")
+        if conditioning == "uniform":
+            knots = condition_uniformly(knots, facts.scheduler["num_train_timesteps"])
+        return StudentConfig(
+            knots=knots,
+            history_layers=history_layers,
+            mask=mask,
+            target=target,
+            output=output,
+            gated=gated,
+            teacher=facts.teacher,
+            fingerprint=facts.fingerprint,
+            guidance_range=facts.guidance_range,
+            sample_shapes=facts.sample_shapes,
+            lora_rank=lora_rank,
+        )
 
     def condition(self, rows: slice | Tensor = slice(None)) -> Condition:
         """Of some trajectories, one row each."""

@@ -1,131 +1,15 @@
-"""The knots of a trajectory and the closed-form solver step between two of them.
-
-A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0 or flow), the step of a
-first-order solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12, eta = 0) for
-variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
-"""
+"""The solver's knots under the noise schedule of a diffusers scheduler."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
-
-
-def solver_coefficients(
-    prediction_type: str, alpha: float, sigma: float, next_alpha: float, next_sigma: float
-) -> tuple[float, float]:
-    """Coefficients (a, b) of ``next = a x + b prediction``; the step to (1, 0) gives x̂0, to (0, 1) the noise.
-
-    Raises:
-        ValueError: Unknown prediction type.
-    """
-    if prediction_type == "epsilon":
-        return next_alpha / alpha, next_sigma - next_alpha * sigma / alpha
-    if prediction_type == "sample":
-        return next_sigma / sigma, next_alpha - next_sigma * alpha / sigma
-    if prediction_type == "v_prediction":  # x̂0 = alpha x - sigma v, noise = alpha v + sigma x
-        return next_alpha * alpha + next_sigma * sigma, next_sigma * alpha - next_alpha * sigma
-    if prediction_type == "flow":  # x̂0 = x - sigma v, noise = x + alpha v
-        return next_alpha + next_sigma, next_sigma * alpha - next_alpha * sigma
-    raise ValueError(f"unknown prediction type {prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
-
-
-@dataclass(frozen=True)
-class Knots:
-    """Times of a trajectory of ``num_steps`` steps, noisiest first, and what the network is told of them."""
-
-    prediction_type: str
-    timesteps: tuple[float, ...]
-    """Conditioning time of each step, in model units; num_steps numbers."""
-    alpha: tuple[float, ...]
-    """Signal level of each state, num_steps + 1 numbers; the last is the clean image's."""
-    sigma: tuple[float, ...]
-    """Noise level of each state, num_steps + 1 numbers."""
-
-    def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"unknown prediction type {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
-        if not len(self.timesteps) + 1 == len(self.alpha) == len(self.sigma):
-            raise ValueError("expected one alpha and sigma more than timesteps")
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Knots:
-        """Undo ``dataclasses.asdict``, also after a passage through JSON."""
-        return cls(data["prediction_type"], tuple(data["timesteps"]), tuple(data["alpha"]), tuple(data["sigma"]))
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.timesteps)
-
-    def coefficients(self, target: str) -> list[tuple[float, float]]:
-        """(a, b) of every step, in float64: to the next ``state``, or to the ``denoised`` image."""
-        rows = []
-        for s in range(self.num_steps):
-            end = (1.0, 0.0) if target == "denoised" else (self.alpha[s + 1], self.sigma[s + 1])
-            rows.append(solver_coefficients(self.prediction_type, self.alpha[s], self.sigma[s], *end))
-        return rows
-
-    def conditioned_uniformly(self, num_train_timesteps: int = 1000) -> Knots:
-        """The same states under the times that the authors' code tells its network: (T - 1) (1 - s / S)."""
-        steps = self.num_steps
-        return replace(self, timesteps=tuple((num_train_timesteps - 1) * (1 - s / steps) for s in range(steps)))
-
-    def same_states(self, other: Knots) -> bool:
-        """Whether both mean the same states, whatever the network is told of their times."""
-        return (self.prediction_type, self.alpha, self.sigma) == (other.prediction_type, other.alpha, other.sigma)
-
-    def indices(self, steps: int | Sequence[int] | Knots) -> tuple[int, ...]:
-        """Which of these states a student's steps run between, first 0, last ``num_steps``.
-
-        Args:
-            steps: A number of steps, uniform in the index; or the indices themselves; or a student's knots.
-
-        Raises:
-            ValueError: These states have no such steps.
-        """
-        if isinstance(steps, int):
-            return nested_indices(self.num_steps, steps)
-        if isinstance(steps, Knots):
-            own, wanted = (list(zip(x.alpha, x.sigma, strict=True)) for x in (self, steps))
-            if steps.prediction_type != self.prediction_type or not set(wanted) <= set(own):
-                raise ValueError(f"the student's knots are not among the states of the {self.num_steps} solver steps")
-            return tuple(own.index(state) for state in wanted)
-        found = tuple(steps)
-        if len(found) < 2 or found[0] != 0 or found[-1] != self.num_steps or [*found] != sorted(set(found)):
-            raise ValueError(
-                f"expected knots as states of the solver, rising from 0 to {self.num_steps} (its steps), got {[*found]}"
-            )
-        return found
-
-    def select(self, indices: Sequence[int]) -> Knots:
-        """Keep the states at ``indices`` (first 0, last num_steps)."""
-        return Knots(
-            self.prediction_type,
-            tuple(self.timesteps[i] for i in indices[:-1]),
-            tuple(self.alpha[i] for i in indices),
-            tuple(self.sigma[i] for i in indices),
-        )
-
-
-def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
-    """Which of ``solver_steps`` + 1 states are nearest to ``num_steps`` uniform steps (τ_s = T s / S in the paper).
-
-    Raises:
-        ValueError: More steps than the solver has.
-    """
-    if not 1 <= num_steps <= solver_steps:
-        raise ValueError(
-            f"expected 1 to {solver_steps} steps (the recorded solver steps), got {num_steps}; "
-            "record with more solver steps"
-        )
-    return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
-
+from ardistill.core.knots import PREDICTION_TYPES, Knots
+from ardistill.families.grids import uniform_grid
 
 _SOLVER_OPTIONS: dict[str, tuple[Any, ...]] = {
     "use_karras_sigmas": (False,),
@@ -196,28 +80,6 @@ def check_scheduler(scheduler: Any) -> None:
             f"use_flow_sigmas=True of {name} goes with the prediction_type flow_prediction, got "
             f"{config.get('prediction_type')!r}; set one of both in scheduler/scheduler_config.json"
         )
-
-
-def uniform_grid(scheduler: Any, num_steps: int) -> list[float]:
-    """Flow-matching sigmas before they are shifted: uniform from 1 to 1 / ``num_steps``, as most pipelines say."""
-    return [1 - i / num_steps for i in range(num_steps)]
-
-
-def scheduler_grid(scheduler: Any, num_steps: int) -> list[float]:
-    """Flow-matching sigmas before they are shifted, as the scheduler spaces them where its pipeline passes none.
-
-    ``FlowMatch...`` goes down to its own least sigma, which is that of timestep 1, shifted; with ``use_flow_sigmas``
-    the steps are a little shorter than ``1 / num_steps``, and a DPM-Solver starts a little below 1.
-    """
-    config = scheduler.config
-    least = 1 / config.num_train_timesteps
-    if config.get("use_flow_sigmas"):
-        width = (1 - least) / num_steps
-        first = 1 - least if "DPMSolver" in type(scheduler).__name__ else 1.0
-        return [first - width * i for i in range(num_steps)]
-    if not config.get("use_dynamic_shifting"):
-        least = config.shift * least / (1 + (config.shift - 1) * least)
-    return [1 - (1 - least) * i / max(num_steps - 1, 1) for i in range(num_steps)]
 
 
 def _shifted(sigma: list[float], config: Any, mu: float | None) -> list[float]:

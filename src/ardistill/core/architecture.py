@@ -1,0 +1,80 @@
+"""Where a transformer class attends and where its output layers are; a published student carries this of its class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def count_patches(transformer: Any, hidden_states: Tensor) -> int:
+    """Image tokens of a transformer that cuts latents (b, c, h, w) into square patches itself."""
+    return math.prod(hidden_states.shape[-2:]) // transformer.config.patch_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """How to find the self-attention, the image tokens and the output layers of a transformer class."""
+
+    block_lists: tuple[str, ...]
+    """Attributes that hold the blocks, in the order in which the blocks run."""
+    attention: tuple[str, ...]
+    """Attributes of a block that are its self-attention; a block may lack the second of a pair."""
+    head: tuple[str, ...]
+    """The linear layers after the last block, which the direct output has once per step."""
+    text: str = ""
+    """Where text keys stand in joint attention: ``first``, ``last``, or empty for none. History has image keys only."""
+    image_tokens: Callable[[Any, Any], int] = count_patches
+    """(transformer, first argument of its forward) -> image tokens of a sample; called only where there is text."""
+    image_start: Callable[[dict[str, Any]], Tensor] | None = None
+    """(arguments of the forward) -> index of each row's first image token, where prompts of unequal length shift it."""
+    time_embedding: str = "timestep_embedder"
+    """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
+    guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
+    """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
+    guidance_is_input: bool = False
+    """Whether the pipeline's ``guidance_scale`` is an input of the network instead of classifier-free guidance."""
+
+    def blocks(self, transformer: nn.Module) -> list[list[nn.Module]]:
+        """Self-attention modules of every block, lowest block first."""
+        found = []
+        for name in self.block_lists:
+            for block in getattr(transformer, name):
+                modules = [getattr(block, attention, None) for attention in self.attention]
+                found.append([module for module in modules if module is not None])
+        return found
+
+    @staticmethod
+    def embeds_guidance(transformer: Any) -> bool:
+        """Whether guidance is an input of the network (Flux-dev), so that there is no unguided branch."""
+        return bool(transformer.config.get("guidance_embeds", False))
+
+    def place_image(self, transformer: Any, arguments: dict[str, Any]) -> tuple[int | None, Tensor | None]:
+        """Number of image tokens of a sample, and where they begin in each row if that differs between rows.
+
+        Both are None where attention sees image tokens alone.
+        """
+        if not self.text:
+            return None, None
+        return self.image_tokens(transformer, next(iter(arguments.values()))), (
+            self.image_start and self.image_start(arguments)
+        )
+
+
+ARCHITECTURES: dict[str, Architecture] = {}
+"""Transformer class name -> its architecture; `ardistill.families` fills it."""
+
+
+def architecture_of(transformer: nn.Module) -> Architecture:
+    """The architecture of a transformer.
+
+    Raises:
+        ValueError: Its class is not known.
+    """
+    name = type(transformer).__name__
+    if name not in ARCHITECTURES:
+        raise ValueError(f"expected a transformer of class {', '.join(ARCHITECTURES)}, got {name}")
+    return ARCHITECTURES[name]

@@ -1,0 +1,83 @@
+"""Make a teacher's transformer that of a few-step student: history in its lower layers, heads, guidance."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
+from torch import nn
+
+from ardistill.core.architecture import Architecture, architecture_of
+from ardistill.core.config import StudentConfig
+from ardistill.core.heads import StepLinear, embed_guidance
+from ardistill.core.history import History, attach_history
+
+
+class Attachment:
+    """What a student adds to its transformer besides modules; a hook that runs before the transformer's forward.
+
+    The hook completes the layout of the current call by what follows from the arguments of this forward. It stands
+    outside of ``forward``, so that it works below compilation and beside hooks that replace ``forward``, as offloading
+    does.
+    """
+
+    def __init__(self, transformer: nn.Module, config: StudentConfig, shape: Architecture, history: History) -> None:
+        self.config, self.architecture, self.history = config, shape, history
+        self.is_complete = True
+        """Whether the student's own weights have been loaded."""
+        self.own_weights: list[str] = []
+        """Names of the weights that the stock transformer lacks: heads of later steps, gates, guidance."""
+        self.names = [*inspect.signature(type(transformer).forward).parameters][1:]
+
+    def __call__(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        layout = self.history.current()
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        first = given.get(self.names[0], next(iter(given.values())))
+        arguments = {self.names[0]: first} | given
+        layout.image_tokens, layout.image_start = self.architecture.place_image(transformer, arguments)
+        if isinstance(layout.guidance, float):
+            layout.guidance = torch.full((len(first),), layout.guidance, dtype=torch.float32, device=first[0].device)
+
+
+def attach(transformer: Any, config: StudentConfig) -> Attachment:
+    """Extend a transformer, in place, to attend to the earlier steps of its trajectory.
+
+    Args:
+        transformer: A diffusers transformer of a known class, without a history.
+        config: Knots, history, target and output of the student.
+
+    Returns:
+        The attachment, which the transformer keeps as ``transformer.attachment``.
+
+    Raises:
+        ValueError: The class is not known, or ``history_layers`` exceeds its depth.
+    """
+    shape = architecture_of(transformer)
+    blocks = shape.blocks(transformer)
+    if not 0 <= config.history_layers <= len(blocks):
+        raise ValueError(f"expected 0 to {len(blocks)} history layers (the depth), got {config.history_layers}")
+    stock = {id(parameter): parameter for parameter in transformer.parameters()}  # kept, or ids would be used again
+    lower = [module for block in blocks[: config.history_layers] for module in block]
+    history = attach_history(lower, config.mask, shape.text, config.has_gates)
+    for module in lower:  # the default is the process's, and another model's set_attention_backend changes it
+        processor: Any = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend") and processor._attention_backend is None:
+            processor._attention_backend = AttentionBackendName.NATIVE
+    if config.output == "direct":  # no a x: start from b times the prediction, where b is not huge
+        scales = [max(-1.0, min(1.0, b)) for _, b in config.coefficients]
+        for name in shape.head:  # the last layer emits; those before it shift and scale
+            own = scales if name == shape.head[-1] else [1.0] * len(scales)
+            transformer.set_submodule(name, StepLinear(transformer.get_submodule(name), own, history))
+    if config.takes_guidance and not shape.embeds_guidance(transformer):
+        found = [x for name, x in transformer.named_modules() if name.endswith(shape.time_embedding)]
+        embed_guidance(found, history, config.guidance_range)
+    attachment = Attachment(transformer, config, shape, history)
+    attachment.own_weights = [name for name, p in transformer.named_parameters() if id(p) not in stock]
+    transformer.register_forward_pre_hook(attachment, with_kwargs=True)
+    transformer.attachment = attachment
+    for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    return attachment

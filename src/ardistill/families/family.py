@@ -1,0 +1,163 @@
+"""What differs from one architecture to the next, as data: a family is one row, and at most a few small functions.
+
+Latents are what the ODE runs on, (b, c, h, w) or, for video, (b, c, f, h, w). Timesteps are in [0, 1000], noise at
+1000. A family says which of the transformer's modules attend, how its forward is called, and how its output reads as a
+prediction of the teacher's type; signs and scales are those of the family's own diffusers pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ardistill.core.architecture import Architecture
+from ardistill.families.encoding import Condition
+from ardistill.families.grids import mu_by_tokens, uniform_grid
+
+_TEXT_WIDTHS = (
+    "caption_channels",
+    "joint_attention_dim",
+    "text_dim",
+    "text_embed_dim",
+    "cap_feat_dim",
+    "cross_attention_dim",
+)
+"""Config keys of the width of a prompt's embedding; where several are there, the first one of these holds."""
+HEAD = ("norm_out.linear", "proj_out")
+"""The output layers of most families: adaptive normalisation, then projection."""
+
+
+def call_plainly(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of a forward that takes latents, timesteps in [0, 1000] and the condition under its own names."""
+    return {"hidden_states": latents, "timestep": timestep, **condition}
+
+
+def take_first(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    """The first output, which already has the shape of the latents."""
+    return result[0]
+
+
+def no_more_conditions(config: Any, count: int, text_tokens: int) -> Condition:
+    """The family needs nothing but ``encoder_hidden_states``."""
+    return {}
+
+
+def mask_condition(config: Any, count: int, text_tokens: int) -> Condition:
+    """An attention mask of the prompts' tokens, which all count."""
+    return {"encoder_attention_mask": torch.ones(count, text_tokens, dtype=torch.bool)}
+
+
+def pooled_condition(config: Any, count: int, text_tokens: int) -> Condition:
+    """Pooled embeddings of the prompts."""
+    return {"pooled_projections": torch.zeros(count, config.pooled_projection_dim)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Architecture):
+    """How to find the self-attention of a transformer class, how to call it, and what its pipeline does beside."""
+
+    inputs: Callable[[Any, Tensor, Tensor, Condition], dict[str, Any]] = call_plainly
+    """(transformer, latents, timestep (b,), condition) -> arguments of its forward."""
+    output: Callable[[Any, Any, Tensor], Tensor] = take_first
+    """(transformer, result of its forward, latents) -> prediction, shaped as the latents; a learned sigma follows it
+    in the channels."""
+    pipeline: str = ""
+    """diffusers' pipeline class of the family, for a teacher whose folder names none."""
+    encode: Callable[[Any, list[str]], Condition] | None = None
+    """(that pipeline, prompts) -> condition, one row per prompt; None: conditioned on class labels."""
+    encode_negative: Callable[[Any, list[str]], Condition] | None = None
+    """(that pipeline, negative prompts) -> condition, where negative prompts are encoded otherwise."""
+    encodes_to_longest: bool = False
+    """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
+    more_conditions: Callable[[Any, int, int], Condition] = no_more_conditions
+    """(transformer's config, rows, text tokens) -> placeholders for the tensors that an encoded prompt has besides
+    ``encoder_hidden_states``, to count or time a forward without a text encoder."""
+    mu: Callable[[Any, tuple[int, ...], int], float] = mu_by_tokens
+    """(scheduler's config, shape of the latents, solver steps) -> shift, for schedulers that shift dynamically."""
+    grid: Callable[[Any, int], list[float]] = uniform_grid
+    """(scheduler, solver steps) -> flow-matching sigmas before the shift, noisiest first, as the family's pipeline
+    spaces them; a pipeline may leave the spacing to its scheduler."""
+    shift_times: bool = True
+    """Whether the network is conditioned on shifted times."""
+    rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(guided, conditional) -> guided, where the family's pipeline rescales the guided prediction."""
+    packing: int = 1
+    """Side, in latents, of the square that is packed into one token before the network."""
+    default_size: int = 128
+    """Height and width of latents where the transformer's config has no ``sample_size``."""
+    square: bool = False
+    """Whether the class takes only latents that are as high as wide."""
+    has_checkpointing: bool = True
+    """Whether the class has gradient checkpointing."""
+    options: dict[str, Any] = field(default_factory=lambda: {"return_dict": False})
+    """Arguments of every call of the transformer besides its inputs."""
+
+    def take_guidance(
+        self, transformer: Any, latents: Tensor, condition: Condition, default: float
+    ) -> tuple[Condition, Tensor]:
+        """The condition as the network takes it, with guidance only where that is its input, and each row's scale.
+
+        Args:
+            transformer: A transformer of this family.
+            latents: One row per sample.
+            condition: One row per sample; not changed.
+            default: Guidance scale where the condition names none.
+        """
+        found = dict(condition)
+        guidance = found.pop(
+            "guidance", torch.full((len(latents),), float(default), dtype=torch.float32, device=latents.device)
+        )
+        if self.embeds_guidance(transformer):
+            found["guidance"] = guidance
+        return found, guidance
+
+    @staticmethod
+    def cast(transformer: Any, latents: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+        """Latents and embeddings in the dtype of the transformer's weights; scales and integers keep their dtype.
+
+        Raises:
+            ValueError: Autocast is on in another 16-bit dtype than the weights have, which torch cannot mix.
+        """
+        dtype, kind = transformer.dtype, latents.device.type
+        if torch.is_autocast_enabled(kind) and dtype in (torch.float16, torch.bfloat16):
+            asked = torch.get_autocast_dtype(kind)
+            if asked != dtype:
+                raise ValueError(
+                    f"the weights are {dtype}, autocast asks for {asked}: leave autocast out, or move the weights with "
+                    ".to(torch.float32)"
+                )
+        embeddings = {name: x.to(dtype) for name, x in condition.items() if x.is_floating_point() and x.ndim > 1}
+        return latents.to(dtype), condition | embeddings
+
+    def call(self, transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """Prediction of the teacher's type, (b, c or 2c, h, w), in the dtype that the transformer computes in."""
+        latents, condition = self.cast(transformer, latents, condition)
+        arguments = self.inputs(transformer, latents, timestep, condition)
+        return self.output(transformer, transformer(**arguments, **self.options), latents)
+
+    def latent_shape(
+        self, transformer: Any, height: int | None = None, width: int | None = None, frames: int = 1
+    ) -> tuple[int, ...]:
+        """Shape of one sample's latents: (c, h, w), for video (c, f, h, w); all sizes count latents."""
+        config = transformer.config
+        channels = config.in_channels // self.packing**2
+        size = config.get("sample_size") or self.default_size
+        depth = (frames,) if isinstance(config.get("patch_size"), (tuple, list)) else ()
+        return (channels, *depth, height or size, width or size)
+
+    def example_condition(self, transformer: Any, count: int, text_tokens: int = 256) -> Condition:
+        """Zeros in the shape of a condition, to count or to time a forward with."""
+        config = transformer.config
+        if self.encode is None:
+            return {"class_labels": torch.zeros(count, dtype=torch.long)}
+        text_tokens = config.get("text_len") or text_tokens  # HunyuanDiT has one length
+        width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
+        example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}
+        example |= self.more_conditions(config, count, text_tokens)
+        if self.embeds_guidance(transformer):
+            example["guidance"] = torch.ones(count)
+        return example

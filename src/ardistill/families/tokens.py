@@ -1,0 +1,39 @@
+"""Latents as tokens, positions and sizes: what several families hand to their transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def pack(latents: Tensor, size: int) -> Tensor:
+    """(b, c, h, w) -> (b, tokens, c size²)."""
+    b, c, h, w = latents.shape
+    return latents.view(b, c, h // size, size, w // size, size).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * size**2)
+
+
+def unpack(tokens: Tensor, latents: Tensor, size: int) -> Tensor:
+    """(b, tokens, c size²) -> (b, c, h, w), with height and width of ``latents``."""
+    b, _, h, w = latents.shape
+    return tokens.view(b, h // size, w // size, -1, size, size).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)
+
+
+def grid_positions(height: int, width: int, axes: int, device: torch.device) -> Tensor:
+    """Positions (height * width, axes): row and column in axes 1 and 2, else 0."""
+    ids = torch.zeros(height, width, axes, dtype=torch.float32, device=device)
+    ids[..., 1] = torch.arange(height, device=device)[:, None]
+    ids[..., 2] = torch.arange(width, device=device)[None]
+    return ids.flatten(0, 1)
+
+
+def pixel_size(latents: Tensor, *more: float) -> Tensor:
+    """Height and width in pixels of an autoencoder of factor 8, then ``more``; one row per sample."""
+    height, width = (8.0 * n for n in latents.shape[-2:])
+    return torch.tensor([[height, width, *more]], device=latents.device, dtype=latents.dtype).repeat(len(latents), 1)
+
+
+def count_packed(transformer: Any, hidden_states: Tensor) -> int:
+    """Image tokens of a transformer that is given tokens (b, t, d)."""
+    return hidden_states.shape[1]

@@ -1,0 +1,49 @@
+"""Z-Image (Z-Image Team 2025, arXiv:2511.22699): lists of samples, image tokens padded to a multiple of 32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ardistill.families.encoding import Condition, encode_prompt
+from ardistill.families.family import Family
+
+
+def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    text, mask = condition["encoder_hidden_states"], condition.get("encoder_attention_mask")
+    rows = [x if mask is None else x[mask[i].bool()] for i, x in enumerate(text)]
+    return {"x": list(latents.unsqueeze(2).unbind(0)), "t": 1 - timestep / 1000, "cap_feats": rows}
+
+
+def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    return -torch.stack(list(result[0])).squeeze(2)
+
+
+def count_padded(transformer: Any, x: list[Tensor]) -> int:
+    """Image tokens of a sample, padded to a multiple of 32."""
+    size = transformer.config.all_patch_size[0]
+    return -(-math.prod(x[0].shape[-2:]) // size**2 // 32) * 32
+
+
+def _encode(pipeline: Any, prompts: list[str]) -> Condition:
+    rows = encode_prompt(pipeline, prompts)[0]
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows], True)
+    return {"encoder_hidden_states": nn.utils.rnn.pad_sequence(rows, True), "encoder_attention_mask": mask}
+
+
+FAMILY = Family(
+    block_lists=("layers",),
+    attention=("attention",),
+    head=("all_final_layer.2-1.linear",),
+    text="last",
+    image_tokens=count_padded,
+    time_embedding="t_embedder",
+    guidance_off=("guidance_scale", 0.0),
+    inputs=_inputs,
+    output=_output,
+    pipeline="ZImagePipeline",
+    encode=_encode,
+)

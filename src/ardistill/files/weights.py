@@ -1,0 +1,44 @@
+"""Tensors in safetensors files, written whole, and the fingerprint that tells one set of weights from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ardistill.files.store import whole_file
+
+
+def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names, shapes and float32 values of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Publish a safetensors file once all of it is on disk.
+
+    Raises:
+        OSError: It cannot be written; what was there before is unchanged.
+    """
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: It is missing, cut or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing, cut or damaged ({error}); write it again, from its run") from error

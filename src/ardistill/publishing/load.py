@@ -1,0 +1,47 @@
+"""Load an exported student by this package's own code."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import diffusers
+
+from ardistill.core import pipeline
+from ardistill.teacher.loading import Companions, find
+
+
+def load(folder: str | Path) -> diffusers.DiffusionPipeline:
+    """An exported student as a diffusers pipeline, run by this package's code instead of the folder's own.
+
+    Args:
+        folder: The folder that ``export`` wrote, or the Hub id that it was uploaded to.
+
+    Raises:
+        ValueError: The folder holds no exported student.
+    """
+    remedy = "name the folder that export wrote, or the id that it was uploaded to"
+    found = find(folder, parts=["*"], remedy=remedy).folder
+    companions = Companions(found)
+    index = companions.index
+    if "student" not in index:
+        raise ValueError(f"expected an exported student in {folder}, found none")
+    try:
+        classes = {part: getattr(diffusers, index[part][1]) for part in ("transformer", "scheduler")}
+        base = getattr(diffusers, index["_base_class_name"])
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{folder}/model_index.json is damaged, or names a class that this diffusers lacks ({error}); update "
+            "diffusers, or export again"
+        ) from error
+    loaded = {part: kind.from_pretrained(found / part) for part, kind in classes.items()}
+    # All parts get the transformer's dtype: exports of an older version store text encoders in another one.
+    dtype = loaded["transformer"].dtype
+    parts = {
+        name: companions.load(name, dtype) if companions.is_component(name) else companions[name] for name in companions
+    } | loaded
+    accepted = inspect.signature(base.__init__).parameters
+    missing = {name: None for name in accepted if name in index and name not in parts}
+    made = pipeline.few_step_pipeline(base)(**parts, **missing)
+    made.register_to_config(_name_or_path=str(folder))
+    return made

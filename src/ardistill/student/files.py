@@ -1,0 +1,250 @@
+"""A student's files: the transformer as a diffusers folder, the adapters, and ``student.json``, which seals both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ardistill.core.config import StudentConfig
+from ardistill.families import transformer_class
+from ardistill.files import checkpoints
+from ardistill.files.store import read_json, sealed_json, write_whole
+from ardistill.files.weights import load_tensors, save_tensors, weight_fingerprint
+from ardistill.student.model import FewStepModel
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
+_LORA = ".lora_"
+_FACTS = ("version", "weights", "transformer")
+"""What student.json says besides the configuration: checksums of the weights and of the transformer's config.json."""
+
+
+def _is_first_process() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _gather(value: Tensor) -> Tensor:
+    """A tensor, whole, on every process."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def save_transformer(student: FewStepModel, folder: Path) -> dict[str, Tensor] | None:
+    """Write the transformer alone, whole, in one file.
+
+    Adapters are merged into the weights beside which they stand; weights divided over processes are gathered one by
+    one.
+
+    Returns:
+        The tensors that this process wrote; None where another process, the first one, wrote them.
+    """
+    writes, weights, state = _is_first_process(), student.transformer.state_dict(), {}
+    for name in [name for name in weights if _LORA not in name]:
+        value = _gather(weights[name])
+        if name.endswith(".base_layer.weight"):
+            a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
+            value = value + b @ a
+        if writes:
+            state[name.replace(".base_layer", "")] = value.cpu().contiguous()
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
+        save_tensors(state, folder / WEIGHTS)
+    return state if writes else None
+
+
+def save_student(student: FewStepModel, folder: Path) -> None:
+    """Write ``transformer/`` and the ``student.json`` that seals it; called by every process, the first one writes."""
+    written = save_transformer(student, folder / "transformer")
+    if written is not None:
+        digest = hashlib.sha256((folder / "transformer" / "config.json").read_bytes()).hexdigest()
+        facts = {"version": 1, "weights": weight_fingerprint(written), "transformer": digest}
+        write_whole(folder / "student.json", sealed_json(facts | asdict(replace(student.config, lora_rank=0))))
+
+
+def save_adapters(student: FewStepModel, folder: Path) -> None:
+    """Write the trained weights alone; called by every process, the first one writes."""
+    own = {name for name, p in student.transformer.named_parameters() if p.requires_grad}
+    weights = {name: _gather(x).cpu() for name, x in student.transformer.state_dict().items() if name in own}
+    if _is_first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        adapters = {f"transformer.{name.replace('.default', '')}": x for name, x in weights.items() if _LORA in name}
+        more = {name: x for name, x in weights.items() if _LORA not in name}
+        save_tensors(adapters, folder / "pytorch_lora_weights.safetensors")
+        save_tensors(more, folder / "more.safetensors")
+        facts = {"version": 1, "weights": weight_fingerprint(adapters | more)}
+        write_whole(folder / "student.json", sealed_json(facts | asdict(student.config)))
+
+
+def read_adapters(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
+    """The configuration of a student with adapters, and its trained weights by their names in the transformer.
+
+    Raises:
+        ValueError: There are none, or they are damaged.
+    """
+    path = folder / "student.json"
+    if not path.is_file():
+        raise ValueError(f"expected a student's adapters in {folder}, found none; distil with lora_rank")
+    data = read_json(path)
+    config = _read_config(path, data)
+    saved, more = (load_tensors(folder / f"{x}.safetensors") for x in ("pytorch_lora_weights", "more"))
+    _check_tensors(saved | more, data.get("weights"), folder)
+    weights = {x.removeprefix("transformer.").replace(".weight", ".default.weight"): y for x, y in saved.items()}
+    return config, weights | more
+
+
+def fill_adapters(student: FewStepModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Load trained weights, from ``read_adapters``, into a student that stands on its teacher's weights.
+
+    Raises:
+        ValueError: They are of another student.
+    """
+    own = {name: p for name, p in student.transformer.named_parameters() if p.requires_grad}
+    if own.keys() != weights.keys():
+        raise ValueError(f"{folder} does not fit: {', '.join(sorted(own.keys() ^ weights.keys())[:3])} ...")
+    student.transformer.load_state_dict(weights, strict=False)
+
+
+@dataclass(frozen=True)
+class StoredStudent(ABC):
+    """A student that was found in a folder; its weights are not read yet."""
+
+    folder: Path
+    """The folder of the student."""
+    path: Path
+    """The file that holds the transformer's configuration, for messages."""
+    config: StudentConfig
+    """What the student is."""
+    transformer: Any
+    """The transformer's configuration."""
+    weights: str | None = None
+    """Fingerprint of the weights; None where the file does not give one."""
+
+    def make_transformer(self) -> nn.Module:
+        """The transformer, with random weights in float32 whatever torch's default dtype is.
+
+        Raises:
+            ValueError: The configuration describes no diffusers model.
+        """
+        if not isinstance(self.transformer, dict) or "_class_name" not in self.transformer:
+            raise ValueError(f"{self.path}: expected a diffusers model's configuration; write it again, from its run")
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            return transformer_class(self.transformer).from_config(self.transformer)
+        finally:
+            torch.set_default_dtype(default)
+
+    @abstractmethod
+    def fill(self, student: FewStepModel) -> None:
+        """Read the weights into a student that was made of this.
+
+        Raises:
+            ValueError: They are missing, damaged or of another student.
+        """
+
+
+class _Saved(StoredStudent):
+    """A student that ``save_pretrained`` or ``export`` wrote."""
+
+    def fill(self, student: FewStepModel) -> None:
+        """Read ``transformer/``, and check it against what student.json says."""
+        weights = load_tensors(self.folder / "transformer" / WEIGHTS)
+        _check_tensors(weights, self.weights, self.folder / "transformer" / WEIGHTS)
+        try:
+            student.transformer.load_state_dict(weights)
+        except RuntimeError as error:  # torch's message has a line for each tensor
+            reason = "; ".join(str(error).split("\n\t")[1:3]) or str(error)
+            raise ValueError(f"{self.path} does not fit the weights beside it ({reason}); write both again") from error
+
+
+class _Checkpoint(StoredStudent):
+    """A checkpoint of a run, of which the averaged weights (EMA) are the student's."""
+
+    def fill(self, student: FewStepModel) -> None:
+        """Read the averaged weights and the buffers."""
+        averaged = dict(student.named_parameters())
+        buffers = {name: x for name, x in student.state_dict().items() if name not in averaged}
+        checkpoints.load(self.folder, {"ema": {"shadow_params": averaged}, "student": buffers}, collectively=False)
+
+
+def find_student(folder: Path) -> StoredStudent:
+    """Find a student in a run's folder, a checkpoint, or what ``save_pretrained`` or ``export`` wrote.
+
+    Raises:
+        ValueError: There is none, it is damaged, or a newer version wrote it.
+    """
+    if (folder / "state.json").is_file():
+        return _find_in_checkpoint(folder)
+    if (folder / "student" / "student.json").is_file():
+        folder = folder / "student"
+    path, data = folder / "student.json", None
+    if path.is_file():
+        data = read_json(path)
+    elif (folder / "model_index.json").is_file():
+        path = folder / "model_index.json"
+        found = read_json(path)
+        data = found.get("student") if isinstance(found, dict) else None
+    if data is None:
+        raise ValueError(f"expected a student (a run, a checkpoint of one, or an export) in {folder}, found none")
+    config = _read_config(path, data)
+    described = folder / "transformer" / "config.json"
+    transformer = read_json(described)
+    if data.get("transformer") not in (None, hashlib.sha256(described.read_bytes()).hexdigest()):
+        raise _differs(described)
+    return _Saved(folder, described, config, transformer, data.get("weights"))
+
+
+def _find_in_checkpoint(folder: Path) -> StoredStudent:
+    checkpoints.check(folder)
+    path = folder / "state.json"
+    saved = read_json(path)
+    if "made_of" not in saved:
+        raise ValueError(f"{folder} is of an older ardistill, which resumes it; only its run can read it")
+    config = _read_config(path, saved["made_of"]["student"])
+    if config.lora_rank:
+        raise ValueError(
+            f"{folder} holds adapters without the weights they stand beside; repeat its run's command to its end, "
+            "which writes both"
+        )
+    return _Checkpoint(folder, path, config, saved["made_of"]["transformer"])
+
+
+def _read_config(path: Path, data: Any) -> StudentConfig:
+    """A student's configuration, as it was found in ``path``.
+
+    Raises:
+        ValueError: It is none, or a newer version wrote it.
+    """
+    if isinstance(data, dict) and data.get("version", 1) != 1:
+        raise ValueError(f"{path} was written by a newer ardistill; update the package")
+    try:
+        return StudentConfig.from_dict({key: x for key, x in data.items() if key not in _FACTS})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not describe a student ({type(error).__name__}: {error}); write it again, from its run"
+        ) from error
+
+
+def _check_tensors(tensors: dict[str, Tensor], expected: str | None, path: Path) -> None:
+    """See that these are the tensors that ``student.json`` was written for.
+
+    ``expected`` is None of an export, whose weights others may convert, and of older versions.
+
+    Raises:
+        ValueError: They differ by a bit or more.
+    """
+    if expected is not None and expected != weight_fingerprint(tensors):
+        raise _differs(path)
+
+
+def _differs(path: Path) -> ValueError:
+    return ValueError(f"{path} is not what student.json says (its checksum differs); write both again, from the run")

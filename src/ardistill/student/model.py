@@ -1,0 +1,173 @@
+"""The few-step model: every step of a trajectory in one folded pass, or one after the other with a cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ardistill.core.attach import attach
+from ardistill.core.config import StudentConfig
+from ardistill.core.history import Layout
+from ardistill.devices import device_of
+from ardistill.families import Condition, family_of
+
+
+class FewStepModel(nn.Module):
+    """A transformer that takes ``num_steps`` steps from noise to image and attends to the earlier ones.
+
+    Args:
+        transformer: A transformer of a known family; extended in place by a history, and by heads where the output is
+            ``direct``.
+        config: Knots, history, target and output.
+
+    Raises:
+        ValueError: The family is not known, or ``history_layers`` exceeds the depth of the transformer.
+    """
+
+    def __init__(self, transformer: Any, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.family = family_of(transformer)
+        self.transformer = transformer
+        self.class_name = type(transformer).__name__
+        """Name of the transformer's class in diffusers; dividing it over processes changes the class."""
+        attachment = attach(transformer, config)
+        self.history = attachment.history
+        self.coefficients = config.coefficients
+        self.has_own_weights = bool(attachment.own_weights)
+        """Whether there are weights that the stock transformer lacks: heads of later steps, gates, guidance."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from noise to image, S."""
+        return self.config.knots.num_steps
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is, and where its work is done."""
+        return device_of(self.transformer)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The transformer's configuration, as diffusers' ``config.json`` has it."""
+        return json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute blocks in the backward pass, under the history that they ran with."""
+
+        def under_its_layout(block: Callable, *args: Any) -> Any:
+            layout = self.history.layout
+
+            def run(*inputs: Any) -> Any:
+                with self.history.laid_out(layout):
+                    return block(*inputs)
+
+            return checkpoint(run, *args, use_reentrant=False)
+
+        self.transformer.enable_gradient_checkpointing(under_its_layout)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        condition: Condition,
+        sequential: bool = False,
+        detach_history: bool = False,
+        on_policy: bool = False,
+        through_steps: int = 0,
+    ) -> Tensor:
+        """All steps: teacher-forced in one folded pass, or one after the other on the student's own estimates.
+
+        Args:
+            inputs: Input of each step, noisiest first, (b, s, c, h, w) or, for video, (b, s, c, f, h, w).
+            condition: One row per sample.
+            sequential: Run the steps one after the other, each recomputed in the backward pass: the activations of one
+                step instead of all, for a third more compute; the same estimates and gradients.
+            detach_history: With ``sequential``: let no gradient flow into the keys and values of earlier steps.
+            on_policy: From the second step on, take the student's own estimates instead of ``inputs``. This takes as
+                many evaluations as the folded pass: the rollout is the training pass.
+            through_steps: With ``on_policy``: let gradients flow through the inputs of this many last steps.
+
+        Returns:
+            Each step's estimate of its target, (b, s, c, h, w).
+
+        Raises:
+            ValueError: The second axis is not ``num_steps``.
+        """
+        if inputs.ndim < 5 or inputs.shape[1] != self.num_steps:
+            raise ValueError(f"expected inputs (b, {self.num_steps}, c, h, w), got {tuple(inputs.shape)}")
+        if sequential or on_policy:
+            return self._step_by_step(inputs, condition, sequential, detach_history, on_policy, through_steps)
+        batch, steps = inputs.shape[:2]
+        times = torch.tensor(self.config.knots.timesteps, dtype=torch.float32, device=inputs.device).repeat(batch)
+        repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
+        prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps))
+        return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
+
+    def _step_by_step(
+        self,
+        inputs: Tensor,
+        condition: Condition,
+        recompute: bool,
+        detach_history: bool,
+        on_policy: bool,
+        through_steps: int,
+    ) -> Tensor:
+        history: list[list[Tensor]] = []  # of each step so far: key and value of every layer with history, in turn
+        estimates: list[Tensor] = []
+        for step in range(self.num_steps):
+
+            def run(x: Tensor, *past: Tensor, step: int = step) -> tuple[Tensor, ...]:
+                pairs = [past[i : i + 2] for i in range(0, len(past), 2)]
+                layers = len(pairs) // step if step else 0
+                cache: dict = {layer: pairs[layer::layers] for layer in range(layers)}
+                estimate = self.step(x, step, condition, cache)
+                return estimate, *(tensor for layer in sorted(cache) for tensor in cache[layer][-1])
+
+            x = inputs[:, step]
+            if on_policy and step:
+                last = estimates[-1] if step >= self.num_steps - through_steps else estimates[-1].detach()
+                x = self.next_input(last, inputs[:, 0], step - 1)
+            past = [tensor for own in history for tensor in own]
+            estimate, *own = checkpoint(run, x, *past, use_reentrant=False) if recompute else run(x, *past)
+            estimates.append(estimate)
+            history.append([tensor.detach() for tensor in own] if detach_history else own)
+        return torch.stack(estimates, dim=1)
+
+    def step(self, inputs: Tensor, step: int, condition: Condition, cache: dict) -> Tensor:
+        """One step of each sample; the earlier steps are in the cache.
+
+        Args:
+            inputs: Input of this step, (b, c, h, w).
+            step: 0..num_steps - 1; all steps before it must have filled the cache.
+            condition: One row per sample.
+            cache: An empty dict at step 0; each step adds its keys and values.
+
+        Returns:
+            The step's estimate of its target, (b, c, h, w).
+        """
+        times = torch.full((len(inputs),), self.config.knots.timesteps[step], dtype=torch.float32, device=inputs.device)
+        prediction = self._predict(inputs, times, condition, Layout(step=step, cache=cache))
+        return self._estimate(prediction[:, None], inputs[:, None], [step])[:, 0]
+
+    def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Layout) -> Tensor:
+        """The network's prediction, with as many channels as the latents: a learned sigma is cut off."""
+        default = self.config.guidance_scale
+        condition, guidance = self.family.take_guidance(self.transformer, latents, condition, default)
+        latents, condition = self.family.cast(self.transformer, latents, condition)
+        arguments = self.family.inputs(self.transformer, latents, times, condition)
+        with self.history.laid_out(replace(layout, guidance=guidance)):
+            result = self.transformer(**arguments, **self.family.options)
+        return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
+
+    def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
+        """The input that follows an estimate made at ``step``; `StudentConfig.next_input` defines it."""
+        return self.config.next_input(estimate, noise, step)
+
+    def _estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
+        return self.config.estimate(prediction, inputs, steps)

@@ -1,0 +1,68 @@
+"""Which of the solver's recorded states the steps of a student run between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ardistill.core.knots import Knots
+
+
+def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
+    """Which of ``solver_steps`` + 1 states are nearest to ``num_steps`` uniform steps (τ_s = T s / S in the paper).
+
+    Raises:
+        ValueError: More steps than the solver has.
+    """
+    if not 1 <= num_steps <= solver_steps:
+        raise ValueError(
+            f"expected 1 to {solver_steps} steps (the recorded solver steps), got {num_steps}; "
+            "record with more solver steps"
+        )
+    return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
+
+
+def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int, ...]:
+    """Which of the solver's states a student's steps run between; the first index is 0, the last the solver's steps.
+
+    Args:
+        solver: All states that the ODE was solved at.
+        steps: A number of steps, uniform in the index; or the indices themselves; or a student's knots.
+
+    Raises:
+        ValueError: The solver has no such states.
+    """
+    if isinstance(steps, int):
+        return nested_indices(solver.num_steps, steps)
+    if isinstance(steps, Knots):
+        own, wanted = (list(zip(x.alpha, x.sigma, strict=True)) for x in (solver, steps))
+        if steps.prediction_type != solver.prediction_type or not set(wanted) <= set(own):
+            raise ValueError(f"the student's knots are not among the states of the {solver.num_steps} solver steps")
+        return tuple(own.index(state) for state in wanted)
+    found = tuple(steps)
+    if len(found) < 2 or found[0] != 0 or found[-1] != solver.num_steps or [*found] != sorted(set(found)):
+        raise ValueError(
+            f"expected knots as states of the solver, rising from 0 to {solver.num_steps} (its steps), got {[*found]}"
+        )
+    return found
+
+
+def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
+    """The knots at ``indices``, in rising order; steps that start there keep their conditioning times."""
+    return Knots(
+        knots.prediction_type,
+        tuple(knots.timesteps[i] for i in indices[:-1]),
+        tuple(knots.alpha[i] for i in indices),
+        tuple(knots.sigma[i] for i in indices),
+    )
+
+
+def same_states(first: Knots, second: Knots) -> bool:
+    """Whether both mean the same states, whatever times the network is conditioned on."""
+    return (first.prediction_type, first.alpha, first.sigma) == (second.prediction_type, second.alpha, second.sigma)
+
+
+def condition_uniformly(knots: Knots, num_train_timesteps: int = 1000) -> Knots:
+    """The same states under the conditioning times of the authors' code: (T - 1) (1 - s / S) at step s."""
+    steps = knots.num_steps
+    return replace(knots, timesteps=tuple((num_train_timesteps - 1) * (1 - s / steps) for s in range(steps)))
