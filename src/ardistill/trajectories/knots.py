@@ -12,6 +12,16 @@ CONDITIONINGS = ("recorded", "uniform")
 """
 
 
+def check_conditioning(conditioning: str) -> None:
+    """Check that the conditioning is one of ``CONDITIONINGS``.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if conditioning not in CONDITIONINGS:
+        raise ValueError(f"conditioning is {' or '.join(CONDITIONINGS)}, got {conditioning!r}")
+
+
 def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
     """Which of ``solver_steps`` + 1 states are nearest to ``num_steps`` uniform steps (τ_s = T s / S in the paper).
 

@@ -32,7 +32,13 @@ from ardistill.files.store import Store
 from ardistill.progress import bar as progress_bar
 from ardistill.teacher import Teacher
 from ardistill.trajectories.conditions import ConditionTable, find_parts, look_up, open_conditions, publish_conditions
-from ardistill.trajectories.knots import condition_uniformly, knot_indices, nested_indices, select_knots
+from ardistill.trajectories.knots import (
+    check_conditioning,
+    condition_uniformly,
+    knot_indices,
+    nested_indices,
+    select_knots,
+)
 from ardistill.trajectories.manifest import MANIFEST, PROMPTS, Manifest, shard_name
 from ardistill.trajectories.prompts import distinct_prompts
 from ardistill.trajectories.shards import (
@@ -486,8 +492,7 @@ class TrajectoryDataset(Dataset):
             ValueError: A value is not known, or the values do not go together.
         """
         knots, facts = self.knots, self.manifest
-        if conditioning not in ("recorded", "uniform"):
-            raise ValueError(f"unknown conditioning {conditioning!r}; known: recorded, uniform")
+        check_conditioning(conditioning)
         if conditioning == "uniform":
             knots = condition_uniformly(knots, facts.scheduler["num_train_timesteps"])
         return StudentConfig(
