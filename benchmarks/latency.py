@@ -27,7 +27,7 @@ from ardistill.core.history import History, attach_history
 from ardistill.planning.cost import transformer_config
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sampling import sample
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.teacher import knots_from_scheduler
 
 
 def interval(ratios: list[float], resamples: int = 2000) -> list[float]:

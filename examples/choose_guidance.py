@@ -28,7 +28,7 @@ from ardistill.evaluation import (
     sample_grid,
 )
 from ardistill.evaluation.cost import count_macs
-from ardistill.teacher.teacher import ZOO, Teacher
+from ardistill.teacher import ZOO, Teacher
 from ardistill.zoo.classifier import classifier_path
 from ardistill.zoo.data import CLASS_NAMES
 

@@ -19,7 +19,7 @@ from ardistill.evaluation import draw_samples
 from ardistill.evaluation.adherence import adherence, adherence_table
 from ardistill.evaluation.report import markdown_table
 from ardistill.student.sampling import sample
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import caption, prompts
 
 

@@ -44,7 +44,7 @@ from ardistill.evaluation import (
 from ardistill.evaluation.adherence import judge, scores
 from ardistill.evaluation.report import markdown_table
 from ardistill.families import Condition
-from ardistill.files.store import write_whole
+from ardistill.files import write_whole
 from ardistill.studies.study import Study
 from ardistill.training import environment
 from ardistill.training.real_images import save_real

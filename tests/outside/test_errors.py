@@ -29,9 +29,9 @@ from tiny_pipelines import save as save_pipeline
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, progress, record
 from ardistill.cli import main
 from ardistill.errors import cache_variable, explain, one_line, ready_process
-from ardistill.files.store import SEAL, Store, seal, whole_file, whole_folder
+from ardistill.files import SEAL, Store, seal, whole_file, whole_folder
 from ardistill.training.real_images import save_real
-from ardistill.trajectories.maintenance import verify
+from ardistill.trajectories import verify
 from ardistill.trajectories.manifest import Manifest, shard_name
 from ardistill.trajectories.shards import decode_shard, encode_shard
 

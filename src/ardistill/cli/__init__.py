@@ -94,10 +94,10 @@ def _record(
         manifest_only: Leave the shards out, for distill --online.
         device: auto, cpu, cuda, cuda:1, ...
     """
-    from ardistill.files.store import Store
+    from ardistill.files import Store
     from ardistill.teacher import Teacher
+    from ardistill.trajectories import load_prompts
     from ardistill.trajectories import record as run
-    from ardistill.trajectories.prompts import load_prompts
 
     scales = guidance_scale if isinstance(guidance_scale, list) else [guidance_scale]
     heights, widths = (x if isinstance(x, list) else [x] for x in (height, width))
@@ -148,7 +148,7 @@ def _info(trajectories: str) -> Result:
     Args:
         trajectories: Folder or URL that record wrote.
     """
-    from ardistill.trajectories.maintenance import describe, info
+    from ardistill.trajectories import describe, info
 
     found = info(trajectories)
     return found | {"text": describe(found)}
@@ -162,7 +162,7 @@ def _verify(trajectories: str) -> Result:
     """
     from dataclasses import asdict
 
-    from ardistill.trajectories.maintenance import describe_inspection, verify
+    from ardistill.trajectories import describe_inspection, verify
 
     found = verify(trajectories)
     return asdict(found) | {"whole": found.whole, "text": describe_inspection(found)}
@@ -176,10 +176,9 @@ def _repair(trajectories: str, teacher: str | None = None, device: str = "auto")
         teacher: Where the teacher is now; the name it was recorded under if not given.
         device: auto, cpu, cuda, ...
     """
-    from ardistill.files.store import Store
-    from ardistill.teacher.recorded import load_recorded_teacher
-    from ardistill.trajectories.maintenance import repair
-    from ardistill.trajectories.manifest import Manifest
+    from ardistill.files import Store
+    from ardistill.teacher import load_recorded_teacher
+    from ardistill.trajectories import Manifest, repair
 
     loaded = load_recorded_teacher(Manifest.read(Store(trajectories)), teacher, device)
     found = repair(loaded, trajectories)
@@ -211,9 +210,8 @@ def _show(
         device: auto, cpu, cuda, ...
     """
     from ardistill.evaluation import trajectory_grid
-    from ardistill.teacher.recorded import load_recorded_teacher
-    from ardistill.trajectories import TrajectoryDataset
-    from ardistill.trajectories.maintenance import info
+    from ardistill.teacher import load_recorded_teacher
+    from ardistill.trajectories import TrajectoryDataset, info
 
     if count < 1:
         raise ValueError(f"expected 1 trajectory or more, got {count}")
@@ -230,7 +228,7 @@ def _export_trajectories(trajectories: str, out: str) -> Result:
         trajectories: Folder or URL that record wrote.
         out: New folder or URL.
     """
-    from ardistill.trajectories.maintenance import export_parquet
+    from ardistill.trajectories import export_parquet
 
     count = export_parquet(trajectories, out)
     return {"out": out, "count": count, "text": f'{count} trajectories: datasets.load_dataset("{out}", split="train")'}
@@ -287,13 +285,12 @@ def _distill(
     """
     from ardistill.devices import resolve_device
     from ardistill.evaluation import distance_to_solver, validation_grid
-    from ardistill.files.store import Store
+    from ardistill.files import Store
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.training import distill as run
     from ardistill.training.distill import check_run_folder
-    from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
-    from ardistill.trajectories.manifest import Manifest
+    from ardistill.trajectories import Manifest, OnlineTrajectories, TrajectoryDataset
 
     check_run_folder(out)
     if knots and len(knots) != num_steps + 1:
@@ -405,7 +402,7 @@ def _finetune(
     from ardistill.devices import resolve_device
     from ardistill.evaluation import adversarial_plot, validation_grid
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.training import distill as run
     from ardistill.training.adversary import Adversary
     from ardistill.training.distill import check_run_folder
@@ -461,8 +458,8 @@ def _sample(
     """
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
-    from ardistill.trajectories.prompts import load_prompts
+    from ardistill.teacher import load_recorded_teacher
+    from ardistill.trajectories import load_prompts
 
     if prompt is not None and prompts:
         raise ValueError("expected a prompt or a file of prompts, got both")
@@ -560,9 +557,9 @@ def _compare(
 
     from ardistill.evaluation import Sampler, exposure_bias, exposure_bias_plot
     from ardistill.evaluation import compare as run
-    from ardistill.files.store import check_folder, write_whole
+    from ardistill.files import check_folder, write_whole
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
     from ardistill.trajectories import TrajectoryDataset
 
     if recipe:
@@ -630,7 +627,7 @@ def _export(student: str, out: str, teacher: str | None = None) -> Result:
     """
     from ardistill.publishing import export as run
     from ardistill.student import Student
-    from ardistill.teacher.recorded import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher
 
     loaded = Student.from_pretrained(student, "cpu")
     folder, step = _run_of(student)
@@ -700,7 +697,7 @@ def _run_of(student: str) -> tuple[Path, str]:
 
 def _trained_on(settings: Path) -> tuple[int, str | None]:
     """Seed of the trajectories that a run was trained on, and the student that it started from, if it did."""
-    from ardistill.files.store import read_json
+    from ardistill.files import read_json
 
     found = read_json(settings)
     try:
@@ -718,7 +715,7 @@ def _judge(
     from ardistill.evaluation import Judge, feature_network
     from ardistill.evaluation.reference import NETWORKS
     from ardistill.files.images import open_images
-    from ardistill.teacher.loading import ZOO
+    from ardistill.teacher import ZOO
 
     embedded = teacher.removeprefix("zoo/") if teacher in ZOO else None
     if embedded and features in (None, NETWORKS[embedded]) and reference is None:

@@ -31,11 +31,11 @@ from ardistill.evaluation.metrics import (
 from ardistill.evaluation.plots import sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
 from ardistill.families import Condition
-from ardistill.files.store import write_whole
+from ardistill.files import write_whole
 from ardistill.progress import bar
 from ardistill.student import Student
 from ardistill.student.sampling import sample
-from ardistill.teacher.teacher import Teacher, seeded_generator
+from ardistill.teacher import Teacher, seeded_generator
 from ardistill.zoo.scenes.data import read_caption
 
 

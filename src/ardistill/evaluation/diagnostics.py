@@ -16,15 +16,13 @@ from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.families import Condition
-from ardistill.files.store import check_target, whole_file
+from ardistill.files import check_target, whole_file
 from ardistill.progress import bar
 from ardistill.student import Student
 from ardistill.student.sampling import sample
 from ardistill.teacher import Teacher
 from ardistill.training.losses import inputs_and_targets
-from ardistill.trajectories import TrajectoryDataset
-from ardistill.trajectories.knots import knot_indices, select_knots
-from ardistill.trajectories.prompts import distinct_prompts
+from ardistill.trajectories import TrajectoryDataset, distinct_prompts, knot_indices, select_knots
 
 
 def _save_archive(path: str | Path, count: int, batches: Iterable[Tensor]) -> None:

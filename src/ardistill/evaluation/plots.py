@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ardistill.evaluation.report import arm_label
-from ardistill.files.store import whole_file
+from ardistill.files import whole_file
 
 PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
 """What the name of a picture may end in, which says its format."""

@@ -14,13 +14,12 @@ import yaml
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
-from ardistill.files.store import read_json
+from ardistill.files import read_json
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary
-from ardistill.trajectories import TrajectoryDataset, record
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
 Steps = int | Sequence[int] | Knots
 _RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}

@@ -30,8 +30,7 @@ from ardistill.config import TrainingConfig
 from ardistill.core.heads import StepLinear
 from ardistill.devices import Device, device_name, device_of, resolve_device
 from ardistill.errors import version
-from ardistill.files import checkpoints
-from ardistill.files.store import check_folder, read_json, sealed_json, write_whole
+from ardistill.files import check_folder, checkpoints, read_json, sealed_json, write_whole
 from ardistill.progress import bar as progress_bar
 from ardistill.student.sampling import sample
 from ardistill.student.student import Student, StudentConfig
@@ -39,8 +38,7 @@ from ardistill.training.adversary import Adversary
 from ardistill.training.fsdp import shard
 from ardistill.training.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.training.watchdog import COLLAPSED, TrainingDivergedError, Watchdog
-from ardistill.trajectories import TrajectoryDataset
-from ardistill.trajectories.knots import same_states
+from ardistill.trajectories import TrajectoryDataset, same_states
 
 __all__ = ["TrainingDivergedError", "distill", "environment"]
 

@@ -17,13 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ardistill.families import Condition
+from ardistill.files import check_target, weight_fingerprint, whole_file
 from ardistill.files.images import ImageReader, check_headers, find_images, named, to_pixels
-from ardistill.files.store import check_target, whole_file
-from ardistill.files.weights import weight_fingerprint
 from ardistill.progress import bar
-from ardistill.teacher.teacher import Teacher
+from ardistill.teacher import Teacher
 from ardistill.training.labels import ClassNames, match_classes, read_id2label
-from ardistill.trajectories.prompts import COLUMNS, checked_texts, choose_column, column_of, load_dataset, read_rows
+from ardistill.trajectories import COLUMNS, checked_texts, choose_column, column_of, load_dataset, read_rows
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Which of the solver's recorded states the steps of a student run between."""
+"""The knots of a student: the solver states that its steps run between."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ardistill.core.knots import Knots
 
 
 def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
-    """Which of ``solver_steps`` + 1 states are nearest to ``num_steps`` uniform steps (τ_s = T s / S in the paper).
+    """Indices of the solver states nearest to the knots of ``num_steps`` uniform steps (τ_s = T s / S in the paper).
 
     Raises:
-        ValueError: More steps than the solver has.
+        ValueError: There are more steps than solver steps.
     """
     if not 1 <= num_steps <= solver_steps:
         raise ValueError(
@@ -23,10 +23,10 @@ def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
 
 
 def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int, ...]:
-    """Which of the solver's states a student's steps run between; the first index is 0, the last the solver's steps.
+    """Indices of the solver states that a student's steps run between, from 0 to the number of solver steps.
 
     Args:
-        solver: All states that the ODE was solved at.
+        solver: The solver's knots.
         steps: A number of steps, uniform in the index; or the indices themselves; or a student's knots.
 
     Raises:
@@ -48,7 +48,7 @@ def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int
 
 
 def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
-    """The knots at ``indices``, in rising order; steps that start there keep their conditioning times."""
+    """The knots at ``indices``, which rise; a step keeps the conditioning time of the knot that it starts from."""
     return Knots(
         knots.prediction_type,
         tuple(knots.timesteps[i] for i in indices[:-1]),
@@ -58,11 +58,11 @@ def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
 
 
 def same_states(first: Knots, second: Knots) -> bool:
-    """Whether both mean the same states, whatever times the network is conditioned on."""
+    """Whether two sets of knots have the same states, whatever times the network is conditioned on."""
     return (first.prediction_type, first.alpha, first.sigma) == (second.prediction_type, second.alpha, second.sigma)
 
 
 def condition_uniformly(knots: Knots, num_train_timesteps: int = 1000) -> Knots:
-    """The same states under the conditioning times of the authors' code: (T - 1) (1 - s / S) at step s."""
+    """The same states with the conditioning times of the authors' code, (T - 1) (1 - s / S) at step s."""
     steps = knots.num_steps
     return replace(knots, timesteps=tuple((num_train_timesteps - 1) * (1 - s / steps) for s in range(steps)))
