@@ -21,7 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_families import TINY, open_gates
 
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import knots_from_scheduler
 
 

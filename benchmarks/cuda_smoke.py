@@ -5,7 +5,7 @@
     python benchmarks/cuda_smoke.py --size tiny            # seconds, on a CPU too
 
 Random weights, nothing is downloaded. Record, train (fp32, bf16, checkpointing, adapters, divided), resume, draw,
-export and draw from the export; each part's seconds and peak memory beside the plan of ``ardistill cost``, or its
+export and draw from the export; each part's seconds and peak memory beside the figures of ``ardistill cost``, or its
 error. A part that fails does not stop the others.
 """
 
@@ -30,7 +30,7 @@ from diffusers import DDIMScheduler
 
 from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, load, record, sample
 from ardistill.config import CostConfig
-from ardistill.planning.cost import plan
+from ardistill.planning import cost
 from ardistill.training import environment
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ def main() -> None:
                 options: dict[str, Any] = {"batch_size": size["batch"], "mixed_precision": training.mixed_precision}
                 options |= {"gradient_checkpointing": training.gradient_checkpointing, "lora_rank": lora_rank}
                 options["num_devices"] = where.num_processes if training.shard else 1
-                found["planned_gib"] = round(plan(CostConfig(args.size, **options)).memory["total"] / 2**30, 3)
+                found["planned_gib"] = round(cost(CostConfig(args.size, **options)).memory["total"] / 2**30, 3)
             return found
 
         return run

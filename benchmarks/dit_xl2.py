@@ -20,7 +20,7 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
 from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
-from ardistill.planning.cost import transformer_config
+from ardistill.planning import transformer_config
 
 
 def make(folder: Path) -> float:

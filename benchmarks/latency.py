@@ -24,9 +24,8 @@ from torch import Tensor
 from train_step import matmul_peak
 
 from ardistill.core.history import History, attach_history
-from ardistill.planning.cost import transformer_config
-from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.planning import transformer_config
+from ardistill.student import Student, StudentConfig, sample
 from ardistill.teacher import knots_from_scheduler
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of real training steps: folded, checkpointed, sequential, adapters; against the plan of `ardistill cost`.
+"""Peak memory of real training steps: folded, checkpointed, sequential, adapters; against `ardistill cost`.
 
     python benchmarks/memory.py [--json benchmarks/results/memory.json] [--teacher DiT-S/2]
 
@@ -23,7 +23,8 @@ from diffusers import DiTTransformer2DModel
 from diffusers.training_utils import EMAModel
 
 from ardistill.config import CostConfig
-from ardistill.planning.cost import _knots, plan, transformer_config
+from ardistill.planning import cost, transformer_config
+from ardistill.planning.cost import example_knots
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
 
@@ -48,7 +49,7 @@ def measure(name: str, batch_size: int, mode: str) -> int:
         torch.manual_seed(0)
         transformer = DiTTransformer2DModel(**{k: v for k, v in config.items() if k != "_class_name"})
         base = [*transformer.parameters()]
-        student = Student(transformer, StudentConfig(_knots(4), min(6, config["num_layers"]))).train()
+        student = Student(transformer, StudentConfig(example_knots(4), min(6, config["num_layers"]))).train()
         if mode == "adapters":
             add_adapters(transformer, base, student.family.block_lists, LORA_RANK)
         if mode == "checkpointed":
@@ -89,7 +90,7 @@ def main() -> None:
         if mode in ("folded", "checkpointed", "adapters"):
             more = {"gradient_checkpointing": mode == "checkpointed", "lora_rank": LORA_RANK * (mode == "adapters")}
             options = CostConfig(name, batch_size=batch_size, **more)
-            row["planned"] = plan(options).memory["total"]
+            row["planned"] = cost(options).memory["total"]
             row["planned_over_measured"] = row["planned"] / measured
         rows[name, batch_size, mode] = row
         row["over_folded"] = measured / rows.get((name, batch_size, "folded"), row)["measured"]

@@ -14,7 +14,7 @@ import sys
 import torch
 from reference import load_reference, make_student
 
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 
 
 @torch.no_grad()

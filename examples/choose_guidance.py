@@ -1,10 +1,10 @@
-"""Sweep an embedded teacher's guidance scale; writes the figures, the picture and the card of its folder.
+"""Sweep an embedded teacher's guidance scale, and write the figures, the picture and the card of its folder.
 
     python examples/choose_guidance.py
     python examples/choose_guidance.py --data emoji --count 1000 --scales 1 1.5 2 3
 
-For every scale: 25-step samples from the same noise, FD to the training set, precision, recall, and accuracy by the
-independent classifier; and the untrained 4-step solver at the best scale.
+For every scale it draws samples in 25 steps from the same noise and measures FD to the training set, precision, recall
+and the accuracy that an independent classifier sees; then the same for the 4-step solver at the best scale.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ardistill.evaluation import (
     FeatureStatistics,
     Judge,
     class_accuracy,
+    count_macs,
     extract_features,
     frechet_distance,
     precision_recall,
     real_floor,
     sample_grid,
 )
-from ardistill.evaluation.cost import count_macs
 from ardistill.teacher import ZOO, Teacher
 from ardistill.zoo.classifier import classifier_path
 from ardistill.zoo.data import CLASS_NAMES
@@ -97,7 +97,7 @@ TEXTS = {
 
 
 def draw(name: str, scale: float, steps: int, labels: torch.Tensor) -> torch.Tensor:
-    """Images of the teacher, noise by seed 1 and shards of 500."""
+    """The teacher's images in [-1, 1], from noise of seed 1 in shards of 500."""
     teacher = Teacher.from_pretrained(name, guidance_scale=scale)
     images = []
     for shard, part in enumerate(labels.split(500)):
@@ -108,10 +108,40 @@ def draw(name: str, scale: float, steps: int, labels: torch.Tensor) -> torch.Ten
     return torch.cat(images)
 
 
+def quality(judge: Judge, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Figures of images that were drawn for these labels."""
+    features = extract_features(judge.network, images)
+    near = precision_recall(judge.held_out_features, features)
+    return {
+        "fd": frechet_distance(judge.reference, FeatureStatistics.from_features(features)),
+        "accuracy": class_accuracy(judge.classifier, images, labels),
+        "precision": near.precision,
+        "recall": near.recall,
+    }
+
+
+def card(data: str, facts: dict[str, Any]) -> str:
+    """The model card of an embedded teacher, from the contents of ``quality.json``."""
+    keys = ("guidance_scale", "fd", "accuracy", "precision", "recall")
+    rows = "\n".join("| " + " | ".join(f"{row[key]:.3g}" for key in keys) + " |" for row in facts["sweep"])
+    teacher = Teacher.from_pretrained(f"zoo/{data}")
+    inputs = teacher.noise(0, 0, 1), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+    size = {
+        "parameters": sum(p.numel() for p in teacher.transformer.parameters()) / 1e6,
+        "macs": count_macs(lambda: teacher.transformer(*inputs)) / 1e6,
+    }
+    classifier = json.loads(classifier_path(data).with_suffix(".json").read_text())
+    solver_facts = {f"solver_{key}": value for key, value in facts["solver_4"].items()}
+    more = {"best": facts["best_guidance_scale"], "rows": rows, "test_accuracy": classifier["test_accuracy"]}
+    texts: dict[str, Any] = TEXTS[data] | size | facts | solver_facts | more
+    texts["description"] = textwrap.fill(DESCRIPTION.format(**texts), 120)
+    return CARD.format(**texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=tuple(CLASS_NAMES), default="fashion")
-    parser.add_argument("--out", help="folder of figures, picture and card (default: the teacher's)")
+    parser.add_argument("--out", help="folder for figures, picture and card (default: the teacher's)")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--solver-steps", type=int, default=25)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.25, 1.5, 1.75, 2.0, 3.0])
@@ -119,20 +149,10 @@ def main() -> None:
     name = f"zoo/{args.data}"
     out, judge, labels = Path(args.out or ZOO[name]), Judge.zoo(args.data), torch.arange(args.count) % 10
 
-    def quality(images: torch.Tensor) -> dict[str, float]:
-        features = extract_features(judge.network, images)
-        near = precision_recall(judge.held_out_features, features)
-        return {
-            "fd": frechet_distance(judge.reference, FeatureStatistics.from_features(features)),
-            "accuracy": class_accuracy(judge.classifier, images, labels),
-            "precision": near.precision,
-            "recall": near.recall,
-        }
-
     sweep, grid = [], {}
     for scale in args.scales:
         images = draw(name, scale, args.solver_steps, labels)
-        sweep.append({"guidance_scale": scale} | quality(images))
+        sweep.append({"guidance_scale": scale} | quality(judge, images, labels))
         print(sweep[-1], flush=True)
         grid[f"guidance {scale}"] = images[:20]
     best = min(sweep, key=lambda row: row["fd"])["guidance_scale"]
@@ -144,23 +164,11 @@ def main() -> None:
         "real_floor": real_floor(judge.held_out_features, judge.reference, min(args.count, 2000)).distance,
         "best_guidance_scale": best,
         "sweep": sweep,
-        "solver_4": quality(solver),
+        "solver_4": quality(judge, solver, labels),
     }
     (out / "quality.json").write_text(json.dumps(facts, indent=1) + "\n")
     sample_grid(grid, out / "guidance.png")
-    keys = ("guidance_scale", "fd", "accuracy", "precision", "recall")
-    rows = "\n".join("| " + " | ".join(f"{row[key]:.3g}" for key in keys) + " |" for row in sweep)
-    teacher = Teacher.from_pretrained(name)
-    inputs = teacher.noise(0, 0, 1), torch.zeros(1, dtype=torch.long), labels[:1]
-    size = {
-        "parameters": sum(p.numel() for p in teacher.transformer.parameters()) / 1e6,
-        "macs": count_macs(lambda: teacher.transformer(*inputs)) / 1e6,
-    }
-    classifier = json.loads(classifier_path(args.data).with_suffix(".json").read_text())
-    solver_facts = {f"solver_{key}": value for key, value in facts["solver_4"].items()}
-    texts: dict[str, Any] = TEXTS[args.data] | size | facts | solver_facts | {"best": best, "rows": rows}
-    texts["description"] = textwrap.fill(DESCRIPTION.format(**texts), 120)
-    (out / "README.md").write_text(CARD.format(**texts, test_accuracy=classifier["test_accuracy"]))
+    (out / "README.md").write_text(card(args.data, facts))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Make the shipped reference of an embedded teacher from its data set and print its floors.
+"""Make the shipped reference of an embedded teacher's data set, and print its floors.
 
     python examples/make_reference.py --data-dir FashionMNIST/raw
     python examples/make_reference.py --data emoji
     python examples/make_reference.py --data scenes
 
-Run it again whenever the classifier or detector has been trained anew: the features are its own.
+Run it again whenever the classifier or detector was trained again, because the features come from it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from ardistill.zoo.data import load_data
 from ardistill.zoo.scenes.data import as_images, scene
 
 NUM_STORED = 2000
+"""Images in each of the two stored sets of features."""
 
 
 def load(name: str, split: str, data_dir: str | None) -> Tensor:
-    """Images of a split, 60,000 to train on and 10,000 others, in [-1, 1], (n, c, h, w)."""
+    """Images of a split, in [-1, 1], (n, c, h, w): 60,000 to train on, 10,000 to test on."""
     if name == "scenes":
         seed, count = {"train": (0, 60_000), "test": (1, 10_000)}[split]
         return as_images(scene(seed, index) for index in range(count))
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"  {real_floor(test, reference.train)}")
     print(f"  {real_floor(held_out, reference.train)}")
     print(
-        f"  {real_floor(train, reference.train, NUM_STORED).distance:.3f}, the same of images in the reference, "
+        f"  {real_floor(train, reference.train, NUM_STORED).distance:.3f}, the same for images in the reference, "
         "which the network was trained on"
     )
     print(f"  KID {kernel_distance(real, held_out).mean:.5f}, {precision_recall(real, held_out)}")

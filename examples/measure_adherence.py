@@ -1,9 +1,9 @@
-"""Prompt adherence of a teacher of the scene world at several guidance scales, seen and unseen, and its samples.
+"""Measure a scene-world teacher's prompt adherence at several guidance scales, on seen and unseen prompts.
 
     python examples/measure_adherence.py --teacher runs/scenes_teacher/teacher --out runs/scenes_teacher/adherence
 
-The same prompts and noise for every scale. Writes adherence.json and samples.png into --out and prints the tables; the
-detector's own figures stand below each.
+All scales use the same prompts and noise. Writes adherence.json and samples.png into --out and prints the tables, each
+with the detector's own errors below.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
-from ardistill.evaluation import sample_grid
-from ardistill.evaluation.adherence import adherence_table, judge, scores
-from ardistill.evaluation.report import markdown_table
+from ardistill.evaluation import markdown_table, sample_grid
+from ardistill.evaluation.adherence import adherence_table, check_adherence, scores
 from ardistill.teacher import Teacher
 from ardistill.zoo.scenes.data import CATEGORIES, SPLITS, Prompt, prompts
 from ardistill.zoo.scenes.detector import load_detector
 
 SHARD = 100
+"""Images drawn at once."""
 
 
 def draw(teacher: Teacher, asked: list[Prompt], num_steps: int) -> torch.Tensor:
-    """An image for each prompt, in [-1, 1], noise by seed 1 and shards of 100."""
+    """An image for each prompt, in [-1, 1], from noise of seed 1."""
     images = []
     for shard, start in enumerate(range(0, len(asked), SHARD)):
         condition = teacher.encode([x.text for x in asked[start : start + SHARD]])
@@ -38,7 +38,7 @@ def draw(teacher: Teacher, asked: list[Prompt], num_steps: int) -> torch.Tensor:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="zoo/scenes")
-    parser.add_argument("--out", required=True, help="folder of the figures and the picture")
+    parser.add_argument("--out", required=True, help="folder for the figures and the picture")
     parser.add_argument("--count", type=int, default=300, help="prompts of each split (default: %(default)s)")
     parser.add_argument("--solver-steps", type=int, default=25)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0])
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         for scale in args.scales:
             teacher = Teacher.from_pretrained(args.teacher, guidance_scale=scale)
             images = draw(teacher, asked, args.solver_steps)
-            rows[f"guidance {scale:g}"] = scores(judge(detector, images, asked), asked, split)
+            rows[f"guidance {scale:g}"] = scores(check_adherence(detector, images, asked), asked, split)
             if split == "seen":
                 pictures[f"guidance {scale:g}"] = images[: 2 * len(CATEGORIES)]
         found[split] = {name: [asdict(score) for score in row] for name, row in rows.items()}

@@ -1,10 +1,10 @@
-"""Train the independent classifier of zoo/fashion or zoo/emoji, the default feature network and judge of accuracy.
+"""Train the independent classifier of zoo/fashion or zoo/emoji: their feature network, which also measures accuracy.
 
     python examples/train_classifier.py --data-dir FashionMNIST/raw
     python examples/train_classifier.py --data emoji --epochs 2 --train-images 20000
 
 About ten minutes on two cores for Fashion-MNIST, three for emoji. Writes classifier.safetensors (float16) and
-classifier.json with the accuracy of these very weights on the 10,000 test images.
+classifier.json with the accuracy of the rounded weights on the 10,000 test images.
 """
 
 from __future__ import annotations
@@ -37,9 +37,20 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> list[float]:
-    """Of each label, the class first; labels (n, k)."""
+    """Accuracy for each label, the class first; labels have shape (n, k)."""
     predicted = [torch.stack([x.argmax(1) for x in model.labels(rows)], 1) for rows in images.split(1000)]
     return [round(share, 4) for share in (torch.cat(predicted) == labels).float().mean(0).tolist()]
+
+
+def save_rounded(model: Classifier, path: Path) -> None:
+    """Write weights in float16, and round those of the model, so that the same weights are measured."""
+    weights = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+    model.load_state_dict(weights)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the one-cycle schedule")
     parser.add_argument("--label-smoothing", type=float, default=0.05)
-    parser.add_argument("--train-images", type=int, default=60_000, help="use the first so many (for a trial)")
+    parser.add_argument("--train-images", type=int, default=60_000, help="use only the first images, for a trial")
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -67,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         order = torch.randperm(len(images), generator=generator)[: num_batches * args.batch_size]
         total = 0.0
         for rows in tqdm(order.split(args.batch_size), desc=f"epoch {epoch + 1}/{args.epochs}", mininterval=10):
-            # Every scene of the emoji world has its own place and mirroring.
+            # Scenes of the emoji world are already placed and mirrored at random.
             batch = augment(images[rows], generator) if args.data == "fashion" else images[rows]
             logits = model.labels(batch.to(memory_format=torch.channels_last))
             loss = torch.stack([loss_of(x, y) for x, y in zip(logits, labels[rows].T, strict=True)]).sum()
@@ -78,14 +89,8 @@ def main(argv: list[str] | None = None) -> None:
             total += loss.item()
         print(f"epoch {epoch + 1}: mean loss {total / num_batches:.4f}", flush=True)
 
-    weights = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in model.state_dict().items()
-    }
     out = Path(args.out or classifier_path(args.data))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out)
-    model.load_state_dict(weights)  # the accuracy told is that of the rounded weights
+    save_rounded(model, out)
     test, *others = accuracy(model.eval(), *load_data(args.data, "test", args.data_dir))
     facts = {
         "test_accuracy": test,

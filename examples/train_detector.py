@@ -1,11 +1,11 @@
-"""Train the detector of zoo/scenes, the judge of adherence, and measure how far it can be trusted.
+"""Train the detector of zoo/scenes, which judges adherence, and measure its errors.
 
     python examples/train_detector.py
 
-Writes detector.safetensors (float16) and detector.json: of each category, the share of held-out renders that these very
-weights judge to be what their prompt says, and of renders that differ from their prompt in one thing, the share they
-let pass. Half of the training pictures are scenes, seen and unseen ones; the others are what a bad sampler might draw:
-any number of any nouns, of any colours, none at all; all with noise or blur now and then.
+Writes detector.safetensors (float16) and detector.json with two shares per category: of held-out renders that the
+rounded weights accept for their prompts, and of renders that they accept for prompts that differ in one attribute. Half
+of the training pictures are scenes, with seen and unseen combinations; the others are what a bad sampler might draw: no
+nouns, or any number of them in any colours. Some of all pictures are noisy or blurred.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HELD_OUT_SEED = 9
 
 
 def any_picture(random: np.random.Generator) -> Scene:
-    """A large noun, or none to four small ones in cells of their own, each of any kind and colour, anywhere."""
+    """A picture with one large noun, or with up to four small ones, one per cell, of any kind and colour."""
 
     def noun(size: str, left: int, top: int) -> Noun:
         return Noun(int(random.integers(len(NOUNS))), int(random.integers(len(COLOURS))), size, left, top)
@@ -62,14 +62,14 @@ def any_picture(random: np.random.Generator) -> Scene:
 
 
 def training_scene(index: int) -> Scene:
-    """Of seed 0: scenes in even places, one in four of these unseen, else any picture."""
+    """A training picture of seed 0: a scene if ``index`` is even (one in four unseen), else any picture."""
     if index % 2:
         return any_picture(np.random.default_rng((0, index, 3)))
     return scene(0, index, "unseen_combinations" if index % 8 == 0 else "seen")
 
 
 def targets(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Presence, a bump around each noun's middle, (n, 8, 8), and noun, colour, size of the nearest, (n, 3, 8, 8)."""
+    """Presence (n, 8, 8), a bump around each noun's centre; noun, colour and size of the nearest noun (n, 3, 8, 8)."""
     middles = (torch.arange(IMAGE_SIZE // STRIDE) + 0.5) * STRIDE
     presence = torch.zeros(len(scenes), len(middles), len(middles))
     labels = torch.zeros(len(scenes), 3, len(middles), len(middles), dtype=torch.long)
@@ -86,7 +86,7 @@ def targets(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
 
 
 def corrupt(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images with Gaussian noise of a deviation of 0 to 0.3, a third blurred before."""
+    """Blur a third of the images, then add Gaussian noise of standard deviation 0 to 0.3 to half of them."""
     rows = torch.rand(len(images), 3, 1, 1, 1, generator=generator)
     share = rows[:, 1] * (rows[:, 0] < 1 / 3)
     images = torch.lerp(images, nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False), share)
@@ -95,7 +95,7 @@ def corrupt(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def altered(prompt: Prompt, random: np.random.Generator) -> Prompt:
-    """A prompt that differs from one in what its category is about."""
+    """A prompt that differs from the given one in the attribute that its category is about."""
 
     def other(value: int, count: int) -> int:
         return int((value + random.integers(1, count)) % count)
@@ -117,7 +117,7 @@ def altered(prompt: Prompt, random: np.random.Generator) -> Prompt:
 
 
 def measure(detector: Detector, count: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Split -> category -> share of fitting renders judged right, share of others let pass, number of renders."""
+    """Split -> category -> accuracy on matching prompts, false accepts on altered ones, number of renders."""
     random, facts = np.random.default_rng(HELD_OUT_SEED), {}
     for split in ("seen", "unseen_combinations"):
         renders = [example(split, index, HELD_OUT_SEED) for index in range(count)]
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the one-cycle schedule")
-    parser.add_argument("--held-out", type=int, default=6000, help="renders of each split to measure with")
+    parser.add_argument("--held-out", type=int, default=6000, help="renders of each split to measure on")
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in detector.state_dict().items()
     }
-    detector.load_state_dict(weights)  # what is measured is the rounded weights
+    detector.load_state_dict(weights)  # measure the rounded weights
     facts = {
         **measure(detector.eval(), args.held_out),
         "num_parameters": sum(p.numel() for p in detector.parameters()),

@@ -5,6 +5,7 @@ A server process imports torch once and forks them, so that each starts in a mom
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -90,9 +91,9 @@ def train(name: str, data: str, run: str, training: dict[str, Any], student: dic
     from ardistill.config import TrainingConfig
     from ardistill.student import Student, StudentConfig
     from ardistill.teacher import Teacher
-    from ardistill.training import distill as loop
     from ardistill.trajectories import TrajectoryDataset
 
+    loop = importlib.import_module("ardistill.training.distill")  # the module: the room's name is the function
     teacher = Teacher(TINY[name].transformer(), DDIMScheduler())
     recorded = TrajectoryDataset(data, 4)
     made = Student.from_teacher(teacher, StudentConfig(recorded.knots, 2, **(student or {})))

@@ -1,8 +1,8 @@
-"""The teacher's few-step solvers beside the students: DDIM, DPM-Solver++ and UniPC of diffusers, 4 and 8 steps.
+"""Measure the teacher with few-step solvers, to compare with students: DDIM, DPM-Solver++ and UniPC, 4 and 8 steps.
 
     python benchmarks/study/solvers.py [--recipe FILE]
 
-Writes results/NAME/solvers.json, figures from the study's held-out noises.
+Writes results/NAME/solvers.json. The noise is that of the study's held-out trajectories.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from study import HERE, RECIPES, fd_held_out, judge_of
 
 from ardistill.evaluation import Sampler, compare, extract_features
-from ardistill.studies.study import Study
+from ardistill.studies import Study
 
 SCHEDULERS = {"DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
 

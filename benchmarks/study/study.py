@@ -1,8 +1,8 @@
-"""Run a study's arms, one after the other; each resumes if it was killed, and is left out once its result is there.
+"""Run the arms of a study one after the other; an interrupted arm is resumed, an arm with a result is skipped.
 
     OMP_WAIT_POLICY=passive python benchmarks/study/study.py [--recipe FILE] [--only REGEX] [--threads 1]
 
-Two at once, single-threaded, take less time than one after the other on two threads. Arms with a discriminator need the
+On two cores, two single-threaded processes are faster than one with two threads. Arms with a discriminator need the
 data set's images, written once (the emoji world is rendered, Fashion-MNIST is read from its IDX files):
 
     python benchmarks/study/study.py --recipe recipes/study_emoji.yaml --write_real
@@ -34,7 +34,7 @@ from ardistill.evaluation import (
     paired_distance,
 )
 from ardistill.files import write_whole
-from ardistill.studies.study import Study
+from ardistill.studies import Study
 from ardistill.training import environment
 from ardistill.training.real_images import save_real
 from ardistill.zoo.emoji.data import load_emoji
@@ -45,17 +45,18 @@ RECIPES = HERE.parent.parent / "recipes"
 
 
 def judge_of(teacher: Teacher) -> Judge:
+    """The judge of an embedded teacher."""
     return Judge.zoo(teacher.name.removeprefix("zoo/"))
 
 
 def fd_held_out(judge: Judge, features: Tensor) -> float:
-    """FD of images' features to the real images of the held-out split."""
+    """FD of features to the real images of the held-out split."""
     real = FeatureStatistics.from_features(judge.held_out_features)
     return frechet_distance(real, FeatureStatistics.from_features(features))
 
 
 def follow(teacher: Teacher, held_out: TrajectoryDataset, path: Path) -> Callable[[Student, int], None]:
-    """Note the FD to the teacher of the EMA student at every checkpoint, 1,000 noises; what is noted stays."""
+    """A ``validate`` that appends the EMA student's FD to the teacher, on 1,000 noises, to a file of JSON lines."""
     states, _, condition = held_out.stacked(slice(1000))
     network = judge_of(teacher).network
 
@@ -74,7 +75,7 @@ def follow(teacher: Teacher, held_out: TrajectoryDataset, path: Path) -> Callabl
 
 
 def evaluate(student: Student, teacher: Teacher, held_out: TrajectoryDataset) -> dict[str, Any]:
-    """Figures of one student on the held-out noises, each sample's distance to the teacher, and the error per step."""
+    """Figures of a student on the held-out noises, distances of its samples to the teacher's, and errors per step."""
     states, denoised, condition = held_out.stacked()
     images, judge = teacher.decode(states[:, -1]), judge_of(teacher)
     found = compare(teacher, images, {"student": Sampler.of_student(student)}, states[:, 0], condition, judge)
@@ -95,15 +96,20 @@ def run(study: Study, name: str) -> dict[str, Any]:
     """Train and evaluate one arm."""
     began, curve = time.time(), study.out / f"{name}.curve.jsonl"
     student = study.student(name, validate=follow(study.teacher, study.held_out(1), curve))
-    facts = {"name": name, "options": study.options(name), "seconds": round(time.time() - began)}
-    lines = curve.read_text().splitlines() if curve.exists() else []  # trained by another command: not followed
-    points = {point["step"]: point for point in map(json.loads, lines)}  # resumed: the last
+    facts = {"name": name, "options": study.recipe.options(name), "seconds": round(time.time() - began)}
+    lines = curve.read_text().splitlines() if curve.exists() else []  # no file if another command trained it
+    points = {point["step"]: point for point in map(json.loads, lines)}  # the last one of a step that was repeated
     held_out = study.held_out(student.config.knots)
     return facts | {"curve": [points[step] for step in sorted(points)]} | evaluate(student, study.teacher, held_out)
 
 
 def write_real(study: Study, folder: str) -> None:
-    """The images of the data set that the study's teacher was trained on, as pixels."""
+    """Write images of the data set that the study's teacher was trained on.
+
+    Args:
+        study: Its folder takes the file.
+        folder: Folder of the IDX files of Fashion-MNIST; unused for the emoji world.
+    """
     if study.teacher.name == "zoo/emoji":
         images, facts = load_emoji(0, 20_000)
         labels = facts[:, 0]
@@ -127,7 +133,7 @@ def main() -> None:
         return
     out = HERE / "results" / Path(args.recipe).stem.removeprefix("study_")
     out.mkdir(parents=True, exist_ok=True)
-    for name in study.facts["arms"]:
+    for name in study.recipe.arms:
         path = out / f"{name}.json"
         if not re.fullmatch(args.only, name) or path.exists():
             continue

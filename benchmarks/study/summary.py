@@ -1,4 +1,4 @@
-"""What the committed results say, and nothing else: docs/results.md with its figures, and summary.json.
+"""Summarise the committed results of the studies: docs/results.md with its figures, and summary.json.
 
 python benchmarks/study/summary.py
 """
@@ -31,54 +31,56 @@ COLUMNS = {
     "feature_distance_to_teacher": ("distance to teacher", 4),
 }
 IMAGES_PER_STEP = {steps: 256 // steps for steps in (1, 2, 4, 8)}
-"""Steps of a student to trajectories in one optimiser step: 256 evaluations in both recipes."""
+"""Steps of a student -> trajectories in one optimiser step; both recipes take 256 evaluations."""
 Results = dict[str, dict[str, Any]]
+"""Arm -> what study.py wrote."""
 
 
 def arms(study: str) -> dict[str, Any]:
-    """Arm -> its own options, in the order of the recipe."""
+    """Arm -> the options that the recipe sets for it, in the order of the recipe."""
     return yaml.safe_load((RECIPES / f"study_{study}.yaml").read_text())["arms"]
 
 
 def results(study: str) -> Results:
-    """Arm -> what study.py wrote, as far as it has been run."""
+    """Arm -> what study.py wrote; arms without a result are left out."""
     paths = {name: HERE / "results" / study / f"{name}.json" for name in arms(study)}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def seeds(found: Results, name: str) -> list[dict[str, Any]]:
-    """An arm's results over its seeds: ``name``, ``name-seed1``, ..."""
+    """Results of an arm for all its seeds: ``name``, ``name-seed1``, ..."""
     return [x for arm, x in found.items() if re.fullmatch(re.escape(name) + r"(-seed\d+)?", arm)]
 
 
 def unseeded(found: Results) -> list[str]:
-    """The arms, those that differ in their seed alone once."""
+    """Names of the arms without their seeds, each once."""
     return list(dict.fromkeys(re.sub(r"-seed\d+$", "", arm) for arm in found))
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and largest minus smallest; None where there is one value."""
+    """Mean, and largest minus smallest; None for a single value."""
     return sum(values) / len(values), max(values) - min(values) if len(values) > 1 else None
 
 
 def is_ard(result: dict[str, Any]) -> bool:
+    """Whether an arm has layers with history."""
     return result["options"].get("history_layers", 0) > 0
 
 
 def with_spread(mean: float, spread: float | None, digits: int) -> str:
-    """As text; the spread in brackets where there are several seeds."""
+    """A mean as text, with the spread in brackets if there are several seeds."""
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ({spread:.{digits}f})")
 
 
 def cells(all_figures: Sequence[dict[str, float]]) -> str:
-    """Means, and where there are several seeds in brackets largest minus smallest."""
+    """Cells of a line: means, with largest minus smallest in brackets if there are several seeds."""
     return " | ".join(
         with_spread(*mean_and_spread([x[key] for x in all_figures]), digits) for key, (_, digits) in COLUMNS.items()
     )
 
 
 def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
-    """One row an arm, its seeds together: the teacher and its solvers first."""
+    """A Markdown table with one line per arm (all seeds together), after the teacher and its solvers."""
     lines = [
         f"| arm | seeds | MMACs | {' | '.join(title for title, _ in COLUMNS.values())} |",
         f"|---|---|---|{'---|' * len(COLUMNS)}",
@@ -97,7 +99,7 @@ def table(found: Results, solvers: dict[str, dict[str, float]]) -> list[str]:
 
 
 def pairs(found: Results) -> list[str]:
-    """Every arm with history beside the same one without: where there is one, at equal training FLOPs."""
+    """A table of arms with history and the same arms without, if possible at equal training FLOPs."""
     lines = ["| with history | without | difference in distance to teacher | 95 % interval |", "|---|---|---|---|"]
     for name in filter(lambda x: is_ard(found[x]), found):
         alike = [re.sub(r"-n\d+(-gated)?(-m\d)?", kind, name) for kind in ("-n0-flops", "-n0")]
@@ -109,7 +111,7 @@ def pairs(found: Results) -> list[str]:
 
 
 def best(found: Results, kind: Callable[[dict[str, Any]], bool], num_steps: int = 4) -> str | None:
-    """The 4-step arm distilled by regression alone that ends nearest to its teacher's distribution."""
+    """The arm of a kind with the lowest FD to the teacher, among those distilled by regression alone."""
     fd = {}
     for name in unseeded(found):
         runs = seeds(found, name)
@@ -120,14 +122,14 @@ def best(found: Results, kind: Callable[[dict[str, Any]], bool], num_steps: int 
 
 
 def summary(found: Results) -> dict[str, Any]:
-    """The study's goals: means over seeds, ``_spread`` (largest minus smallest) beside each; null: not run."""
+    """Key figures of a study: means over seeds, each with a ``_spread`` (largest minus smallest); None if not run."""
     out: dict[str, Any] = {}
 
     def put(key: str, values: Sequence[float]) -> None:
         out[key], out[f"{key}_spread"] = mean_and_spread(values) if values else (None, None)
 
     def ratios(plain: str, history: str) -> list[float]:
-        """Degradation of step distillation over ARD's, seed by seed. From the same noise the floor is 0."""
+        """Degradation (FD to the teacher) of step distillation divided by ARD's, for each seed."""
         suffixes = [
             name.removeprefix(history) for name in found if re.fullmatch(re.escape(history) + r"(-seed\d+)?", name)
         ]
@@ -157,7 +159,7 @@ def summary(found: Results) -> dict[str, Any]:
 
 
 def curves_plot(found: Results, path: Path) -> None:
-    """FD to the teacher against training MACs, of the arms that were followed: means, and the range of the seeds."""
+    """Plot FD to the teacher against training MACs: means and ranges over seeds, for arms measured while training."""
     figure = Figure(figsize=(9.5, 4.6), dpi=150, facecolor="white")
     axes = figure.subplots()
     axes.set_prop_cycle(color=colormaps["tab20"].colors)
@@ -180,7 +182,7 @@ def curves_plot(found: Results, path: Path) -> None:
 
 
 def adversarial(figures: dict[str, Any]) -> list[str]:
-    """R+D beside the teacher, against real images that neither has seen."""
+    """FD and recall of R+D and of the teacher against held-out real images."""
     if figures["fd_ard_adversarial"] is None:
         return []
     texts = [
@@ -194,7 +196,7 @@ def adversarial(figures: dict[str, Any]) -> list[str]:
 
 
 def samples(study: str) -> list[str]:
-    """The picture that ``ardistill compare`` wrote, where it is there: the first held-out noises."""
+    """The picture of the first held-out noises that ``ardistill compare`` wrote, if it is there."""
     if not (DOCS / f"study_{study}_samples.png").exists():
         return []
     return [
@@ -207,7 +209,7 @@ def samples(study: str) -> list[str]:
 
 
 def report(study: str, title: str) -> list[str]:
-    """The section of one data set, and its figures."""
+    """The section on one data set; its figures are written beside it."""
     found, path = results(study), HERE / "results" / study / "solvers.json"
     if not found or not path.exists():
         return []

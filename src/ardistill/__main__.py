@@ -1,4 +1,4 @@
-"""``ardistill`` and ``python -m ardistill``, as ``accelerate launch -m ardistill`` calls it."""
+"""Entry point of ``ardistill``, ``python -m ardistill`` and ``accelerate launch -m ardistill``."""
 
 import sys
 
@@ -6,9 +6,9 @@ from ardistill import errors
 
 
 def main() -> None:
-    """Run the command line; what goes wrong while it is imported is one line, too."""
+    """Run the command line; an error during its import is one line, too."""
     errors.ready_process()
-    again = "nothing was begun, run the same command again"
+    again = "nothing was started, run the same command again"
     with errors.one_line(lambda: "ardistill", lambda: again, debug="--debug" in sys.argv):
         from ardistill.cli import main as run
 

@@ -1,4 +1,4 @@
-"""How a student is trained, as data; no torch, so that ``--help`` is quick."""
+"""Options of training, quickstart and cost plan as data; torch is not imported, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 
 def _check(config: Any, least: int, *names: str) -> None:
-    """Whole numbers from ``least`` up.
+    """Check that fields of a configuration are whole numbers of at least ``least``.
 
     Raises:
-        ValueError: One is not.
+        ValueError: One of them is not.
     """
     for name in names:
         value = getattr(config, name)
@@ -20,10 +20,10 @@ def _check(config: Any, least: int, *names: str) -> None:
 
 
 def _check_real(config: Any, positive: bool, *names: str) -> None:
-    """Finite numbers from 0 up, 0 itself not if ``positive``.
+    """Check that fields of a configuration are finite numbers of at least 0, or above 0 if ``positive``.
 
     Raises:
-        ValueError: One is not.
+        ValueError: One of them is not.
     """
     for name in names:
         value = getattr(config, name)
@@ -33,52 +33,56 @@ def _check_real(config: Any, positive: bool, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a student is trained."""
+    """Options of a student's training."""
 
     max_steps: int = 1000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_size: int = 64
-    """Trajectories per process and forward pass; the folded batch is num_steps times that."""
+    """Trajectories per process and forward pass; the folded batch has num_steps times as many rows."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimiser step."""
     learning_rate: float = 1e-4
-    """Of AdamW."""
+    """AdamW's learning rate."""
     lr_scheduler: str = "constant"
-    """A name of diffusers.optimization.SchedulerType: constant, cosine, constant_with_warmup, ..."""
+    """Learning rate schedule, a name in diffusers.optimization.SchedulerType: constant, cosine,
+    constant_with_warmup, ..."""
     lr_warmup_steps: int = 0
-    """Optimiser steps until the full learning rate."""
+    """Optimiser steps until the learning rate reaches its full value."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """AdamW's weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     ema_decay: float = 0.9999
-    """Of the averaged weights, which the student ends with; reached gradually, 1 - (1 + step)^-0.75."""
+    """Decay of the moving average of the weights (EMA), with which the student ends; at first it is
+    1 - (1 + step)^-0.75, if that is less."""
     mixed_precision: str = "no"
-    """no, or bf16: matrix products in bfloat16, weights, solver step and loss in float32."""
+    """no, or bf16: matrix products in bfloat16; weights, solver step and loss stay in float32."""
     gradient_checkpointing: bool = False
-    """Less memory for more time."""
+    """Recompute each block's activations in the backward pass, which takes less memory and more time."""
     sequential: bool = False
-    """Run the steps one by one instead of folded into the batch: activations of one step, for a third more compute."""
+    """Run the steps one after the other instead of folded into the batch, which keeps the activations of one step
+    only and takes a third more compute."""
     inputs: str = "teacher"
-    """What each step is fed: teacher (the recorded states), student (its own estimates so far, from the recorded noise)
-    or mixed (batches of either kind, the student's more and more often). The targets are the teacher's always."""
+    """Input of each step: teacher (the recorded states), student (the student's own estimates, starting from the
+    recorded noise) or mixed (batches of both kinds, the student's increasingly often). The targets are always the
+    teacher's."""
     student_share: float = 1.0
-    """With mixed: the share of the student's batches at the end; it rises linearly from 0."""
+    """With inputs mixed, the share of batches with the student's inputs at the end; it rises linearly from 0."""
     through_steps: int = 0
-    """With the student's inputs: let gradients flow through the inputs of so many last steps."""
+    """With inputs student or mixed, the number of last steps through whose inputs gradients flow."""
     detach_history: bool = False
-    """With sequential: let no gradient flow into the keys and values of earlier steps."""
+    """With sequential, stop gradients at the keys and values of earlier steps."""
     seed: int = 0
-    """Of the batches."""
+    """Seed of the batches."""
     checkpoint_every: int = 500
-    """Optimiser steps between checkpoints, each with a validation grid."""
+    """Optimiser steps between checkpoints; a validation grid is drawn at each of them."""
     keep_checkpoints: int = 2
-    """So many last ones are kept; if the last is damaged, the one before it is used."""
+    """Number of most recent checkpoints that are kept; if the last one is damaged, the one before it is used."""
     shard: bool = False
     """Divide weights, gradients, optimiser and EMA over the processes (torch's fully_shard, FSDP2) instead of keeping
-    all of them on each."""
+    a copy on each."""
     tracker: str | None = "tensorboard"
-    """A tracker of accelerate (tensorboard, wandb, ...); null: metrics.jsonl alone."""
+    """Tracker of accelerate (tensorboard, wandb, ...); with null, only metrics.jsonl is written."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every")
@@ -86,7 +90,7 @@ class TrainingConfig:
         _check(self, 0, "lr_warmup_steps", "through_steps")
         _check_real(self, True, "learning_rate", "max_grad_norm")
         _check_real(self, False, "weight_decay", "ema_decay", "student_share")
-        if type(self.seed) is not int or not abs(self.seed) < 2**43:  # times a million it has to fit in 64 bits
+        if type(self.seed) is not int or not abs(self.seed) < 2**43:  # a million times the seed has to fit in 64 bits
             raise ValueError(f"expected a seed of -2^43 to 2^43, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
@@ -99,33 +103,38 @@ class TrainingConfig:
         if self.through_steps and self.inputs == "teacher":
             raise ValueError("through_steps needs inputs student or mixed; the teacher's have no gradient")
         if self.gradient_checkpointing and self.inputs != "teacher":
-            raise ValueError("the student's inputs come step by step: use sequential, which recomputes whole steps")
+            raise ValueError(
+                "gradient_checkpointing needs inputs teacher; with the student's inputs, which come step by step, use "
+                "sequential, which recomputes whole steps"
+            )
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: no, bf16")
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """How the discriminator is trained and what it counts for."""
+    """Options of the discriminator, its training and the weight of its loss."""
 
     weight: float = 1.0
-    """Of the adversarial loss; with adaptive, of its gradient in the last layer relative to the regression's."""
+    """Weight of the adversarial loss; with adaptive, of its gradient in the student's last layer relative to the
+    gradient of the regression."""
     adaptive: bool = True
     """Balance both losses by their gradients in the student's last layer."""
     warmup_steps: int = 100
-    """First steps, in which the discriminator learns alone and the student only draws, for a third of the cost."""
+    """First steps, in which only the discriminator is trained; the student draws without a backward pass, at a third
+    of the cost."""
     learning_rate: float = 1e-3
-    """Of the discriminator's AdamW."""
+    """Learning rate of the discriminator's AdamW."""
     hidden: int = 64
-    """Width of a head."""
+    """Hidden width of each head."""
     every: int = 1
-    """A head on each so-manieth block of the teacher."""
+    """Spacing of the heads: one head on every n-th block of the teacher."""
     noise_levels: tuple[float, float] = (0.0, 0.5)
-    """Least and most noise on what the teacher reads, as shares of its solver's path."""
+    """Lowest and highest noise level of the latents that the teacher reads, as shares of its solver's path."""
     r1_weight: float = 0.0
-    """Of the penalty on the discriminator's slope at real features, by finite differences; 0: not computed."""
+    """Weight of the penalty on the discriminator's slope at real features, by finite differences; 0 leaves it out."""
     r1_noise: float = 0.01
-    """Size of these differences."""
+    """Standard deviation of the noise that gives these finite differences."""
     max_grad_norm: float = 1.0
     """The discriminator's gradients are clipped to this norm."""
 
@@ -146,23 +155,24 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     """Run folder; the same command again resumes it."""
     num_trajectories: int = 2048
-    """Recorded for training."""
+    """Number of trajectories recorded for training."""
     num_eval: int = 1000
-    """Held-out noises that every arm is compared on."""
+    """Number of held-out trajectories that every arm is compared on."""
     max_steps: int = 120
     """Optimiser steps of each arm."""
     batch_size: int = 64
-    """Trajectories per step of the 4-step arms; the 1-step arm takes four times as many: as many evaluations."""
+    """Trajectories per optimiser step of the 4-step arms; the 1-step arm takes four times as many, which is the same
+    number of network evaluations."""
     learning_rate: float = 5e-4
-    """Of AdamW, for every arm."""
+    """AdamW's learning rate, the same for every arm."""
     knots: tuple[int, ...] = (0, 6, 15, 21, 24)
-    """Of the 4-step arms: which of the teacher's 24 solver states their steps run between."""
+    """States of the teacher's 24 solver steps that the steps of the 4-step arms run between."""
     history_layers: int = 7
-    """N of the ARD arm, of 7 layers, through gates."""
+    """Number of layers (N, of 7) of the ARD arm that attend to earlier steps, through gates."""
     guidance_scale: float = 1.25
-    """Of the teacher: the best of the sweep in its card."""
+    """The teacher's guidance scale; the default is the best one in the sweep of its card."""
     seed: int = 0
-    """Of the noise and of the batches."""
+    """Seed of the noise and of the batches."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_trajectories", "num_eval", "max_steps", "batch_size")
@@ -175,51 +185,72 @@ class QuickstartConfig:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """What is to be planned."""
+    """The distillation whose cost is counted."""
 
     teacher: str
-    """An architecture's name (DiT-XL/2), a diffusers folder, a config.json or a Hub id, of which only the config is
-    fetched."""
+    """An architecture's name (DiT-XL/2), a diffusers folder, a config.json or a Hub id, from which only the
+    configuration is downloaded."""
     num_steps: int = 4
-    """S of the student."""
+    """Number of steps of the student (S)."""
     history_layers: int = 6
-    """N of the student; 0 is step distillation."""
+    """Number of layers of the student (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
     mask: str = "M4"
-    """Of the history: M1 to M4."""
+    """Mask of the history, M1 to M4, as in distill."""
     solver_steps: int = 24
-    """Of the teacher, each evaluated twice if it is guided."""
+    """Number of steps of the teacher's solver; a guided step evaluates the teacher twice."""
     guidance_scale: float = 1.5
-    """Of the teacher; 1 is none."""
+    """The teacher's guidance scale; 1 means no guidance."""
     batch_size: int = 64
     """Trajectories per device and training step."""
     mixed_precision: str = "no"
-    """no or bf16."""
+    """Precision of the training: no or bf16."""
     gradient_checkpointing: bool = False
-    """Keep the blocks' inputs alone, and the activations of one block."""
+    """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
     lora_rank: int = 0
-    """Of the student's adapters; 0: all weights are trained."""
+    """Rank of the student's adapters; 0 trains all weights."""
     num_devices: int = 1
-    """Weights, gradients, optimiser and EMA are sharded over them."""
+    """Number of devices that weights, gradients, optimiser and EMA are sharded over."""
     num_trajectories: int = 100_000
-    """To be recorded, kept at the knots of this student."""
+    """Number of trajectories to record, stored at the knots of this student only."""
     num_prompts: int = 0
-    """Distinct ones, for a teacher of text; those beyond num_trajectories are not used."""
+    """Number of distinct prompts, for a text-to-image teacher; prompts beyond num_trajectories are not used."""
     dtype: Literal["float32", "float16"] = "float32"
-    """What record stores states in, and embeddings of prompts unless the text encoders have 16 bits themselves."""
+    """Data type of stored states, and of stored prompt embeddings unless the text encoders have 16 bits themselves."""
     max_steps: int = 300_000
-    """Of the training."""
+    """Number of optimiser steps."""
     text_tokens: int = 256
-    """Length of a prompt's embedding."""
+    """Number of tokens of a prompt's embedding."""
     height: int | None = None
-    """Of the latents; the model's own if not given."""
+    """Height in latents, not in pixels as for record; the model's default if not given."""
     width: int | None = None
-    """Same."""
+    """Width in latents, not in pixels as for record; the model's default if not given."""
     device: str | None = None
-    """Where to time one evaluation (auto, cpu, cuda, ...), for hours of recording and training; not timed if
-    not given."""
+    """Device to time one evaluation on (auto, cpu, cuda, ...), for an estimate of the hours of recording and training;
+    nothing is timed if not given."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
         _check(self, 1, "text_tokens")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """What samples are judged by."""
+
+    features: str | None = None
+    """Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript file. If not
+    given, an embedded teacher's own network without a reference, inception otherwise."""
+    feature_weights: str | None = None
+    """State dict file for inception; downloaded if not given."""
+    reference: str | None = None
+    """Real images, for FD to the data, KID, precision and recall: a folder of images of one size (subfolders included),
+    or an .npz file of ADM's evaluation suite with the images in arr_0. If not given, an embedded teacher's own data
+    set; for other teachers these figures are left out."""
+    clip: str | None = None
+    """CLIP model (Hub id or folder), such as openai/clip-vit-large-patch14, for the mean CLIP score of samples and
+    their prompts."""
+    preference: str | None = None
+    """CLIP model fitted to human preference (Hub id or folder), such as yuvalkirstain/PickScore_v1, for the mean
+    preference score of samples and their prompts."""

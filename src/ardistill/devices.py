@@ -1,4 +1,4 @@
-"""Where work happens: on the device of the model that is given; where none is given, on the best device there is."""
+"""Chooses devices: that of the given model, or the best available one if no model is given."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 Device = str | torch.device | None
-"""A torch device or its name; ``"auto"`` is the best there is, and None what the rule above picks."""
+"""A torch device or its name. ``"auto"`` is the best available device; None, the given model's or else the best."""
 
 
 def best_device() -> torch.device:
-    """This process's accelerator (CUDA, ROCm, MPS, XPU, ...), or the CPU where there is none.
+    """This process's accelerator (CUDA, ROCm, MPS, XPU, ...), or the CPU if there is none.
 
-    Of several processes on one machine each gets the accelerator that ``LOCAL_RANK`` counts.
+    With several processes on one machine, ``LOCAL_RANK`` selects the accelerator of each.
     ``ACCELERATE_USE_CPU=true`` keeps the work on the CPU, as it does in accelerate.
     """
     if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
@@ -27,11 +27,11 @@ def best_device() -> torch.device:
 
 
 def resolve_device(device: Device = None, of_model: torch.device | None = None) -> torch.device:
-    """The device of that name; for None where the given model is, if one is given; else the best there is.
+    """Find the device of a name; for None, the given model's device, or the best available one without a model.
 
     Args:
-        device: A device or its name; ``"auto"`` is the best there is.
-        of_model: Where the given model is.
+        device: A device or its name; ``"auto"`` is the best available device.
+        of_model: The given model's device.
 
     Raises:
         ValueError: This machine has no such device.
@@ -43,7 +43,7 @@ def resolve_device(device: Device = None, of_model: torch.device | None = None) 
     try:
         found = torch.device(device)
         if found.type == "meta":
-            raise RuntimeError("tensors on meta hold no numbers")
+            raise RuntimeError("tensors on meta hold no values")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
@@ -54,7 +54,7 @@ def resolve_device(device: Device = None, of_model: torch.device | None = None) 
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module runs: the device that an offload hook brings it to, else that of its first parameter or buffer."""
+    """The device that a module runs on: that of its offload hook, else that of its first parameter or buffer."""
     execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     if execution_device is not None:
         return torch.device(execution_device)
@@ -64,13 +64,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def synchronize(device: Device = None) -> None:
-    """Wait until the device, the best there is if not given, has done all that it was asked to."""
+    """Wait until a device, the best available one if not given, has finished all queued work."""
     where = resolve_device(device)
     module = torch.get_device_module(where)
-    module.synchronize(*([] if where.type == "mps" else [where]))  # else it is the current one that is waited for
+    module.synchronize(*([] if where.type == "mps" else [where]))  # the default is the current device
 
 
 def device_name(device: torch.device) -> str:
-    """A device as its maker calls it, such as ``NVIDIA H100 80GB HBM3``; its type where torch does not say."""
+    """The product name of a device, such as ``NVIDIA H100 80GB HBM3``; its type if torch has no name for it."""
     named = getattr(torch.get_device_module(device), "get_device_name", None)
     return named(device) if named is not None else device.type

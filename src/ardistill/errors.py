@@ -1,6 +1,6 @@
-"""The one place that turns an exception into what a person reads: one line with the remedy, and an exit status.
+"""Turns exceptions into what a user reads: one line with a remedy, and an exit status.
 
-Only the standard library is imported: the classes of other packages are known by their names.
+Only the standard library is imported; exception classes of other packages are recognised by their names.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from types import FrameType
 from typing import Any
 
 BUG = 1
-"""Exit status of what nobody but ardistill can have caused."""
+"""Exit status of an error that only a fault in ardistill can cause."""
 USAGE = 2
-"""Exit status of what a user, a disk, a network or a missing extra caused."""
-SAME_COMMAND = "what is there is whole, the same command again goes on"
+"""Exit status of an error that a user, a disk, a network, a lack of memory or a missing package caused."""
+SAME_COMMAND = "files written so far are whole, the same command again goes on"
+"""Remedy for an error after which a command can be resumed."""
 
 _LONGEST = 900
+"""Characters of the longest message."""
 _warned: set[str] = set()
+"""Warnings that were printed."""
 _ENDING = tuple(getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x))
+"""Signals that ask a process to end."""
 _MEMORY = (
     "lower the batch size (--training.batch_size; --shard_size of record), or train with "
     "--training.gradient_checkpointing true or --lora_rank 16"
@@ -42,30 +46,30 @@ _DISK = {
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): f"free space there, or name another folder; {SAME_COMMAND}",
     (errno.EACCES, errno.EPERM, errno.EROFS): "name a folder that you may read and write, or change its permissions",
     (errno.ENOENT,): "check the path",
-    (errno.EISDIR,): "name a file, this is a folder",
-    (errno.ENOTDIR,): "name another path, a part of this one is a file",
+    (errno.EISDIR,): "this is a folder: name a file",
+    (errno.ENOTDIR,): "a parent of this path is a file: name another path",
     (errno.ENAMETOOLONG, errno.ELOOP): "name a shorter path",
     (errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV): "name a new folder",
     (errno.EMFILE, errno.ENFILE): "allow more open files: ulimit -n 65536",
     (errno.EADDRINUSE,): "another launch uses this port: accelerate launch --main_process_port 0 takes a free one",
-    (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO): f"see whether the disk is well; {SAME_COMMAND}",
+    (errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO): f"check the disk; {SAME_COMMAND}",
 }
-"""Error numbers of the operating system, and what to do about them."""
+"""Remedies by error numbers of the operating system."""
 _HUB = {
-    "GatedRepoError": "accept its terms on its page at huggingface.co, then log in with: hf auth login",
+    "GatedRepoError": "accept the terms on its page at huggingface.co, then log in with: hf auth login",
     "RepositoryNotFoundError": "check the id; if it is private, log in with: hf auth login",
     "RevisionNotFoundError": "check the revision",
     "HFValidationError": "name a folder that exists or a Hub id such as facebook/DiT-XL-2-256",
     "OfflineModeIsEnabled": "unset HF_HUB_OFFLINE, or name a local folder",
     "LocalEntryNotFoundError": "unset HF_HUB_OFFLINE and check the network, or name a local folder",
-    "EntryNotFoundError": "check the id: it lacks a file that is needed",
+    "EntryNotFoundError": "check the id: the repository lacks a required file",
 }
-"""Exceptions of huggingface_hub, the narrowest first."""
+"""Remedies by exception classes of huggingface_hub, subclasses before their bases."""
 _NETWORK = {
     "requests", "httpx", "httpx2", "httpcore", "urllib3", "urllib", "aiohttp", "socket", "ssl", "botocore",
     "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "huggingface_hub",
 }  # fmt: skip
-"""Packages whose exceptions come from a network."""
+"""Packages whose exceptions are network errors."""
 _NO_NETWORK = f"check the network, the address and your credentials; {SAME_COMMAND}"
 _RUNTIME = {
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory": _MEMORY,
@@ -74,33 +78,35 @@ _RUNTIME = {
         f"free space there, or name a folder that you may write; {SAME_COMMAND}"
     ),
     r"PytorchStreamReader|central directory|[Ii]nvalid magic number|header is too (large|small)|"
-    r"deserializing (the )?header|corrupted": "the file is cut or damaged: download or write it again",
+    r"deserializing (the )?header|corrupted": "the file is truncated or damaged: download or write it again",
     r"unable to mmap|unable to open file": "check the path and the limits of memory (ulimit -v)",
     r"EADDRINUSE|address already in use": _DISK[errno.EADDRINUSE,],
     r"[Cc]onnection (was )?(closed|reset|refused)|[Tt]imed? ?out|NCCL|[Gg]loo|DistStore|Broken pipe": (
-        f"another process of the launch ended or cannot be reached, look for its own line; {SAME_COMMAND}"
+        f"another process of this launch ended or cannot be reached, look for its error line; {SAME_COMMAND}"
     ),
-    r"Storage size calculation overflowed": "a size that was asked for is too large: take a smaller one",
+    r"Storage size calculation overflowed": "a requested size is too large: take a smaller one",
     r"no kernel image|driver|Torch not compiled with|CUDA-capable|busy or unavailable|device-side|uncorrectable": (
-        "see that torch, driver and device fit together (python -m torch.utils.collect_env), or work with --device cpu"
+        "check that torch, driver and device are compatible (python -m torch.utils.collect_env), or use --device cpu"
     ),
     r"not implemented for|Could not run 'aten|not (currently )?(implemented|supported) (for|on)": (
         "this device or dtype lacks an operation that the model needs: use another dtype, or --device cpu"
     ),
 }
-"""What torch says in a RuntimeError that is no fault of the program, and what to do about it."""
+"""Remedies by patterns in messages of torch's RuntimeErrors that a fault in ardistill does not cause."""
 _EXTRAS = {"torch_fidelity": "fid", "peft": "lora"} | dict.fromkeys(
     ("transformers", "datasets", "sentencepiece", "jinja2", "tokenizers"), "text"
 )
+"""Importable packages and the extra of ardistill that installs them."""
 _ON_PYPI = {"PIL": "pillow", "yaml": "pyyaml", "google": "protobuf", "cv2": "opencv-python"}
+"""Importable packages and their names on PyPI, where these differ."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT, SIGTERM or SIGHUP asked this process to end; ``args[0]`` is the signal's number."""
+    """Raised when SIGINT, SIGTERM or SIGHUP asks this process to end; ``args[0]`` is the signal's number."""
 
 
 def version(package: str = "ardistill") -> str:
-    """The installed version of a package."""
+    """The installed version of a package, or ``(not installed)``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -108,11 +114,11 @@ def version(package: str = "ardistill") -> str:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Exit status and one line for an exception, or for what it was raised from.
+    """Find the exit status and the line for an exception, or for the exception that it was raised from.
 
     Returns:
-        130, 143 or 129 of an interrupt; `USAGE` of what a user, a disk, a network, a lack of memory or a missing extra
-        caused, with what to do about it; `BUG` of anything else.
+        The exit status and one line. The status is 130, 143 or 129 for an interrupt; `USAGE` for an error that a user,
+        a disk, a network, a lack of memory or a missing package caused, with a remedy in the line; `BUG` otherwise.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -124,7 +130,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _known(error: BaseException) -> tuple[int, str] | None:
-    """Exit status and line of an exception that has another cause than a bug."""
+    """Exit status and line of an exception; None if only a bug explains it."""
     if isinstance(error, KeyboardInterrupt):
         number = signal.Signals(error.args[0] if isinstance(error, Interrupted) else signal.SIGINT)
         return 128 + number, f"ended by {number.name}"
@@ -140,7 +146,7 @@ def _known(error: BaseException) -> tuple[int, str] | None:
     elif packages & _NETWORK or isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError)):
         remedy = _NO_NETWORK
     elif isinstance(error, OSError):
-        return USAGE, _of_disk(error)
+        return USAGE, _explain_os_error(error)
     elif found := re.search(r"os error (\d+)\)|code: (\d+)", text):  # safetensors, written in Rust
         remedy = _disk_remedy(int(found[1] or found[2]))
     elif (
@@ -148,19 +154,19 @@ def _known(error: BaseException) -> tuple[int, str] | None:
     ) or "SafetensorError" in names:
         remedy = next((advice for said, advice in _RUNTIME.items() if re.search(said, text)), None)
         if remedy is None and "SafetensorError" in names:
-            remedy = "the file is cut or damaged: download or write it again"
+            remedy = "the file is truncated or damaged: download or write it again"
     elif names & {"JSONDecodeError", "UnicodeDecodeError", "YAMLError", "UnpicklingError", "BadZipFile", "EOFError"}:
-        text, remedy = f"a file cannot be read: {text}", "write or download it again; --debug shows which one it is"
-    elif isinstance(error, ValueError) or type(error) is Exception:  # a bare one: no code of ours raises it
+        text, remedy = f"a file cannot be read: {text}", "write or download it again; --debug shows which file"
+    elif isinstance(error, ValueError) or type(error) is Exception:  # ardistill itself raises no bare Exception
         return USAGE, text
     elif packages & {"fsspec", "pyarrow", "datasets", "PIL"}:
         remedy = "check the path or the file"
     return None if remedy is None else (USAGE, f"{text}; {remedy}")
 
 
-def _of_disk(error: OSError) -> str:
-    """One line for what the operating system refused; of the package's own messages, the message."""
-    if error.errno is None:  # the message of a package, perhaps of what the Hub said
+def _explain_os_error(error: OSError) -> str:
+    """The line for an OSError; one without an error number comes from a package and has its own message."""
+    if error.errno is None:  # raised by a package, perhaps because of an error of the Hub
         origin = {x.__name__ for x in type(error.__cause__ or error.__context__).__mro__}
         advice = next((f"; {advice}" for name, advice in _HUB.items() if name in origin), "")
         return f"{_flat(error)}{advice}"
@@ -173,11 +179,11 @@ def _of_disk(error: OSError) -> str:
 
 
 def _disk_remedy(number: int) -> str:
-    return next((advice for numbers, advice in _DISK.items() if number in numbers), f"see to it; {SAME_COMMAND}")
+    return next((advice for numbers, advice in _DISK.items() if number in numbers), f"resolve this; {SAME_COMMAND}")
 
 
 def cache_variable(error: BaseException) -> str | None:
-    """The environment variable that says where a cache lies which cannot be written; None of any other error."""
+    """The environment variable that locates the cache that an error is about; None if it is not about a cache."""
     name = getattr(error, "filename", None)
     if not isinstance(error, OSError) or not isinstance(name, (str, bytes)) or error.errno == errno.ENOSPC:
         return None
@@ -201,7 +207,7 @@ def cache_variable(error: BaseException) -> str | None:
 
 
 def _missing(error: ImportError) -> tuple[int, str] | None:
-    """What to install; None where a module of ardistill itself is missing, or lacks a name."""
+    """Exit status and line that says what to install; None if the import of a module of ardistill failed."""
     text = _flat(error)
     if "pip install" in text:
         return USAGE, text
@@ -209,7 +215,7 @@ def _missing(error: ImportError) -> tuple[int, str] | None:
     if name == "ardistill":
         return None
     if isinstance(error, metadata.PackageNotFoundError) or not name:
-        return USAGE, f"{text}; install what it names with pip"
+        return USAGE, f"{text}; install the named package with pip"
     if name == "torchvision":
         return USAGE, f"{text}; pip install torchvision, in the build made for your torch (https://pytorch.org)"
     if name in _EXTRAS:
@@ -219,7 +225,7 @@ def _missing(error: ImportError) -> tuple[int, str] | None:
 
 
 def _flat(error: BaseException) -> str:
-    """The message of an exception in one line, without colours; its class's name where it has none."""
+    """The message of an exception in one line without colour codes; the class's name if there is no message."""
     return " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split()) or type(error).__name__
 
 
@@ -228,8 +234,10 @@ def _shorten(text: str) -> str:
 
 
 def ready_process() -> None:
-    """Let stdout and stderr take any text: what their encoding lacks is escaped, and a closed one leads nowhere. A
-    warning is one line, once.
+    """Prepare stdout, stderr and warnings for a command.
+
+    Characters that a stream's encoding lacks are escaped, a closed stream discards its text, and each warning is
+    printed once, as one line.
     """
     warnings.showwarning = _show_warning
     for name in ("stdout", "stderr"):
@@ -248,7 +256,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Write one line to stderr, below whatever bars are being drawn."""
+    """Write one line to stderr, below progress bars that are on the terminal."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         for bar in list(bars):
@@ -259,17 +267,17 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def one_line(name: Callable[[], str], goes_on: Callable[[], str], debug: bool = False) -> Iterator[None]:
-    """Whatever ends the block by an exception ends the process: by one line on stderr and an exit status.
+    """Context in which an exception ends the process with one line on stderr and an exit status.
 
-    SIGINT, SIGTERM and SIGHUP are exceptions in the block, too; a second one ends the process at once.
+    SIGINT, SIGTERM and SIGHUP raise `Interrupted` in this context; a second signal ends the process at once.
 
     Args:
-        name: The command as it begins the line.
-        goes_on: How to go on after an interrupt.
-        debug: Leave exceptions as they are.
+        name: Returns the command's name, with which the line begins.
+        goes_on: Returns how to go on after an interrupt.
+        debug: Do not change exceptions.
 
     Raises:
-        SystemExit: In the place of any exception, with the status of `explain`; 141 where nobody reads stdout.
+        SystemExit: In place of any exception, with the status of `explain`, or 141 if the reader of stdout is gone.
     """
     rank = os.environ.get("RANK", "0")
     prog = name if rank == "0" else lambda: f"{name()} (process {rank})"
@@ -297,21 +305,21 @@ def one_line(name: Callable[[], str], goes_on: Callable[[], str], debug: bool = 
 
 
 class _Signals:
-    """SIGINT, SIGTERM and SIGHUP as exceptions, as long as this context lasts; where they are ignored, they stay so.
+    """Context in which SIGINT, SIGTERM and SIGHUP raise `Interrupted`; ignored signals stay ignored.
 
     Args:
-        line: What to say of a signal; nothing if empty.
+        line: Returns the line to print for a signal; nothing is printed if it is empty.
     """
 
     def __init__(self, line: Callable[[signal.Signals], str]) -> None:
         self.line = line
         self.received: signal.Signals | None = None
-        """The first of them; whatever exception comes later is a consequence."""
+        """The first signal; exceptions after it are taken as its consequence."""
         self.spoken = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread, which alone hears of signals
+        with contextlib.suppress(ValueError):  # raised outside the main thread, which alone receives signals
             for number in _ENDING:
                 if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None):
                     signal.signal(number, self._receive)
@@ -330,7 +338,7 @@ class _Signals:
         raise Interrupted(number)
 
     def speak(self) -> None:
-        """Say the line, once."""
+        """Print the line once."""
         if not self.spoken and self.received is not None:
             self.spoken = True
             if line := self.line(self.received):
@@ -338,7 +346,7 @@ class _Signals:
 
 
 def _leave_stdout() -> None:
-    """Let what could not be written be forgotten: else the interpreter tries again at its end, and complains."""
+    """Discard unwritable text of stdout; otherwise the interpreter tries again when it exits, and complains."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         return
@@ -347,7 +355,7 @@ def _leave_stdout() -> None:
 
 
 def _tell_launcher(line: str) -> None:
-    """Let torchrun and accelerate launch show the line as the cause in their own report of a process that failed."""
+    """Give the line to torchrun and accelerate launch, which show it in their report of the failed process."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         facts = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
@@ -356,7 +364,7 @@ def _tell_launcher(line: str) -> None:
 
 
 def _report(error: BaseException) -> str:
-    """Write the traceback to a file; what to do with it."""
+    """Write the traceback to a file; the end of the error line asks to report it."""
     versions = [f"ardistill {version()}", f"python {platform.python_version()}", platform.platform()]
     versions += [f"{x} {sys.modules[x].__version__}" for x in ("torch", "diffusers", "accelerate") if x in sys.modules]
     text = "\n".join([*versions, shlex.join(sys.argv), "", "".join(traceback.format_exception(error))])

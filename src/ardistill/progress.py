@@ -1,4 +1,4 @@
-"""The bars of all commands: drawn on a terminal, and a line of text every half minute in a log file."""
+"""Progress bars of all commands: drawn on a terminal, one line of text every half minute in a log file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS = 30
-"""Least time between two lines in a log file."""
+"""Minimum time between two lines in a log file."""
 
 
 class _Lines(tqdm):
-    """A bar for what is no terminal: lines of its own, the last one when it is closed."""
+    """A bar for a log file: it prints whole lines, the last one when it is closed."""
 
     disable: bool
 
@@ -37,19 +37,19 @@ class _Lines(tqdm):
         if not self.disable:
             self.disable = True
             self._decr_instances(self)
-            if self.last_print_n < self.n or self.postfix:  # else the line before says as much
+            if self.last_print_n < self.n or self.postfix:  # otherwise the previous line says the same
                 self.sp(str(self))
 
 
 def bar(steps: Iterable[Any] | None = None, **options: Any) -> Any:
-    """A progress bar on stderr, with tqdm's arguments and methods; ``disable`` leaves it out."""
+    """A progress bar on stderr with tqdm's arguments and methods; ``disable=True`` shows none."""
     return (tqdm if sys.stderr.isatty() else _Lines)(steps, **options)
 
 
 def calm_libraries() -> None:
-    """Let the bars of other packages follow the same rule, where there is no terminal. Called before they are imported.
+    """Make the progress bars of other packages follow the same rule if stderr is not a terminal.
 
-    tqdm reads its defaults from the environment when it is imported.
+    Must be called before tqdm is imported, which reads its defaults from the environment at import.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS))

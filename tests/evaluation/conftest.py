@@ -11,11 +11,10 @@ NAMES = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torch
 
 @pytest.fixture(scope="session")
 def torch_fidelity():
-    """torch-fidelity, or None where it is not installed; to be asked for before torchmetrics, which imports it.
+    """torch-fidelity, or None if it is not installed. Request it before torchmetrics, which imports it.
 
-    Nothing tested here computes with torchvision, but torch-fidelity imports it for its data sets, and the registry's
-    torchvision does not load beside a CPU-only torch: then empty modules stand in for it while torch-fidelity is
-    imported, and only then.
+    torch-fidelity imports torchvision for data sets that are not used here, and PyPI's torchvision does not load beside
+    a CPU build of torch. If it fails, empty modules replace it while torch-fidelity is imported.
     """
     if importlib.util.find_spec("torch_fidelity") is None:
         return None

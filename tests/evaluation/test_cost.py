@@ -5,7 +5,7 @@ from ardistill.evaluation.cost import count_macs, latency_ms
 
 
 def test_macs_are_the_closed_form_attention_included():
-    """Per block 12 n d^2 + 2 n^2 d for n tokens of width d; adaLN 6 d^2, of DiT; embeddings and head apart."""
+    """A block of a DiT takes 12 n d^2 + 2 n^2 d for n tokens of width d, and 6 d^2 for adaLN, besides embeddings."""
     sizes = {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 3, "sample_size": 16, "patch_size": 2}
 
     def macs(layers):

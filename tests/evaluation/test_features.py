@@ -55,7 +55,7 @@ def test_inception_takes_grey_images_and_is_fid_with_its_own_weights_only(torch_
         feature_network("inception", weights=tmp_path / "missing.pth")
 
 
-def test_unknown_names_are_told_with_the_known_ones():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
         ValueError, match="fashion-classifier, scenes-detector, inception, or the path of a TorchScript file"
     ):
@@ -64,7 +64,7 @@ def test_unknown_names_are_told_with_the_known_ones():
         feature_network(Mean(), weights="random")
 
 
-def test_bad_images_and_features_are_told():
+def test_bad_images_and_features_are_refused():
     network = feature_network("fashion-classifier")
     with pytest.raises(ValueError, match=r"expected images of shape \(n, 1, 28, 28\)"):
         extract_features(network, images(size=32))

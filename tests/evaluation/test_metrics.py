@@ -20,7 +20,7 @@ def normal(count: int, num_features: int = 16, seed: int = 0, scale: float = 1.0
 
 
 class Given(torch.nn.Module):
-    """Lets torchmetrics take features for images."""
+    """A feature network for torchmetrics that returns its input, so that features are passed as images."""
 
     def __init__(self, num_features):
         super().__init__()
@@ -36,7 +36,7 @@ def test_frechet_distance_of_a_set_to_itself_is_zero():
 
 
 def test_frechet_distance_of_known_gaussians():
-    # Commuting covariances: |difference of means|^2 + sum (sqrt(a) - sqrt(b))^2
+    # For commuting covariances: |difference of means|^2 + sum (sqrt(a) - sqrt(b))^2
     a = FeatureStatistics(torch.zeros(3).double(), torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()), 10)
     b = FeatureStatistics(torch.full((3,), 2.0).double(), torch.diag(torch.tensor([4.0, 4.0, 1.0]).double()), 10)
     assert frechet_distance(a, b) == pytest.approx(12 + 1 + 0 + 4, rel=1e-12)
@@ -169,7 +169,7 @@ def test_real_floor_falls_with_the_number_of_samples():
         (lambda: real_floor(normal(50), FeatureStatistics.from_features(normal(50)), 51), "there are 50"),
     ],
 )
-def test_bad_input_is_told(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

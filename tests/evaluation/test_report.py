@@ -10,7 +10,7 @@ ROWS = [
 ]
 
 
-def test_table_shows_every_number_and_a_dash_for_what_is_missing():
+def test_table_shows_every_number_and_a_dash_for_a_missing_one():
     lines = format_table(ROWS).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[-2].split() == ["teacher", "3.250", "-", "0.01230", "0.941", "48", "1,900.0", "M", "0"]
@@ -54,7 +54,7 @@ def test_sample_grid_is_written_with_the_pixels_of_each_row(tmp_path, channels):
     assert 0.2 < dark < 0.5  # the upper row, less the labels' share
 
 
-def test_bad_grids_are_told(tmp_path):
+def test_bad_grids_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one shape"):
         sample_grid({"a": torch.zeros(2, 1, 8, 8), "b": torch.zeros(3, 1, 8, 8)}, tmp_path / "grid.png")
     with pytest.raises(ValueError, match="one shape"):
@@ -62,7 +62,7 @@ def test_bad_grids_are_told(tmp_path):
     sample_grid({"a": torch.zeros(2, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}, tmp_path / "heads.png", list("wxyz"))
     sample_grid({"a": torch.zeros(2, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}, tmp_path / "grid.png", list("wx"))
     heights = [Image.open(tmp_path / name).height for name in ("heads.png", "grid.png")]
-    assert heights[0] > heights[1]  # the second row has heads of its own
+    assert heights[0] > heights[1]  # the second row has heads, too
     with pytest.raises(ValueError, match="2 column heads, got 1"):
         sample_grid({"a": torch.zeros(2, 1, 8, 8)}, tmp_path / "grid.png", columns=["x"])
 
@@ -82,6 +82,6 @@ def test_exposure_bias_plot_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("named", [{"free": [1.0]}, {"free_running": [1.0], "teacher_forced": [1.0, 2.0]}, {}])
-def test_bad_curves_are_told(tmp_path, named):
+def test_bad_curves_are_refused(tmp_path, named):
     with pytest.raises(ValueError, match="expected curves of one length"):
         exposure_bias_plot({"ard": named}, tmp_path / "bias.png")

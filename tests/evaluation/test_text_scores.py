@@ -1,4 +1,4 @@
-"""CLIP score and preference of a tiny CLIP with random weights, and the folders that GenEval and T2I-CompBench read."""
+"""CLIP score and preference from a tiny CLIP with random weights, and the folders for GenEval and T2I-CompBench."""
 
 import json
 import re
@@ -10,7 +10,8 @@ from PIL import Image
 from tiny_pipelines import save_clip
 from transformers import CLIPModel
 
-from ardistill.evaluation.text_scores import TextScorer, as_pictures, export_compbench, export_geneval
+from ardistill.evaluation.text_scores import TextScorer, export_compbench, export_geneval
+from ardistill.files.pixels import to_pictures
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon that is far too long"]
 
@@ -20,14 +21,14 @@ def folder(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))
 
 
-def test_scores_are_of_each_image_and_its_own_prompt(folder):
+def test_each_image_is_scored_against_its_prompt(folder):
     scorer = TextScorer.from_pretrained(folder)
     images = torch.rand(3, 3, 24, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cosines = scorer.cosines(images, PROMPTS, batch_size=2)
     inputs = scorer.processor(
-        text=PROMPTS, images=as_pictures(images), padding=True, truncation=True, max_length=12, return_tensors="pt"
+        text=PROMPTS, images=to_pictures(images), padding=True, truncation=True, max_length=12, return_tensors="pt"
     )
-    logits = scorer.model(**inputs).logits_per_image.diagonal()  # transformers' own: scaled cosines
+    logits = scorer.model(**inputs).logits_per_image.diagonal()  # transformers computes scaled cosines
     assert torch.allclose(scorer.preference(images, PROMPTS), logits, atol=1e-4)
     assert torch.allclose(cosines * scorer.model.logit_scale.exp(), logits, atol=1e-4) and cosines.abs().max() < 1
     assert (
@@ -39,7 +40,7 @@ def test_scores_are_of_each_image_and_its_own_prompt(folder):
         scorer.cosines(images, PROMPTS[:2])
 
 
-def test_no_scores_are_told_of_weights_that_are_no_whole_clip(folder, tmp_path):
+def test_incomplete_clip_models_are_refused(folder, tmp_path):
     whole = CLIPModel.from_pretrained(folder)
     whole.text_model.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match=r"expected a CLIPModel in .*found 'clip_text_model'"):
@@ -51,7 +52,7 @@ def test_no_scores_are_told_of_weights_that_are_no_whole_clip(folder, tmp_path):
 
 
 def test_geneval_finds_its_metadata_and_samples(tmp_path):
-    """As its evaluate_images.py looks for them: folders of digits, one JSON object, pictures of digits."""
+    """Its evaluate_images.py expects folders named by digits, one JSON object each, and pictures named by digits."""
     lines = [{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}] * 2
     images = [torch.full((4, 3, 8, 8), -1.0), torch.ones(2, 1, 8, 8)]
     export_geneval(tmp_path / "images", lines, images)
@@ -72,7 +73,7 @@ def test_geneval_finds_its_metadata_and_samples(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_compbench_reads_prompt_and_number_off_the_names(tmp_path):
+def test_compbench_finds_prompt_and_number_in_the_file_names(tmp_path):
     prompts = ["a green bench, and a blue bowl", "a cat on the right of a tree"]
     export_compbench(tmp_path, prompts, [torch.zeros(2, 3, 8, 8), torch.zeros(3, 3, 8, 8)])
     names = [x.name for x in (tmp_path / "samples").iterdir()]

@@ -16,13 +16,15 @@ from safetensors import safe_open
 from tiny_pipelines import save
 
 from ardistill import Student, StudentConfig, Teacher, TrajectoryDataset, record, sample
-from ardistill.cli import _run_of, main
+from ardistill.cli import main
 from ardistill.core.knots import Knots
-from ardistill.evaluation import Judge, draw_samples, feature_network
+from ardistill.evaluation import Judge, draw_samples, feature_network, run_of
 from ardistill.files.images import ImageReader, find_images, open_images
 from ardistill.publishing import export, load
+from ardistill.training import encode as encode_images
+from ardistill.training.labelled_images import _of_data_set
 from ardistill.training.labels import match_classes
-from ardistill.training.real_images import _of_data_set, encode_images, load_real, save_real
+from ardistill.training.real_images import load_real, save_real
 from ardistill.trajectories import load_prompts
 
 QUIET = {"solver_steps": 4, "num_steps": (2,), "shard_size": 4, "progress": False}
@@ -296,10 +298,10 @@ def test_case_16_each_kind_of_file_is_read_as_what_it_is(tmp_path):
 
 
 def test_case_17_a_run_called_student_is_itself(fashion, capsys):
-    assert _run_of(f"{fashion}/student") == (fashion / "student", "")
-    assert _run_of(f"{fashion}/student/student") == (fashion / "student", "")
+    assert run_of(f"{fashion}/student") == (fashion / "student", "")
+    assert run_of(f"{fashion}/student/student") == (fashion / "student", "")
     (step,) = (fashion / "student" / "checkpoints").glob("step-*")
-    assert _run_of(str(step)) == (fashion / "student", f"-{step.name}")
+    assert run_of(str(step)) == (fashion / "student", f"-{step.name}")
     with pytest.raises(SystemExit):
         main(["evaluate", "--student", f"{fashion}/student", "--trajectories", f"{fashion}/train"])
     assert "expected held-out trajectories" in capsys.readouterr().err
@@ -322,7 +324,7 @@ def test_case_17_a_link_is_followed_to_what_it_was_trained_on(fashion, tmp_path,
 
 def test_case_17_what_cannot_be_checked_is_said(fashion, tmp_path, capsys):
     shutil.copytree(fashion / "student" / "student", tmp_path / "student")  # its run is not there
-    assert _run_of(str(tmp_path / "student")) == (tmp_path / "student", "")
+    assert run_of(str(tmp_path / "student")) == (tmp_path / "student", "")
     out = ["--out", str(tmp_path / "out")]
     main(["evaluate", "--student", str(tmp_path / "student"), "--trajectories", f"{fashion}/train", *out])
     assert "not checked whether the trajectories are held out" in capsys.readouterr().err

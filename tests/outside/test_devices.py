@@ -37,7 +37,7 @@ from ardistill.evaluation import (
 from ardistill.evaluation.cost import latency_ms
 from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary
@@ -327,7 +327,7 @@ REFUSALS = {
     "unknown-kind": Refusal(f"{RECORD} --out out --device gpu", NONE_LIKE_IT, "such as cpu or cuda:0, got 'gpu'"),
     "absent-index": Refusal(f"{RECORD} --out out --device cuda:99", NONE_LIKE_IT, "such as cpu or cuda:0"),
     "absent-kind": Refusal(f"{RECORD} --out out --device hpu", NONE_LIKE_IT, "such as cpu or cuda:0"),
-    "no-numbers": Refusal(f"{RECORD} --out out --device meta", NONE_LIKE_IT, "such as cpu.*hold no numbers"),
+    "no-numbers": Refusal(f"{RECORD} --out out --device meta", NONE_LIKE_IT, "such as cpu.*hold no values"),
     "misspelt-index": Refusal(f"{RECORD} --out out --device cuda:x", NONE_LIKE_IT, "such as cpu or cuda:0"),
     "empty": Refusal(
         [*RECORD.split(), "--out", "out", "--device", ""], "value for --device, got an empty one", "name one"

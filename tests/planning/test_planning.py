@@ -1,4 +1,4 @@
-"""The plan: the paper's counts, and what it refuses."""
+"""The cost of a distillation: equal to the counts of the paper, and bad input is refused."""
 
 import json
 
@@ -9,7 +9,7 @@ from tiny_families import TINY
 from ardistill.cli import main
 from ardistill.config import CostConfig
 from ardistill.families import FAMILIES, register_family
-from ardistill.planning.cost import describe, plan
+from ardistill.planning import cost, describe
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ def test_macs_of_dit_xl2_are_the_papers(capsys, steps, layers, macs):
 
 
 def test_the_25_step_guided_teacher_is_the_papers():
-    cost = plan(CostConfig("DiT-XL/2", solver_steps=25))
-    assert cost.macs_per_image_teacher == pytest.approx(5933, abs=1)
-    assert cost.parameters == 749_826_464 + 6  # the stock transformer's, and a gate in each layer with history
-    assert cost.memory["optimizer"] == 2 * cost.memory["weights"] == 8 * cost.parameters
+    found = cost(CostConfig("DiT-XL/2", solver_steps=25))
+    assert found.macs_per_image_teacher == pytest.approx(5933, abs=1)
+    assert found.parameters == 749_826_464 + 6  # the stock transformer's, and a gate in each layer with history
+    assert found.memory["optimizer"] == 2 * found.memory["weights"] == 8 * found.parameters
 
 
 class Asking(DiT):
@@ -39,24 +39,24 @@ def test_what_cannot_be_counted_says_so(tmp_path):
         register_family(Asking, ROW)
     Asking().save_config(tmp_path)
     with pytest.raises(ValueError, match="Asking asks for values of its inputs as it runs"):
-        plan(CostConfig(str(tmp_path / "config.json"), history_layers=2))
+        cost(CostConfig(str(tmp_path / "config.json"), history_layers=2))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_family_is_counted_from_its_config_alone(name, tmp_path):
     TINY[name].transformer().save_config(tmp_path)
     options = CostConfig(str(tmp_path / "config.json"), history_layers=2, num_prompts=10, text_tokens=6, batch_size=2)
-    cost = plan(options)
-    assert 0 < cost.macs_per_image_step_distillation < cost.macs_per_image < cost.macs_per_image_teacher
-    assert cost.bytes_per_prompt == 0 if name.startswith("dit") else cost.bytes_per_prompt > 0
-    assert cost.memory["total"] > cost.memory["activations"] > 0
-    text = describe(cost, options)
+    found = cost(options)
+    assert 0 < found.macs_per_image_step_distillation < found.macs_per_image < found.macs_per_image_teacher
+    assert found.bytes_per_prompt == 0 if name.startswith("dit") else found.bytes_per_prompt > 0
+    assert found.memory["total"] > found.memory["activations"] > 0
+    text = describe(found, options)
     assert "against step distillation" in text and ("stored once" in text) == (not name.startswith("dit"))
 
 
 def test_precision_checkpointing_and_devices_save_memory():
     memory = [
-        plan(CostConfig("DiT-S/4", batch_size=4, **options)).memory
+        cost(CostConfig("DiT-S/4", batch_size=4, **options)).memory
         for options in ({}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"num_devices": 4})
     ]
     assert all(other["total"] < memory[0]["total"] for other in memory[1:])
@@ -65,8 +65,8 @@ def test_precision_checkpointing_and_devices_save_memory():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="expected one of DiT-S/2"):
-        plan(CostConfig("DiT-XXL/2"))
+        cost(CostConfig("DiT-XXL/2"))
     with pytest.raises(ValueError, match="expected 1 to 24 steps"):
-        plan(CostConfig("DiT-S/4", num_steps=25))
+        cost(CostConfig("DiT-S/4", num_steps=25))
     with pytest.raises(ValueError, match="0 to 12 history layers"):
-        plan(CostConfig("DiT-S/4", history_layers=13))
+        cost(CostConfig("DiT-S/4", history_layers=13))

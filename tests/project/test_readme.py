@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ardistill.cli import COMMANDS, _check_recipe, build_parser, main
+from ardistill.cli import COMMANDS, build_parser, check_recipe, main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_the_readme_shows_the_way():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_whole(path):
     parser = build_parser()
-    _check_recipe(str(path), parser)
+    check_recipe(str(path), parser)
     for command in yaml.safe_load(path.read_text()):
         assert command in COMMANDS
         parser.parse_args(["--config", str(path), command])

@@ -1,4 +1,4 @@
-"""The way of a text-to-image user with the embedded teacher: commands, exported pipeline, example."""
+"""What a text-to-image user does with the embedded teacher: commands, the exported pipeline, the example."""
 
 import json
 
@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from tiny_pipelines import save_clip
 
 from ardistill.cli import main
-from ardistill.evaluation.text_scores import as_pictures
+from ardistill.files.pixels import to_pictures
 from ardistill.student import Student
 from ardistill.zoo import FOLDERS
 from ardistill.zoo.scenes.data import as_images, caption, example, prompts
@@ -21,7 +21,7 @@ TRAINING = ["--training.max_steps", "1", "--training.batch_size", "2", "--traini
 
 @pytest.fixture(scope="module")
 def way(tmp_path_factory):
-    """A student from record to export."""
+    """A folder with recordings, a distilled student and its export."""
     folder = tmp_path_factory.mktemp("way")
     (folder / "prompts.txt").write_text("\n".join(ASKED))
     options = ["--guidance_scale", "3", "--solver_steps", "2", "--num_steps", "[1, 2]"]
@@ -50,10 +50,10 @@ def test_a_student_draws_a_prompt_or_a_file_of_them(way, capsys):
     assert "got both" in capsys.readouterr().err
 
 
-def test_evaluate_tells_adherence_beside_fd(way, capsys):
-    """The judge is named, so that neither the network nor the reference has to be shipped."""
+def test_evaluate_reports_adherence_next_to_fd(way, capsys):
+    """The feature network and the reference are given explicitly, instead of those shipped for zoo/scenes."""
     (way / "real").mkdir()
-    for i, picture in enumerate(as_pictures(as_images(example("seen", i)[0] for i in range(60)))):
+    for i, picture in enumerate(to_pictures(as_images(example("seen", i)[0] for i in range(60)))):
         picture.save(way / "real" / f"{i:03}.png")
     evaluate = ["evaluate", "--student", f"{way}/run", "--trajectories", f"{way}/held_out"]
     clip = str(save_clip(way / "clip"))
@@ -73,7 +73,7 @@ def test_evaluate_tells_adherence_beside_fd(way, capsys):
 def test_fine_tuning_takes_captioned_pictures(way):
     pairs = [caption(0, i) for i in range(4)]
     (way / "captioned").mkdir()
-    for i, picture in enumerate(as_pictures(as_images(scene for scene, _ in pairs))):
+    for i, picture in enumerate(to_pictures(as_images(scene for scene, _ in pairs))):
         picture.save(way / "captioned" / f"{i}.png")
     lines = [json.dumps({"file_name": f"{i}.png", "text": prompt.text}) for i, (_, prompt) in enumerate(pairs)]
     (way / "captioned" / "metadata.jsonl").write_text("\n".join(lines))
@@ -86,7 +86,7 @@ def test_fine_tuning_takes_captioned_pictures(way):
     assert Student.from_pretrained(way / "tuned").num_steps == 2
 
 
-def test_the_exported_pipeline_takes_what_diffusers_users_say(way):
+def test_the_exported_pipeline_takes_the_arguments_of_diffusers_pipelines(way):
     pipeline = DiffusionPipeline.from_pretrained(way / "student", trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
 

@@ -10,7 +10,7 @@ from tiny_families import open_gates
 
 from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 
 SCRIPT = """
@@ -98,6 +98,6 @@ def test_a_latent_students_folder_brings_its_vae_and_class_names(teacher, tmp_pa
 
 def test_a_student_of_another_teacher_is_not_exported(teacher, tmp_path):
     config = StudentConfig(teacher.knots(2), 2, teacher="first", fingerprint="0" * 64)
-    with pytest.raises(ValueError, match="was distilled from first"):
+    with pytest.raises(ValueError, match="the student: expected the teacher first"):
         export(Student.from_teacher(teacher, config), teacher, tmp_path / "student")
     assert not (tmp_path / "student").exists()

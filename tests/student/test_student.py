@@ -11,7 +11,7 @@ from tiny_families import GATE, open_gates
 from ardistill.core.history import MASKS, history_attention
 from ardistill.evaluation import distance_to_solver
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import condition_uniformly, same_states, select_knots
 

@@ -1,4 +1,4 @@
-"""A recipe with arms: trained on equal terms, resumed, compared by one command."""
+"""A recipe with arms: its students are trained with equal compute, read again, and compared by one command."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from ardistill.cli import main
-from ardistill.studies.study import Study
+from ardistill.studies import Study, steps_or_knots
 from ardistill.training.real_images import save_real
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("study_*.yaml"))
@@ -42,12 +42,12 @@ def write(tmp_path, **sections):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_studies_lists_are_closed_and_whole(path):
+def test_the_recipes_of_the_studies_are_valid(path):
     study = Study(path)
-    assert len(study.facts["arms"]) <= 36
+    assert len(study.recipe.arms) <= 36
 
 
-def test_arms_are_trained_on_equal_terms_and_read_again(tmp_path):
+def test_arms_are_trained_with_equal_compute_and_read_again(tmp_path):
     save_real(tmp_path / "real.safetensors", torch.zeros(4, 1, 28, 28), {"class_labels": torch.arange(4)})
     study = Study(write(tmp_path))
     for name in SMALL["arms"]:
@@ -65,7 +65,7 @@ def test_arms_are_trained_on_equal_terms_and_read_again(tmp_path):
     assert runs["tuned"]["student"]["history_layers"] == 2 and runs["tuned"]["adversarial"]["hidden"] == 8
 
 
-def test_a_run_of_other_options_is_not_taken_for_the_arm(tmp_path):
+def test_a_run_with_other_options_is_refused(tmp_path):
     Study(write(tmp_path)).student("plain")
     changed = write(tmp_path, arms={"plain": {"training": {"max_steps": 3}}})
     with pytest.raises(ValueError, match=r"training\.max_steps is 2 there, 3 asked for"):
@@ -79,3 +79,9 @@ def test_one_command_compares_arms_of_a_recipe(tmp_path, capsys):
     assert {"teacher", "solver_1", "solver_2", "solver_4", "plain", "kd", "uneven"} == set(found["arms"])
     assert (tmp_path / "runs" / "comparison" / "report.html").is_file()
     assert not (tmp_path / "runs" / "arms" / "history").exists()
+
+
+def test_knots_must_fit_the_number_of_steps():
+    assert steps_or_knots(2, None) == 2 and steps_or_knots(2, [0, 3, 8]) == [0, 3, 8]
+    with pytest.raises(ValueError, match=r"expected 4 knots for 3 steps, got \[0, 8\]"):
+        steps_or_knots(3, [0, 8])

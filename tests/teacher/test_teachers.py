@@ -13,7 +13,7 @@ from tiny_pipelines import PIPELINES, save
 from ardistill.cli import main
 from ardistill.publishing import load
 from ardistill.student import Student
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or passed over."""
+"""A checkpoint is either whole or skipped."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def flip(path):
 
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "shard-00001-model-00001-of-00001.safetensors"])
-def test_a_damaged_one_is_told_of_and_the_one_before_it_used(folder, caplog, name, damage):
+def test_a_damaged_one_is_reported_and_the_one_before_it_used(folder, caplog, name, damage):
     damage(folder / "step-00000006" / name)
     assert checkpoints.newest(folder).name == "step-00000004"
     [line] = caplog.messages
@@ -83,7 +83,7 @@ def test_every_flipped_bit_of_the_manifest_is_seen_or_harmless(folder):
         try:
             found = checkpoints.newest(folder)
         except ValueError as error:
-            assert "update the package" in str(error)  # the version became a newer one
+            assert "update the package" in str(error)  # the flip made the version a newer one
             continue
         assert found.name == "step-00000004" or json.loads(path.read_bytes())["files"] == json.loads(whole)["files"]
 

@@ -1,4 +1,4 @@
-"""R+D: heads on the teacher's blocks, real data, and a fine-tune that survives being killed."""
+"""R+D: heads on the teacher's blocks, real data, and a fine-tuning that survives being killed."""
 
 import json
 from dataclasses import replace
@@ -13,12 +13,14 @@ from tiny_pipelines import save
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.families import family_of
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student
 from ardistill.teacher import Teacher
 from ardistill.teacher.vae import scale, unscale
-from ardistill.training import distill
-from ardistill.training.adversary import Adversary, Discriminator, _recall
-from ardistill.training.real_images import encode_images, load_real, save_real
+from ardistill.training import distill, encode
+from ardistill.training.adversary import Adversary
+from ardistill.training.coverage import lies_among
+from ardistill.training.discriminator import Discriminator
+from ardistill.training.real_images import load_real, save_real
 from ardistill.trajectories import TrajectoryDataset, record
 
 CONFIG = TrainingConfig(
@@ -34,7 +36,7 @@ def scheduler_of(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_heads_read_the_image_of_every_block_of_every_family(name):
-    """Text of another row changes no feature of a row's image tokens at the first block's entry; shapes are whole."""
+    """Every block gives all image tokens of a row, and they depend on no other row."""
     tiny = TINY[name]
     teacher = Teacher(tiny.transformer(), scheduler_of(name), latent_shape=tiny.latents)
     heads = Discriminator(teacher, ADVERSARIAL)
@@ -73,11 +75,15 @@ def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher):
     assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
 
 
-def test_recall_is_of_what_the_fakes_cover():
+def test_recall_is_the_share_that_the_fakes_cover():
     real = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     real[32:] += 100  # two modes
     collapsed = real[:1] + 1e-3 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
-    assert _recall(real, real) == 1 and _recall(real, collapsed) < 0.05 and _recall(real, real[:32]) == 0.5
+
+    def recall(fake):
+        return float(lies_among(real, fake).float().mean())
+
+    assert recall(real) == 1 and recall(collapsed) < 0.05 and recall(real[:32]) == 0.5
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def folder(teacher, tmp_path):
 
 def finetune(teacher, folder, name, validate=None, config=CONFIG, kind=None, **options):
     data = TrajectoryDataset(folder / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2, **(kind or {})))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=2, **(kind or {})))
     adversarial = replace(ADVERSARIAL, **options)
     heads = Discriminator(teacher, adversarial)
     adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
@@ -111,7 +117,7 @@ def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs, die
 
 def test_until_the_warm_up_is_over_the_discriminator_learns_alone(teacher, folder):
     data = TrajectoryDataset(folder / "data", 2)
-    plain = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    plain = Student.from_teacher(teacher, data.student_config(history_layers=2))
     warming = finetune(teacher, folder, "warming", warmup_steps=100)
     assert all(torch.equal(value, warming[name]) for name, value in plain.state_dict().items())
     log = [json.loads(line) for line in (folder / "warming" / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +131,7 @@ def test_the_adaptive_weight_of_heads_per_step_and_of_adapters(teacher, folder):
     config = replace(CONFIG, max_steps=3, inputs="teacher")
     finetune(teacher, folder, "direct", config=config, kind={"target": "anchored", "output": "direct"})
     log = json.loads((folder / "direct" / "metrics.jsonl").read_text())
-    assert 0 < log["g_weight"] < 1e4  # of the first step's head, which draws nothing real, it would be without bound
+    assert 0 < log["g_weight"] < 1e4  # unbounded in the first step's head, which the loss does not reach
     with pytest.raises(ValueError, match=r"set --adversarial\.adaptive false"):
         finetune(teacher, folder, "lora", config=config, kind={"lora_rank": 2})
     finetune(teacher, folder, "fixed", config=config, kind={"lora_rank": 2}, adaptive=False)
@@ -133,7 +139,7 @@ def test_the_adaptive_weight_of_heads_per_step_and_of_adapters(teacher, folder):
 
 def test_the_adaptive_weight_makes_both_gradients_as_large(teacher, folder):
     data = TrajectoryDataset(folder / "data", 2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=2))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=2))
     states, _denoised, condition = data.stacked(slice(4))
     adversarial = replace(ADVERSARIAL, weight=0.5)
     heads = Discriminator(teacher, adversarial)
@@ -197,9 +203,9 @@ def test_captioned_images_and_bad_input(tmp_path, teacher):
         Image.new("L", (16, 16), 80 * i).save(tmp_path / "images" / f"{i}.png")
         lines.append({"file_name": f"{i}.png", "text": f"a {i}"})
     with pytest.raises(ValueError, match="expected columns image and prompt or text or caption"):
-        encode_images(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors")
+        encode(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors")
     (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    assert encode_images(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors", limit=2) == 2
+    assert encode(str(tmp_path / "images"), pixart, tmp_path / "real.safetensors", limit=2) == 2
     latents, condition = load_real(tmp_path / "real.safetensors", pixart)
     assert latents.shape == (2, 4, 8, 8) and condition["encoder_hidden_states"].shape[0] == 2
     with pytest.raises(ValueError, match="which the teacher does not take"):

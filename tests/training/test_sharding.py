@@ -1,4 +1,4 @@
-"""Two processes over gloo, weights on each (DDP) or divided over them (FSDP2): the same training as in one process."""
+"""Two processes over gloo, with weights on each (DDP) or divided over both (FSDP2), train like one process."""
 
 import json
 
@@ -12,7 +12,7 @@ from tiny_families import TINY
 from ardistill.config import TrainingConfig
 from ardistill.student import Student
 from ardistill.teacher import Teacher
-from ardistill.training.distill import _check_launch
+from ardistill.training.launch import check_launch
 from ardistill.training.real_images import save_real
 from ardistill.trajectories import record
 
@@ -22,7 +22,7 @@ SHORT = {"max_steps": 2, "gradient_accumulation_steps": 2, "gradient_checkpointi
 
 
 def losses(run, passes=1):
-    """Of every pass, those of a step side by side, (steps, passes): over processes, or one after the other."""
+    """Losses of all passes, (steps, passes); the passes of a step ran on several processes, or one after the other."""
     found = [[float(x) for x in file.read_text().split()] for file in sorted(run.parent.glob(f"{run.name}.losses-*"))]
     return torch.tensor(found).T.reshape(-1, passes * len(found))
 
@@ -32,7 +32,7 @@ def weights(folder):
 
 
 def same(ours, theirs):
-    """Weights after as many steps; where a gradient is rounding alone (a key's bias), AdamW blows that up."""
+    """Whether weights are equal, except a key's bias: AdamW amplifies a gradient that is only rounding."""
     assert ours.keys() == theirs.keys()
     return all(torch.allclose(x, theirs[name], atol=2e-5) or name.endswith("to_k.bias") for name, x in ours.items())
 
@@ -65,7 +65,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 
 def test_a_discriminator_meets_a_divided_student_as_a_whole_one(tmp_path):
-    """Of DDP, not of one process: that makes a step of the discriminator in each of its accumulated passes."""
+    """Compared with DDP, because one process trains the discriminator once in each of its accumulated passes."""
     teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
     record(teacher, tmp_path / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
     latents = torch.randn(12, *TINY["dit"].latents, generator=torch.Generator().manual_seed(5))
@@ -73,7 +73,12 @@ def test_a_discriminator_meets_a_divided_student_as_a_whole_one(tmp_path):
     steps = {"max_steps": 10, "checkpoint_every": 5, "gradient_accumulation_steps": 2, "inputs": "student"}
     divided = steps | {"shard": True}
     jobs = {"ddp": steps, "shard": divided, "ddp-then-shard": divided}
-    mixed = {"max_steps": 4, "inputs": "mixed", "student_share": 0.5, "shard": True}  # the processes' own draws differ
+    mixed = {
+        "max_steps": 4,
+        "inputs": "mixed",
+        "student_share": 0.5,
+        "shard": True,
+    }  # the processes' draws differ
     run(2, tmp_path / "log", finetune_all, str(tmp_path), [*jobs.items(), ("mixed", mixed)])
     whole, *others = (json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in jobs)
     assert whole["g_loss"] != 0 and whole["g_weight"] > 0
@@ -96,11 +101,11 @@ def test_what_does_not_go_together_is_refused(monkeypatch, teacher):
     for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         with monkeypatch.context() as patched, pytest.raises(ValueError, match=f"asks for {name}: launch without it"):
             patched.setenv(variable, "true")
-            _check_launch(Launched, TrainingConfig())
+            check_launch(Launched, TrainingConfig())
     with pytest.raises(ValueError, match="1 processes were launched, accelerate sees 2: on a CPU set ACCEL"):
-        _check_launch(Launched, TrainingConfig())
+        check_launch(Launched, TrainingConfig())
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("WORLD_SIZE")
     Launched.num_processes = 1
     with pytest.raises(ValueError, match="this is one: use accelerate launch"):
-        _check_launch(Launched, TrainingConfig(shard=True))
+        check_launch(Launched, TrainingConfig(shard=True))

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tiny_families import open_gates
 
 from ardistill.config import TrainingConfig
-from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
-from ardistill.training.distill import _forget_after, distill
+from ardistill.student import Student, StudentConfig, sample
+from ardistill.training import distill
+from ardistill.training.run_folder import truncate_log
 from ardistill.trajectories import TrajectoryDataset, record
 
 CONFIG = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=3, tracker=None, learning_rate=1e-3, ema_decay=0.5)
@@ -44,7 +44,7 @@ def test_training_lowers_the_loss(teacher, folder, target, output):
 
 def test_a_second_training_into_a_folder_is_refused_while_the_first_goes_on(teacher, folder, monkeypatch):
     data = TrajectoryDataset(folder / "data", 4)
-    monkeypatch.setattr("ardistill.training.distill._PATIENCE", 0.1)
+    monkeypatch.setattr("ardistill.training.run_folder._LOCK_TIMEOUT", 0.1)
     refused = []
 
     def second(_student, step):
@@ -54,18 +54,18 @@ def test_a_second_training_into_a_folder_is_refused_while_the_first_goes_on(teac
 
     first = distill(make(teacher, data), data, folder / "run", CONFIG, validate=second, progress=False)
     assert [step for step, _ in refused] == [3, 6]
-    again = distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)  # it has ended
+    again = distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)  # the first training has ended
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
 
 
-def test_where_nothing_can_be_locked_it_is_told_of_and_goes_on(teacher, folder, monkeypatch, caplog):
+def test_where_nothing_can_be_locked_a_warning_is_logged_and_training_continues(teacher, folder, monkeypatch, caplog):
     def no_locks(self):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("ardistill.training.distill.FileLock.acquire", no_locks)
+    monkeypatch.setattr("ardistill.training.run_folder.FileLock.acquire", no_locks)
     data = TrajectoryDataset(folder / "data", 4)
     distill(make(teacher, data), data, folder / "run", CONFIG, progress=False)
-    assert "cannot be locked (No locks available): see to it that one process alone" in caplog.text
+    assert "cannot be locked (No locks available): make sure that only one process trains" in caplog.text
 
 
 def test_gates_open_in_training(teacher, folder):
@@ -85,14 +85,14 @@ def weights_after(teacher, data, folder, **options):
 
 
 def test_accumulated_passes_equal_one_large_batch(teacher, tmp_path):
-    """On one trajectory, so that the rows drawn do not matter; of more solver steps than the student's, as AdamW blows
-    up gradients that are rounding alone.
+    """There is one trajectory, so that the rows drawn do not matter; it has more solver steps than the student, because
+    AdamW amplifies gradients that are only rounding.
     """
     record(teacher, tmp_path / "data", 1, solver_steps=8, num_steps=(4,), progress=False)
     data = TrajectoryDataset(tmp_path / "data", 4)
     whole = weights_after(teacher, data, tmp_path / "whole", batch_size=6, max_steps=4)
     parts = weights_after(teacher, data, tmp_path / "parts", batch_size=2, gradient_accumulation_steps=3, max_steps=4)
-    for name in whole:  # a key's bias has no gradient but rounding, which AdamW blows up
+    for name in whole:  # a key's bias has a gradient that is only rounding, which AdamW amplifies
         assert torch.allclose(whole[name], parts[name], atol=1e-5) or name.endswith("to_k.bias"), name
 
 
@@ -106,7 +106,7 @@ def test_checkpointed_training_equals_plain_training(teacher, folder):
 def test_bf16_keeps_weights_in_fp32_and_stays_near(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     full = weights_after(teacher, data, folder / "full")
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, whose precision cannot be changed
+    AcceleratorState._reset_state(reset_partial_state=True)  # the precision of a process's state is fixed
     half = weights_after(teacher, data, folder / "half", mixed_precision="bf16")
     assert {value.dtype for value in half.values()} == {torch.float32}
     differing = [name for name in full if not torch.equal(full[name], half[name])]
@@ -118,7 +118,7 @@ def test_bf16_keeps_weights_in_fp32_and_stays_near(teacher, folder):
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_ema_weights_are_what_is_saved_and_shown(teacher, folder):
+def test_ema_weights_are_saved_and_validated(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     shown = []
 
@@ -170,10 +170,10 @@ def test_a_checkpoint_is_a_student_too(teacher, folder, output, target):
         Student.from_pretrained(path)
 
 
-def test_a_log_that_was_damaged_loses_its_damaged_lines_alone(tmp_path):
+def test_only_the_damaged_lines_of_a_log_are_removed(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step": 10}\n{"step": 2\xff}\n[1]\n{"step": 30}\n{"step": 40}\n{"st')
-    _forget_after(log, 30, 60)
+    truncate_log(tmp_path, 30, 60)
     assert log.read_bytes() == b'{"step": 10}\n{"step": 30}\n'
 
 
@@ -222,10 +222,10 @@ def test_bad_input_is_named(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     with pytest.raises(ValueError, match="not the student's knots"):
         distill(make(teacher, TrajectoryDataset(folder / "data", 2)), data, folder / "run", CONFIG)
-    stranger = StudentConfig.for_data(data, history_layers=2, teacher="other", fingerprint="0" * 64)
+    stranger = replace(data.student_config(history_layers=2), teacher="other", fingerprint="0" * 64)
     with pytest.raises(ValueError, match="weights 000000000000"):
         distill(Student.from_teacher(teacher, stranger), data, folder / "run", CONFIG)
-    guided = StudentConfig.for_data(data, history_layers=2, guidance_range=(4.0, 4.0))
+    guided = replace(data.student_config(history_layers=2), guidance_range=(4.0, 4.0))
     with pytest.raises(ValueError, match=r"says guidance \(4.0, 4.0\), its trajectories have \(1.0, 1.0\)"):
         distill(Student.from_teacher(teacher, guided), data, folder / "run", CONFIG)
     for options in ({"max_steps": 0}, {"ema_decay": 1.0}, {"mixed_precision": "fp8"}):
@@ -239,7 +239,7 @@ def test_bad_input_is_named(teacher, folder):
     path = folder / "data" / "shard-00000.arrow"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="is cut"):  # opening reads no shard, the first touch reads all of it
+    with pytest.raises(ValueError, match="is cut"):  # opening reads no shard; the first access reads all of it
         TrajectoryDataset(folder / "data", 2)[0]
     path.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
     with pytest.raises(ValueError, match="checksum"):
@@ -253,7 +253,7 @@ def test_bad_input_is_named(teacher, folder):
 @pytest.mark.parametrize("mask", ["M1", "M2", "M3", "M4"])
 @pytest.mark.parametrize("target,output", [("state", "solver"), ("denoised", "direct"), ("anchored", "solver")])
 def test_the_students_own_inputs_are_its_rollout_folded(teacher, folder, target, output, mask, gated):
-    """One pass with gradients step by step is a rollout without, then a folded pass on what it went through."""
+    """A step-by-step pass with gradients equals a rollout without gradients, then a folded pass on its inputs."""
     data = TrajectoryDataset(folder / "data", 4)
     states, _denoised, condition = data.stacked(slice(4))
     found = []
@@ -295,7 +295,7 @@ def test_training_on_its_own_inputs_resumes_and_lowers_the_loss(teacher, folder,
     config = replace(CONFIG, inputs=inputs, max_steps=30, checkpoint_every=15, batch_size=20)
     whole = distill(make(teacher, data), data, folder / "whole", config, progress=False)
     lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert inputs == "mixed" or lines[-1]["loss"] < lines[0]["loss"]  # mixed: its batches are not of one kind
+    assert inputs == "mixed" or lines[-1]["loss"] < lines[0]["loss"]  # with mixed, the logged batches differ in kind
 
     def train(validate=None):
         return distill(make(teacher, data), data, folder / "killed", config, validate=validate, progress=False)

@@ -1,4 +1,4 @@
-"""What is lost stops the training before it is saved; what looks wrong is told of once."""
+"""A diverged training stops before its weights are saved; a suspicious one is warned of once."""
 
 import json
 
@@ -12,13 +12,13 @@ from ardistill.training.watchdog import Watchdog
 from ardistill.trajectories import TrajectoryDataset, record
 
 
-def test_a_loss_that_is_no_number_stops_it_and_the_last_checkpoint_is_good(teacher, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_checkpoint_is_good(teacher, tmp_path):
     record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
     data = TrajectoryDataset(tmp_path / "data", 4)
     config = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=2, tracker=None)
 
     def poison(student, step):
-        if step == 4:  # EMA weights are put back after it: what is poisoned is the data
+        if step == 4:  # the weights are restored after validation, so the data is poisoned instead
             data.__class__ = type("Poisoned", (TrajectoryDataset,), {"batch": poisoned})
 
     def poisoned(self, rows):
@@ -47,7 +47,7 @@ def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_a
     config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=2, keep_checkpoints=1, tracker=None)
     if looks_wrong == "collapse":
         monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
-    else:  # as if many steps had gone before
+    else:  # as after many steps
         monkeypatch.setattr(Watchdog, "__init__", quiet)
         look = Watchdog.gradient
         monkeypatch.setattr(Watchdog, "gradient", lambda self, step, _: look(self, step, 1.0 if step <= 4 else 50.0))
@@ -56,7 +56,7 @@ def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_a
         student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
         distill(student, data, tmp_path / "run", config, validate=validate, progress=False)
 
-    for _ in range(3):  # a resumed run knows which one it is
+    for _ in range(3):  # a resumed run remembers the good checkpoint
         dies_at_its_first_checkpoint(train)
     kept = tmp_path / "run" / "checkpoints"
     assert sorted(x.name for x in kept.iterdir()) == ["step-00000004", "step-00000006"]
@@ -64,7 +64,7 @@ def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_a
     assert sorted(x.name for x in kept.iterdir()) == ["step-00000004", "step-00000008"]
 
 
-def test_a_rising_gradient_is_told_of_once(caplog):
+def test_a_rising_gradient_is_warned_of_once(caplog):
     watchdog, step = Watchdog(), 0
 
     def see(norm, count):
@@ -77,7 +77,7 @@ def test_a_rising_gradient_is_told_of_once(caplog):
 
     see(1.0, 60)
     assert not watchdog.suspects
-    see(1000.0, 1)  # one alone is clipped, and common; a checkpoint here is not taken for a good one
+    see(1000.0, 1)  # a single spike is clipped and common, but a checkpoint at it is not good
     assert not caplog.messages and watchdog.suspects
     see(1.0, 10)
     assert not watchdog.suspects
@@ -89,7 +89,7 @@ def test_a_rising_gradient_is_told_of_once(caplog):
     assert not watchdog.suspects
     see(900.0, 1000)
     assert watchdog.suspects and len(caplog.messages) == 2
-    see(900.0, 20)  # the new level by now
+    see(900.0, 20)  # by now it is the normal level
     assert not watchdog.suspects
     see(20_000.0, 10)
     assert watchdog.suspects and len(caplog.messages) == 3
@@ -97,7 +97,7 @@ def test_a_rising_gradient_is_told_of_once(caplog):
         watchdog.gradient(step + 1, float("nan"))
 
 
-def test_collapsed_samples_are_told_of(caplog):
+def test_collapsed_samples_are_warned_of(caplog):
     expected = torch.randn(16, 4, 8, 8)
     assert Watchdog().diversity(5, expected * 0.9, expected) == pytest.approx(0.9)
     assert not caplog.messages

@@ -13,7 +13,7 @@ from ardistill.cli import main
 from ardistill.config import TrainingConfig
 from ardistill.publishing import load
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import Teacher, knots_from_scheduler
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig
-from ardistill.student.sampling import sample
+from ardistill.student.sample import sample
 from ardistill.teacher import ZOO, Teacher
 from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from ardistill.cli import _judge
+from ardistill.config import JudgeConfig
 from ardistill.evaluation import FeatureStatistics, Judge, frechet_distance, real_floor
 from ardistill.evaluation.reference import NETWORKS, Reference, load_reference, reference_path
 from ardistill.teacher import ZOO, Teacher
@@ -59,7 +59,8 @@ def test_reference_survives_saving(tmp_path):
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_embedded_teacher_has_its_judge(name):
-    for judge in (Judge.zoo(name), _judge(f"zoo/{name}", None, None, None, None, "cpu")):
+    teacher = Teacher.from_pretrained(f"zoo/{name}", device="cpu")
+    for judge in (Judge.zoo(name), Judge.from_config(JudgeConfig(), teacher, "cpu")):
         assert judge.network.name == NETWORKS[name]
         assert judge.reference is not None and (judge.classifier is not None) == (name in CLASS_CONDITIONAL)
 

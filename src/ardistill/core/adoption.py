@@ -1,6 +1,7 @@
-"""Make a transformer that of a pipeline: attach its student's history and find the weights that are the student's own.
+"""Make a transformer fit its pipeline: attach the student's history, and find the weights that are the student's own.
 
-diffusers loads what its class knows; the gates, heads and guidance of a student are read here, from the files beside.
+diffusers loads the weights that its class knows; the gates, heads and guidance of a student are read here, from the
+same files.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from ardistill.core.config import StudentConfig
 
 
 def unwrapped(transformer: Any) -> Any:
-    """The transformer in what torch.compile or PEFT made of it."""
+    """The transformer inside the wrapper of torch.compile or PEFT, or itself."""
     transformer = getattr(transformer, "_orig_mod", transformer)
     return transformer.get_base_model() if hasattr(transformer, "get_base_model") else transformer
 
 
 def folders_of(source: Any) -> list[Path]:
-    """Where the files of what was loaded from there may lie."""
+    """Folders where the files of a model that was loaded from ``source`` may be."""
     if not source:
         return []
     folder = Path(source)
@@ -38,13 +39,13 @@ def folders_of(source: Any) -> list[Path]:
 
 
 def _beside(parts: Iterable[Any]) -> list[Path]:
-    """Where the transformer lies beside other parts of a pipeline: the snapshot of a Hub id, whatever its cache."""
+    """The transformer's folders beside other parts of a pipeline: those of the same snapshot of a Hub id."""
     names = {str(getattr(getattr(part, "config", None), "_name_or_path", "")) for part in parts}
     return [folder for name in sorted(names) if (folder := Path(name).parent / "transformer").is_dir()]
 
 
 def _read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
-    """Those of these names that a folder has, from one file or from shards.
+    """The tensors of these names that a folder has, in one file or in shards.
 
     Raises:
         ValueError: A file is damaged.
@@ -60,7 +61,7 @@ def _read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
 
 
 def _is_of(transformer: Any, folder: Path) -> bool:
-    """Whether the stock biases of a transformer are those of a folder, which may hold another revision of a Hub id."""
+    """Whether a transformer's stock biases equal those in a folder, which may hold another revision of a Hub id."""
     biases = {
         name: x.detach()
         for name, x in transformer.named_parameters()
@@ -76,8 +77,8 @@ def _is_of(transformer: Any, folder: Path) -> bool:
 def _candidates(transformer: Any, others: Iterable[Any]) -> Iterator[Path]:
     """Folders that may hold a transformer's own weights.
 
-    They lie where it was loaded from. If that is a Hub id it does not say which revision, in which cache: then the
-    folder beside the ``others``, parts of its pipeline, comes first, and only a folder of its own revision counts.
+    They are where the transformer was loaded from. A Hub id leaves the revision and the cache open: then the folder
+    beside the ``others``, the other parts of its pipeline, comes first, and only a folder of the same revision counts.
     """
     source = str(transformer.config.get("_name_or_path") or "")
     if Path(source).is_dir():
@@ -88,7 +89,7 @@ def _candidates(transformer: Any, others: Iterable[Any]) -> Iterator[Path]:
 
 
 def _load_own_weights(transformer: nn.Module, names: list[str], others: Iterable[Any]) -> None:
-    """Read these weights by their names into what dtype and device they have.
+    """Read these weights by their names, in the dtype and on the device of the transformer's parameters.
 
     Raises:
         ValueError: No folder has all of them, or a file is damaged.
@@ -119,13 +120,13 @@ def adopt(transformer: Any, student: StudentConfig, expected: str, others: Itera
     """Make a transformer fit a pipeline: attach the history where it has none, and read the student's own weights.
 
     Args:
-        transformer: Changed in place.
-        student: What the pipeline draws with.
-        expected: Name of its class; empty: any.
-        others: Parts of the pipeline.
+        transformer: The transformer, which is changed in place.
+        student: Configuration of the pipeline's student.
+        expected: Name of the transformer's class; any class if empty.
+        others: The other parts of the pipeline.
 
     Raises:
-        ValueError: It is of another class or another student, or its own weights are not to be found.
+        ValueError: The transformer is of another class or another student, or its own weights are not found.
     """
     module = unwrapped(transformer)
     name, is_module = type(module).__name__, isinstance(module, nn.Module)

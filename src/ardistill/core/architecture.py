@@ -33,6 +33,10 @@ class Architecture:
     """(arguments of the forward) -> index of each row's first image token, where prompts of unequal length shift it."""
     time_embedding: str = "timestep_embedder"
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
+    guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
+    """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
+    guidance_is_input: bool = False
+    """Whether the pipeline's ``guidance_scale`` is an input of the network instead of classifier-free guidance."""
 
     def blocks(self, transformer: nn.Module) -> list[list[nn.Module]]:
         """Self-attention modules of every block, lowest block first."""

@@ -33,11 +33,10 @@ class Attachment:
 
     def __call__(self, transformer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         layout = self.history.current()
-        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        first = arguments.get(self.names[0], next(iter(arguments.values())))
-        layout.image_tokens, layout.image_start = self.architecture.place_image(
-            transformer, {self.names[0]: first} | arguments
-        )
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        first = given.get(self.names[0], next(iter(given.values())))
+        arguments = {self.names[0]: first} | given
+        layout.image_tokens, layout.image_start = self.architecture.place_image(transformer, arguments)
         if isinstance(layout.guidance, float):
             layout.guidance = torch.full((len(first),), layout.guidance, dtype=torch.float32, device=first[0].device)
 

@@ -2,14 +2,14 @@
 
 Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The transformer runs unmodified: each row
 has its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding).
-Only the self-attention of the lower N layers is told of the other rows: its call of ``scaled_dot_product_attention``
-is intercepted, and it attends to the keys and values of the visible steps of the same sample beside its own. When
-sampling, the steps run one after the other and a cache holds those keys and values.
+Only the self-attention of the lower N layers sees other rows: its call of ``scaled_dot_product_attention`` is
+intercepted, and attends to the keys and values of the visible steps of the same sample beside its own. When sampling,
+the steps run one after the other and a cache holds those keys and values.
 
-The paper has one softmax over a step's own keys and the earlier ones. That takes attention away from what the teacher
-attends to, so an untrained student is not its teacher. *Gated*, what a step sees of the earlier ones is added through
-one learned factor per attention module that starts at zero (after Alayrac et al. 2022, arXiv:2204.14198, Sec. 2.2): the
-untrained student starts where one without history does, with history in any number of layers.
+The paper has one softmax over a step's own keys and the earlier ones. This takes attention away from the keys that the
+teacher attends to, so an untrained student differs from its teacher. *Gated*, the attention to earlier steps is added
+through one learned factor per attention module that starts at zero (after Alayrac et al. 2022, arXiv:2204.14198,
+Sec. 2.2): the untrained student equals one without history, with history in any number of layers.
 
 Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention). Needs torch alone.
 
@@ -36,7 +36,7 @@ MASKS = {
     "M3": lambda step: sorted({0, step}),
     "M4": lambda step: [*range(step + 1)],
 }
-"""Which steps a step sees, noisiest first: itself (step distillation); and the one before; and the noise; and all."""
+"""Which steps a step sees, noisiest first. M1: itself alone. M2: also the one before. M3: also the noise. M4: all."""
 
 
 def history_attention(
@@ -59,11 +59,11 @@ def history_attention(
         num_steps: Steps folded into the rows, 1 or more.
         mask: A key of ``MASKS``.
         image: Which of the t tokens are the image's: of earlier steps, only these are seen. The others (text) are the
-            same at every step and seen once. Where they stand elsewhere in each row: their indices, (b*s, tokens).
+            same at every step and seen once. Where the place differs between rows: indices, (b*s, tokens).
         attn_mask: The model's own mask of a step's tokens, broadcastable to (b*s, h, t, t); earlier steps' image
             tokens are never masked.
-        gate: (1,): a step attends to itself as ever, and this times what it sees of the earlier ones is added. None:
-            one softmax over both.
+        gate: (1,): a step attends to itself as the teacher does, and its attention to the earlier steps, times the
+            gate, is added. None: one softmax over both.
         options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p, enable_gqa).
 
     Returns:
@@ -86,7 +86,7 @@ def history_attention(
     merged = None if joint else (merge(key), merge(value))
 
     def of_steps(steps: list[int], own: int | None) -> list[Tensor]:
-        """Keys and values of these steps: all of the step's own, the image's of others."""
+        """Keys and values of these steps: all tokens of step ``own``, the image tokens of the others."""
         if merged and steps == [*range(steps[0], steps[-1] + 1)]:  # a slice: backward keeps one buffer for all steps
             part = slice(steps[0] * tokens, (steps[-1] + 1) * tokens)
             return [x[:, :, part] for x in merged]
@@ -117,14 +117,14 @@ def history_attention(
 
 
 def _of_image(x: Tensor, image: slice | Tensor) -> Tensor:
-    """The image's tokens, (b, h, t, d) -> (b, h, fewer, d)."""
+    """The image tokens, (b, h, t, d) -> (b, h, image tokens, d)."""
     if isinstance(image, slice):
         return x[:, :, image]
     return x.gather(2, image[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def _extend_mask(own: Tensor, num_keys: int) -> Tensor:
-    """Let all keys that stand before a step's own be seen: (..., t) -> (..., num_keys)."""
+    """Extend a mask of a step's own keys, (..., t) -> (..., num_keys): the keys before them are all visible."""
     return F.pad(own, (num_keys - own.shape[-1], 0), value=True if own.dtype == torch.bool else 0.0)
 
 
@@ -146,18 +146,18 @@ class Layout:
     num_steps: int = 1
     """Steps folded into the rows."""
     step: int = 0
-    """Of a call that holds one step of each sample."""
+    """The step of every row, in a call that holds one step of each sample."""
     cache: dict[int, list[tuple[Tensor, Tensor]]] | None = None
-    """Then: layer -> keys and values of the steps before; filled by the call."""
+    """Layer -> keys and values of the earlier steps, in a call that holds one step; the call adds those of its step."""
     image_tokens: int | None = None
-    """Of a sample; None where attention sees nothing else."""
+    """Image tokens of a sample; None where attention sees image tokens alone."""
     image_start: Tensor | None = None
-    """Where the image's tokens begin in each row, (rows,); None: where the text says."""
+    """Index of each row's first image token, (rows,); None where ``History.text`` determines it."""
     guidance: Tensor | float | None = None
-    """Scale of each row, (rows,), or of all rows alike, for a student that is told of it."""
+    """Guidance scale of each row, (rows,), or one for all rows, where the scale is an input of the student."""
 
     def check_step(self) -> None:
-        """See that every layer with history has run in this step.
+        """Check that every layer with history has run in this step.
 
         Raises:
             HistoryError: One was skipped.
@@ -168,7 +168,7 @@ class Layout:
 
 
 class _Now(threading.local):
-    """The call that runs in this thread: whose history it is, and its layout."""
+    """The current call of this thread: its history and its layout."""
 
     call: tuple[History | None, Layout | None] = (None, None)
 
@@ -178,9 +178,9 @@ _NOW = _Now()
 
 @dataclass(eq=False)
 class History:
-    """What the attached modules of one transformer share: the mask, and the layout of the current call.
+    """State that the attached modules of one transformer share: the mask, and the layout of the current call.
 
-    The layout belongs to the thread that calls, so that several threads can draw with one transformer.
+    Each thread has a layout of its own, so that several threads can draw with one transformer.
     """
 
     mask: str = "M4"
@@ -188,7 +188,7 @@ class History:
 
     @property
     def layout(self) -> Layout | None:
-        """Layout of the current call; None outside of one."""
+        """Layout of the current call; None outside of a call."""
         history, layout = _NOW.call
         return layout if history is self else None
 
@@ -208,7 +208,7 @@ class History:
 
     @contextlib.contextmanager
     def laid_out(self, layout: Layout | None) -> Iterator[None]:
-        """Within, every call in this thread has this layout."""
+        """Give every call of this thread this layout while the context lasts."""
         before, _NOW.call = _NOW.call, (self, layout)
         try:
             yield
@@ -249,7 +249,7 @@ class History:
         return F.scaled_dot_product_attention(query, keys, values, **options)
 
     def _image(self, layout: Layout, tokens: int) -> slice | Tensor:
-        """Which of so many tokens are the image's."""
+        """Which of ``tokens`` tokens are the image's."""
         count, start = layout.image_tokens, layout.image_start
         if self.text and count is None:
             raise HistoryError("a student's transformer was run by its forward alone; call the transformer instead")
@@ -291,7 +291,7 @@ def _blank(mixin: type, base: type) -> Any:
 
 
 class MixedIn:
-    """Base of what is mixed into the class of a module that exists already; the module still pickles and copies."""
+    """Base of classes that are mixed into the class of an existing module; the module still pickles and copies."""
 
     prefix = ""
 
@@ -344,7 +344,7 @@ def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "
         modules: Self-attention, or joint attention over image and text.
         mask: A key of ``MASKS``.
         text: Where text keys stand in joint attention: ``first``, ``last``, or nowhere.
-        gated: Whether each module gets a gate, a parameter ``history_gate`` of its own; else one softmax is over all.
+        gated: Whether each module gets a gate, its parameter ``history_gate``; else one softmax covers all keys.
 
     Raises:
         ValueError: Unknown mask, or a module that has a history already.
@@ -363,7 +363,7 @@ def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "
 
 
 def placement(module: nn.Module) -> dict[str, Any]:
-    """Device and dtype for weights that are added to a module; one that is quantised may have no floating ones."""
+    """Device and dtype for weights that are added to a module; dtype None where it has no floating-point weights."""
     weights = [*module.parameters()]
     floating = [weight.dtype for weight in weights if weight.is_floating_point()]
     return {"device": weights[0].device if weights else None, "dtype": floating[0] if floating else None}

@@ -1,8 +1,8 @@
 """The teacher's own diffusers pipeline class, with guidance off, fixed knots and the history's cache.
 
 The pipeline's loop stays the teacher's. A call runs it on a view of the pipeline, a second object with the same parts,
-whose scheduler answers with the student's knots and steps; the pipeline itself stays as it is. The transformer is the
-one that the pipeline has: it finds the history of the call by its thread.
+whose scheduler answers with the student's knots and steps; the pipeline itself is not changed. The view has the
+pipeline's transformer, which finds the history of the call by its thread.
 """
 
 from __future__ import annotations
@@ -22,26 +22,22 @@ import torch
 from torch import Tensor
 
 from ardistill.core.adoption import adopt, folders_of, unwrapped
-from ardistill.core.architecture import Architecture
+from ardistill.core.architecture import architecture_of
 from ardistill.core.config import StudentConfig
 from ardistill.core.history import Layout
 
-UNGUIDED = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
-"""What turns guidance off where it is not ``guidance_scale=1``."""
-EMBEDDED_GUIDANCE = ("FluxPipeline", "Flux2Pipeline")
-"""Their ``guidance_scale`` is an input of the network."""
 GRID = ("sigmas", "timesteps", "mu")
 """Options of a call that choose times; a student's are fixed."""
 
 
 _ENCODING = threading.RLock()
-"""A tokenizer keeps the padding of the call it is in: two threads would get each other's."""
+"""Tokenizers keep the padding of the current call: without the lock, two threads would get each other's."""
 
 
 class _FixedKnots:
     """What the pipeline's loop asks of a scheduler: the student's times, and its step from one to the next.
 
-    Its state stays in float32; the loop gets it in the dtype of its latents, and the last one in that of the VAE.
+    The state stays in float32. The loop gets each state in the dtype of its latents, the last one in that of the VAE.
     """
 
     order = 1
@@ -54,7 +50,7 @@ class _FixedKnots:
         self.layout = Layout(cache={}, guidance=float(student.guidance_scale))
         self.noise: Tensor | None = None
         self.state: Tensor | None = None
-        self.given: tuple[Tensor, int] | None = None  # what the loop got of the state, and its version
+        self.given: tuple[Tensor, int] | None = None  # the state as the loop got it, and its version
 
     def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
         self.layout.step, self.layout.cache, self.noise, self.given = 0, {}, None, None
@@ -78,7 +74,7 @@ class _FixedKnots:
         index = self.layout.step
         self.layout.check_step()
         if self.state is None or self.given is None or self.given[0] is not sample or self.given[1] != _version(sample):
-            self.state = sample.float()  # the noise, or what a callback made of the latents
+            self.state = sample.float()  # the noise, or latents that a callback changed
         if self.noise is None:
             self.noise = self.state
         estimate = self.student.estimate(model_output[:, None], self.state[:, None], [index])[:, 0]
@@ -91,12 +87,12 @@ class _FixedKnots:
 
 
 def _version(tensor: Tensor) -> int:
-    """Counts changes in place, where torch does."""
+    """Number of in-place changes of a tensor; 0 in inference mode, where torch does not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 class ArgumentError(ValueError, TypeError):
-    """A call has an argument that the pipeline does not take: a TypeError, as of the stock pipeline."""
+    """A call has an argument that the pipeline does not take; also a TypeError, which the stock pipeline raises."""
 
 
 class _Pixels:
@@ -110,50 +106,51 @@ class _Pixels:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in it in this dtype, the rest as it is."""
+    """Floating-point tensors of a value, also in lists and tuples, in this dtype; all else is unchanged."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     return type(value)(_cast(x, dtype) for x in value) if isinstance(value, (list, tuple)) else value
 
 
-def _take_guidance(base: type, student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
+def _take_guidance(student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
     """Turn the pipeline's own guidance off in the options of a call.
 
     Returns:
-        The scale that the student is told.
+        The guidance scale that is the student's input.
 
     Raises:
-        ValueError: The student was not distilled for the scale that is asked for.
+        ValueError: The student was not distilled at the requested scale.
     """
-    if base.__name__ in EMBEDDED_GUIDANCE:
-        if not Architecture.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
-            del options["guidance_scale"]  # none: its network is not told any
+    architecture = architecture_of(transformer)
+    if architecture.guidance_is_input:
+        if not architecture.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
+            del options["guidance_scale"]  # no guidance is asked for, and the network takes none
         options.setdefault("guidance_scale", student.guidance_scale)
         student.check_guidance(options["guidance_scale"])
         return float(student.guidance_scale)
-    (name, off), *_ = UNGUIDED.get(base.__name__, {"guidance_scale": 1.0}).items()
+    name, off = architecture.guidance_off
     scale, told = options.pop(name, None), student.guidance_scale
     if student.takes_guidance:
         if scale is not None:
-            told = scale + 1.0 - off  # some count from 0
+            told = scale + 1.0 - off  # of some pipelines, 0 turns guidance off
         student.check_guidance(told)
-    elif scale not in (None, off, 0.0, 1.0):  # 0, too, is how one says that there is none
+    elif scale not in (None, off, 0.0, 1.0):  # 0 also means that there is no guidance
         raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
     options[name] = off
     return float(told)
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether it asks for nothing: None, or the empty prompts that user interfaces send."""
+    """Whether a value asks for nothing: None, or the empty prompts that user interfaces send."""
     each = value if isinstance(value, (list, tuple)) else [value]
     return all(x is None or (isinstance(x, str) and not x.strip()) for x in each)
 
 
 def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -> None:
-    """Refuse what a student has no use for, and leave out what says nothing.
+    """Refuse options that a student cannot follow, and remove options that ask for nothing.
 
     Raises:
-        ValueError: A negative prompt, or times or a number of steps of one's own.
+        ValueError: There is a negative prompt, or other times or another number of steps than the student's.
     """
     for name, value in [*options.items()]:
         if name.startswith("negative_"):
@@ -172,7 +169,7 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
 
 
 def _module_file(source: Any) -> Path:
-    """The module that runs a pipeline by itself: this one in an export, else that of the folder it was loaded from.
+    """The module that runs an exported pipeline: in an export this file, else that of the folder it was loaded from.
 
     Raises:
         ValueError: The folder is gone.
@@ -246,7 +243,7 @@ class FewStepPipeline:
         whole = self.__dict__.get("_whole", self)
         vae = self.vae or _Pixels()
         knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
-        knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
+        knots.layout.guidance = _take_guidance(student, options, unwrapped(self.transformer))
         view = object.__new__(type(self))
         view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
         attached = getattr(unwrapped(self.transformer), "attachment", None)
@@ -299,10 +296,6 @@ def _encode_prompt(base: Any) -> Any:
     return _shown_as(base.encode_prompt, encode_prompt)
 
 
-def _interrupt(self: Any) -> bool:
-    return self._interrupt or getattr(self.__dict__.get("_whole"), "_interrupt", False)
-
-
 @functools.cache
 def few_step_pipeline(base: Any) -> type:
     """A pipeline class that draws as ``base`` does, in a student's steps.
@@ -327,5 +320,5 @@ def few_step_pipeline(base: Any) -> type:
     if hasattr(base, "encode_prompt"):
         members["encode_prompt"] = _encode_prompt(base)
     if hasattr(base, "interrupt"):
-        members["interrupt"] = property(_interrupt)
+        members["interrupt"] = property(lambda x: x._interrupt or getattr(vars(x).get("_whole"), "_interrupt", False))
     return type(base.__name__, (FewStepPipeline, base), members)

@@ -1,14 +1,15 @@
-"""How good a sampler is, and how near to its teacher: feature networks, distances, pictures and the report."""
+"""How good a sampler is and how close to its teacher: feature networks, distances, comparisons, pictures, reports."""
 
-from ardistill.evaluation.comparison import Comparison, Judge, Sampler, compare
-from ardistill.evaluation.diagnostics import (
-    distance_to_solver,
-    draw_samples,
-    exposure_bias,
-    trajectory_grid,
-    validation_grid,
-)
-from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network, load_images
+from ardistill.evaluation.compare import compare
+from ardistill.evaluation.compare_students import compare_students, measure_students, trajectories_of
+from ardistill.evaluation.comparison import Comparison
+from ardistill.evaluation.cost import count_macs, latency_ms
+from ardistill.evaluation.diagnostics import distance_to_solver, exposure_bias
+from ardistill.evaluation.draw_samples import draw_samples
+from ardistill.evaluation.evaluate import evaluate
+from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network
+from ardistill.evaluation.grids import trajectory_grid, validation_grid
+from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.metrics import (
     BootstrapInterval,
     FeatureStatistics,
@@ -26,7 +27,9 @@ from ardistill.evaluation.metrics import (
     real_floor,
 )
 from ardistill.evaluation.plots import adversarial_plot, exposure_bias_plot, sample_grid
-from ardistill.evaluation.report import arm_label, format_table, write_report
+from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
+from ardistill.evaluation.runs import evaluation_folder, run_of
+from ardistill.evaluation.sampler import Sampler
 
 __all__ = [
     "BootstrapInterval",
@@ -44,8 +47,12 @@ __all__ = [
     "arm_label",
     "class_accuracy",
     "compare",
+    "compare_students",
+    "count_macs",
     "distance_to_solver",
     "draw_samples",
+    "evaluate",
+    "evaluation_folder",
     "exposure_bias",
     "exposure_bias_plot",
     "extract_features",
@@ -53,13 +60,17 @@ __all__ = [
     "format_table",
     "frechet_distance",
     "kernel_distance",
-    "load_images",
+    "latency_ms",
+    "markdown_table",
+    "measure_students",
     "paired_bootstrap",
     "paired_distance",
     "precision_recall",
     "predict_labels",
     "real_floor",
+    "run_of",
     "sample_grid",
+    "trajectories_of",
     "trajectory_grid",
     "validation_grid",
     "write_report",

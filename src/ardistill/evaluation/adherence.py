@@ -1,7 +1,7 @@
 """Prompt adherence: whether a picture of the scene world shows what its prompt says, in GenEval's categories.
 
-The detector's own errors bound what can be measured, so that they stand beside every score: a sampler that draws like
-the renderer itself scores the detector's accuracy, and some wrong pictures pass.
+The detector's errors limit the measurement and are reported with every score: a perfect sampler scores the detector's
+accuracy, and some wrong pictures pass.
 
 Source: Ghosh et al. 2023, GenEval, arXiv:2310.11513.
 """
@@ -23,18 +23,19 @@ from ardistill.zoo.scenes.data import CATEGORIES, IMAGE_SIZE, SPLITS, Prompt, re
 from ardistill.zoo.scenes.detector import WEIGHTS, Detector, Found, load_detector
 
 Z_95 = 1.959964
-"""Of a normal distribution, 95 % lie within so many standard deviations."""
+"""Number of standard deviations around the mean that hold 95 % of a normal distribution."""
 
 
 def adheres(found: Sequence[Found], prompt: Prompt) -> bool:
-    """Whether these nouns are what a prompt says: all it names, as often as it says, and nothing else.
+    """Whether a picture holds all the nouns that a prompt names, in the right number, and nothing else.
 
-    GenEval lets other things be in a picture; a scene has what its caption names alone. Of the first noun to the
-    second, a relation holds where it makes up more than half of the distance (GenEval's rule: within 60 degrees).
+    GenEval allows other objects in a picture; here they count as errors, because a scene shows only what its caption
+    names. A relation holds if the distance from the first noun to the second is more than half in its direction
+    (GenEval's rule: within 60 degrees).
 
     Args:
-        found: Nouns in a picture.
-        prompt: What was asked for.
+        found: Nouns that the detector found in the picture.
+        prompt: The prompt that was drawn.
     """
     if Counter(x.noun for x in found) != Counter({noun: prompt.count for noun in prompt.nouns}):
         return False
@@ -51,16 +52,16 @@ def adheres(found: Sequence[Found], prompt: Prompt) -> bool:
     return (right, down)[prompt.relation] > 0.5 * math.hypot(right, down)
 
 
-def judge(detector: Detector, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    """Whether each image shows what its prompt says, bool, shape (n,); pairs with another sampler's, prompt by prompt.
+def check_adherence(detector: Detector, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Whether each image shows what its prompt says, bool, shape (n,).
 
     Args:
         detector: From ``load_detector``.
         images: In [-1, 1], shape (n, 3, 32, 32).
-        prompts: One for each image.
+        prompts: One per image.
 
     Raises:
-        ValueError: The numbers of images and prompts differ, or images of another shape.
+        ValueError: The numbers of images and prompts differ, or the images have another shape.
     """
     if len(images) != len(prompts):
         raise ValueError(f"expected one prompt per image, got {len(prompts)} prompts for {len(images)} images")
@@ -70,35 +71,37 @@ def judge(detector: Detector, images: Tensor, prompts: Sequence[Prompt]) -> Tens
 
 @dataclass(frozen=True)
 class Score:
-    """Share of images that are what their prompts say, and how far it can be trusted."""
+    """Share of images that show what their prompts say, and the detector's own errors."""
 
     category: str
     """One of ``CATEGORIES``, or "overall"."""
     share: float
+    """Share of images that adhere to their prompts."""
     low: float
-    """Of the 95 % interval (Wilson)."""
+    """Lower end of the 95 % interval (Wilson)."""
     high: float
+    """Upper end of the 95 % interval."""
     num_images: int
+    """Number of images."""
     detector_accuracy: float
-    """Share of renders of such prompts that the detector judges right: no sampler can be told from a perfect one above
-    this."""
+    """Share of real renders of such prompts that the detector accepts: the score of a perfect sampler."""
     detector_false_accepts: float
-    """Share of renders of a prompt changed in one thing that pass."""
+    """Share of real renders that pass for a prompt which differs in one attribute."""
 
 
 def scores(verdicts: Tensor, prompts: Sequence[Prompt], split: str = "seen") -> list[Score]:
-    """Score of each category that the prompts have, then overall.
+    """Scores of the categories of the prompts, then the overall score.
 
-    Overall is the mean of the categories where each has as many prompts, as those of the scene world have.
+    The overall score is the mean over categories if all have as many prompts, as in the scene world's splits.
 
     Args:
-        verdicts: From `judge`, shape (n,), n of 1 or more.
-        prompts: The same, in the same order.
-        split: Of the prompts; unseen wordings are judged as seen ones are.
+        verdicts: From `check_adherence`, shape (n,), n of 1 or more.
+        prompts: The prompts, in the same order.
+        split: Split of the prompts; its detector errors are reported. Unseen wordings have those of the seen split.
 
     Raises:
-        ValueError: The numbers of verdicts and prompts differ or are 0, there is no such split, or a prompt has no
-            category that the split has.
+        ValueError: The numbers of verdicts and prompts differ or are 0, the split is unknown, or a prompt has a
+            category that the split lacks.
     """
     if len(verdicts) != len(prompts) or not prompts:
         raise ValueError(f"expected one verdict per prompt, got {len(verdicts)} for {len(prompts)} prompts")
@@ -125,22 +128,22 @@ def scores(verdicts: Tensor, prompts: Sequence[Prompt], split: str = "seen") -> 
 
 
 def adherence(images: Mapping[str, Tensor], texts: Sequence[str]) -> dict[str, dict[str, list[Score]]]:
-    """Scores of several samplers on captions as text; those of combinations unseen in training apart.
+    """Scores of several samplers on captions, apart for combinations of attributes seen and unseen in training.
 
     Args:
-        images: Sampler to images in [-1, 1], shape (n, 3, 32, 32).
+        images: Sampler -> images in [-1, 1], shape (n, 3, 32, 32).
         texts: The caption of each image, n of 1 or more.
 
     Returns:
-        Split of the combinations, "seen" or "unseen_combinations", whatever the wording, to sampler to `scores`; empty
-        if a text is no caption of the scene world, or the images are none of its size.
+        "seen" or "unseen_combinations" -> sampler -> `scores`. Empty if a text is not a caption of the scene world or
+        the images have another size.
     """
     asked = [prompt for prompt in map(read_caption, texts) if prompt is not None]
     is_scene = all(x.shape[1:] == (3, IMAGE_SIZE, IMAGE_SIZE) for x in images.values())
     if len(asked) < len(texts) or not is_scene:
         return {}
     detector = load_detector()
-    verdicts = {name: judge(detector, x, asked) for name, x in images.items()}
+    verdicts = {name: check_adherence(detector, x, asked) for name, x in images.items()}
     found = {}
     for split, unseen in (("seen", False), ("unseen_combinations", True)):
         rows = [i for i, prompt in enumerate(asked) if bool(prompt.unseen) == unseen]
@@ -154,8 +157,8 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     """95 % interval of a share.
 
     Args:
-        successes: 0 to ``count``.
-        count: 1 or more.
+        successes: Number of successes, 0 to ``count``.
+        count: Number of trials, 1 or more.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
@@ -166,10 +169,10 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 def adherence_table(samplers: dict[str, list[Score]]) -> list[list[str]]:
-    """Head and lines: one for each sampler, a column for each category; the detector's own shares stand below.
+    """Cells of a table: a head, a line per sampler with a column per category, then the detector's own shares.
 
     Args:
-        samplers: Name to `scores`, all of the same prompts.
+        samplers: Name -> `scores`, all for the same prompts.
     """
     first = next(iter(samplers.values()))
     lines = [["sampler", *(x.category for x in first)]]
@@ -181,6 +184,6 @@ def adherence_table(samplers: dict[str, list[Score]]) -> list[list[str]]:
 
 
 def detector_facts() -> dict[str, Any]:
-    """What ``examples/train_detector.py`` measured of the shipped weights."""
+    """Accuracy and false accepts of the shipped detector, as ``examples/train_detector.py`` measured them."""
     facts: dict[str, Any] = json.loads(Path(WEIGHTS).with_suffix(".json").read_text())
     return facts

@@ -1,4 +1,4 @@
-"""Multiply-accumulates and latency, measured on the real module."""
+"""Cost of a call: multiply-accumulates and latency, measured on the module itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ardistill.devices import Device, synchronize
 
 
 def count_macs(run: Callable[[], object]) -> float:
-    """Multiply-accumulates of ``run``: torch's FlopCounterMode (matmul, convolution, attention), halved.
+    """Multiply-accumulates of ``run``: half the operations that torch's FlopCounterMode counts.
 
-    Attention runs as plain products meanwhile: the counter does not know the CPU's fused kernel.
+    Matrix products, convolutions and attention are counted. Attention runs without fused kernels meanwhile, because the
+    counter does not know the CPU's.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         run()
@@ -26,9 +27,9 @@ def latency_ms(run: Callable[[], object], repeats: int = 5, device: Device = Non
     """Median wall-clock milliseconds of ``run`` after one warm-up.
 
     Args:
-        run: Measured.
-        repeats: Runs after the warm-up.
-        device: Where it works; the best device there is if not given.
+        run: The call to measure.
+        repeats: Calls after the warm-up.
+        device: The device that it runs on, which is waited for; the best device if not given.
     """
     times = []
     for _ in range(repeats + 1):

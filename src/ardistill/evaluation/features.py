@@ -1,41 +1,42 @@
-"""Feature networks: what turns images into the features that every distance of the evaluation is measured in.
+"""Feature networks: they turn images into the features that all distances of the evaluation are measured in.
 
-Any network will do, but its name goes with the figure: the Fréchet distance is called FID only in the features of the
-Inception-v3 weights that FID is defined with (Heusel et al. 2017, arXiv:1706.08500), else FD-<network>.
+Any network will do, but its name belongs to the figure: a Fréchet distance is called FID only in the features of the
+Inception-v3 weights that define FID (Heusel et al. 2017, arXiv:1706.08500), FD-<network> otherwise.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
-from typing import Protocol
+from pickle import UnpicklingError  # torch.load raises it for files that are no state dict; nothing is unpickled here
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ardistill.devices import Device, device_of, resolve_device
-from ardistill.files.images import open_images
+from ardistill.files.pixels import to_bytes
 from ardistill.zoo import CLASS_CONDITIONAL
 
 
 class FeatureNetwork(Protocol):
-    """Images in [-1, 1], shape (n, c, h, w), to features, shape (n, d)."""
+    """A network that maps images in [-1, 1], shape (n, c, h, w), to features, shape (n, d)."""
 
     @property
     def name(self) -> str:
-        """Goes into reports and beside stored statistics."""
+        """The network's name in reports and stored statistics."""
 
     @property
     def fd_name(self) -> str:
-        """What a Fréchet distance in these features is called: ``FID`` or ``FD-<name>``."""
+        """The name of a Fréchet distance in these features: ``FID`` or ``FD-<name>``."""
 
     @property
     def num_features(self) -> int | None:
-        """d, or None where only a call tells."""
+        """Number of features, d; None if it is not known before the first call."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features, float, shape (n, d), of images in [-1, 1], shape (n, c, h, w)."""
@@ -43,21 +44,22 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class ModuleFeatures:
-    """A feature network made of a torch function; see `feature_network` for the known ones."""
+    """A feature network made from a torch function; `feature_network` makes the known ones."""
 
     name: str
-    """Name in reports."""
+    """The network's name in reports."""
     function: Callable[[Tensor], Tensor]
     """Images in [-1, 1], shape (n, c, h, w), to features, shape (n, d)."""
     num_features: int | None = None
-    """d, or None where only a call tells."""
+    """Number of features, d; None if it is not known before the first call."""
     is_fid: bool = False
-    """Whether these are the features that FID is defined with."""
+    """Whether these are the features that define FID."""
     device: torch.device | None = None
-    """Where ``function`` runs; images are brought there. None: they are passed on from where they are."""
+    """Images are moved to this device before ``function`` is called; not moved if None."""
 
     @property
     def fd_name(self) -> str:
+        """``FID`` if these features define it, ``FD-<name>`` otherwise."""
         return "FID" if self.is_fid else f"FD-{self.name}"
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -68,25 +70,15 @@ def _zoo_classifier(name: str, weights: str | Path | None, device: torch.device)
     from ardistill.zoo.classifier import NUM_FEATURES, load_classifier
 
     if weights is not None:
-        raise ValueError(f"{name}-classifier has its own weights: leave weights away")
+        raise ValueError(f"{name}-classifier has its own weights; leave weights out")
     return ModuleFeatures(f"{name}-classifier", load_classifier(name, device).features, NUM_FEATURES, device=device)
 
 
 def _inception(weights: str | Path | None, device: torch.device) -> ModuleFeatures:
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        lacks_fidelity = isinstance(error, ImportError) and (error.name or "").startswith("torch_fidelity")
-        needed, remedy = (
-            "torchvision",
-            "pip install torchvision, in the build made for your torch (https://pytorch.org)",
-        )
-        if lacks_fidelity:
-            needed, remedy = "torch-fidelity", "pip install 'ardistill[fid]'"
-        raise ImportError(f"inception features need {needed} ({error}); {remedy}", name=needed) from error
+    extractor = _torch_fidelity().FeatureExtractorInceptionV3
 
-    class Inception(FeatureExtractorInceptionV3):
-        """torch-fidelity's network, with the loading of weights left to us (its own unpickles any object)."""
+    class Inception(extractor):  # type: ignore[valid-type, misc]
+        """torch-fidelity's network without its own loading of weights, which unpickles any object."""
 
         def load_state_dict(self, state_dict, strict=True, assign=False):
             return super().load_state_dict(state_dict, strict, assign) if state_dict else None
@@ -95,35 +87,52 @@ def _inception(weights: str | Path | None, device: torch.device) -> ModuleFeatur
     torch.save({}, nothing)
     nothing.seek(0)
     network = Inception("inception", ["2048"], feature_extractor_weights_path=nothing)
-    name, is_fid = "inception", False
-    if weights is None:
-        network.load_state_dict(
-            torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
-        )
-        is_fid = True
-    elif weights == "random":
-        name = "inception-random"
-    elif Path(weights).is_file():
-        try:
-            network.load_state_dict(torch.load(weights, weights_only=True))
-        except (UnpicklingError, RuntimeError, AttributeError, TypeError) as error:
-            raise ValueError(f"{weights} is no state dict of inception: {str(error).splitlines()[0]}") from error
-        is_fid = _sha256(Path(weights)).startswith(Path(URL_INCEPTION_V3).stem.split("-")[-1])
-        name = "inception" if is_fid else f"inception-{Path(weights).stem}"
-    else:
-        raise ValueError(f"no Inception weights at {weights}: expected a state dict file, None (download) or 'random'")
+    name = _load_inception(network, weights)
     network = network.to(device)
 
     def features(images: Tensor) -> Tensor:
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return network(pixels.expand(-1, 3, -1, -1))[0]
+        return network(to_bytes(images).expand(-1, 3, -1, -1))[0]
 
-    return ModuleFeatures(name, features, 2048, is_fid, device)
+    return ModuleFeatures(name, features, 2048, name == "inception", device)
+
+
+def _torch_fidelity() -> Any:
+    """torch-fidelity's module of the Inception network.
+
+    Raises:
+        ImportError: torch-fidelity or torchvision is missing or does not fit torch, with what to install.
+    """
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit torch
+        needed, remedy = "torchvision", "pip install torchvision, in the build for your torch (https://pytorch.org)"
+        if isinstance(error, ImportError) and (error.name or "").startswith("torch_fidelity"):
+            needed, remedy = "torch-fidelity", "pip install 'ardistill[fid]'"
+        raise ImportError(f"inception features need {needed} ({error}); {remedy}", name=needed) from error
+    return feature_extractor_inceptionv3
+
+
+def _load_inception(network: nn.Module, weights: str | Path | None) -> str:
+    """Load weights into the network, and return its name: ``inception`` only with the weights that define FID."""
+    url = _torch_fidelity().URL_INCEPTION_V3
+    if weights is None:
+        network.load_state_dict(torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True))
+        return "inception"
+    if weights == "random":
+        return "inception-random"
+    path = Path(weights)
+    if not path.is_file():
+        raise ValueError(f"no Inception weights at {weights}: expected a state dict file, None (download) or 'random'")
+    try:
+        network.load_state_dict(torch.load(path, weights_only=True))
+    except (UnpicklingError, RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"expected a state dict of inception in {weights}: {str(error).splitlines()[0]}; give another file"
+        ) from error
+    return "inception" if _sha256(path).startswith(Path(url).stem.split("-")[-1]) else f"inception-{path.stem}"
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -132,7 +141,7 @@ def _scenes_detector(weights: str | Path | None, device: torch.device) -> Module
     from ardistill.zoo.scenes.detector import NUM_FEATURES, load_detector
 
     if weights is not None:
-        raise ValueError("scenes-detector has its own weights: leave weights away")
+        raise ValueError("scenes-detector has its own weights; leave weights out")
     return ModuleFeatures("scenes-detector", load_detector(device=device).features, NUM_FEATURES, device=device)
 
 
@@ -152,15 +161,15 @@ def feature_network(
         source: ``"fashion-classifier"`` (shipped, 128 features of 28x28 grey images), ``"emoji-classifier"`` (shipped,
             128 features of 32x32 colour images), ``"scenes-detector"`` (shipped, 96 features of the same),
             ``"inception"`` (torch-fidelity's port of the FID network, 2048 features of grey or colour images of any
-            size), the path of a TorchScript file, or a module; the latter two take images in [-1, 1], shape (n, c, h,
-            w), and give features (n, d).
-        weights: Only for ``"inception"``: a state dict file; None takes torch-fidelity's own, downloaded once into the
-            torch hub folder; ``"random"`` leaves the network untrained, to try the path.
-        device: Where it runs; where a given module is, else the best device there is, if not given.
+            size), the path of a TorchScript file, or a module; the last two take images in [-1, 1], shape (n, c, h, w),
+            and return features (n, d).
+        weights: For ``"inception"`` only: a state dict file; None downloads torch-fidelity's weights once into the
+            torch hub folder; ``"random"`` leaves the network untrained, for trials without a download.
+        device: Where the network runs; if not given, where a given module is, else the best device.
 
     Raises:
-        ValueError: ``source`` is neither a known name nor a file, ``weights`` do not belong to it, or there is no such
-            device.
+        ValueError: ``source`` is neither a known name nor a file, ``weights`` do not fit it, or the device does not
+            exist.
         ImportError: torch-fidelity or torchvision is missing, or does not fit torch.
     """
     if isinstance(source, str) and source in _KNOWN:
@@ -191,16 +200,16 @@ def extract_features(network: FeatureNetwork, images: Tensor | Iterable[Tensor],
     """Features of many images.
 
     Args:
-        network: See `feature_network`.
-        images: In [-1, 1], shape (n, c, h, w), n of 1 or more; or batches of them, one after the other, each of which
-            is dropped once its features are known.
-        batch_size: Images per call of the network, where they come at once.
+        network: Gives the features; see `feature_network`.
+        images: In [-1, 1], shape (n, c, h, w), n of 1 or more; or an iterable of such batches, of which only one is
+            held in memory at a time, such as `ardistill.files.images.open_images` returns.
+        batch_size: Images per call of the network if all are given at once.
 
     Returns:
         Features on the CPU, float32, shape (n, d).
 
     Raises:
-        ValueError: Images or features have a wrong shape, or are not finite.
+        ValueError: Images or features have a wrong shape, or features are not finite.
     """
     found = [_features(network, x) for x in (images.split(batch_size) if isinstance(images, Tensor) else images)]
     if not found:
@@ -225,14 +234,3 @@ def _features(network: FeatureNetwork, images: Tensor) -> Tensor:
 
 def _range(images: Tensor) -> str:
     return f"from {images.min():.3g} to {images.max():.3g}, {(~images.isfinite()).sum()} values not finite"
-
-
-def load_images(source: str | Path) -> Tensor:
-    """Images of one size in a folder, all in memory, by name, in [-1, 1], shape (n, c, h, w), c = 1 or 3.
-
-    For many of them give `ardistill.files.images.open_images` to `extract_features` instead, which takes batches.
-
-    Raises:
-        ValueError: There are none, or their sizes or modes differ, or one cannot be read.
-    """
-    return torch.cat(list(open_images(source, progress=False)))

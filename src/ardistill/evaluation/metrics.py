@@ -1,6 +1,6 @@
-"""Distances and shares on features: pure functions, statistics in float64.
+"""Distances between sets of features, and shares: pure functions, computed in float64.
 
-Everywhere ``features`` are float tensors of shape (n, d), one row a sample, in the features of one network.
+``features`` are float tensors of shape (n, d), one row per sample, all from one network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 
 def _check(*features: Tensor, at_least: int = 1) -> None:
+    """Raise a ValueError unless features are finite, of shape (n, d), with one d and enough rows."""
     for rows in features:
         if rows.ndim != 2 or rows.shape[1] != features[0].shape[1]:
             shapes = ", ".join(str(tuple(f.shape)) for f in features)
@@ -30,21 +31,26 @@ def _check(*features: Tensor, at_least: int = 1) -> None:
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """A Gaussian fitted to features: all that a Fréchet distance needs to know of a set."""
+    """Mean and covariance of features, from which a Fréchet distance is computed.
+
+    Statistics of a large data set are computed once, stored with `save` and read with `load`; the feature network must
+    be the same as for the samples.
+    """
 
     mean: Tensor
-    """float64, shape (d,)."""
+    """Mean, float64, shape (d,)."""
     cov: Tensor
     """Unbiased covariance, float64, shape (d, d)."""
     count: int
-    """Samples it was fitted to."""
+    """Number of samples."""
 
     @classmethod
     def from_features(cls, features: Tensor) -> FeatureStatistics:
-        """Fit to features, shape (n, d).
+        """Compute the statistics of features, shape (n, d).
 
         Warns:
-            UserWarning: No more samples than features: the covariance is singular, the distance far too large.
+            UserWarning: There are no more samples than features: the covariance is singular, and distances come out far
+                too large.
 
         Raises:
             ValueError: Fewer than 2 samples, a wrong shape, or values that are not finite.
@@ -53,7 +59,7 @@ class FeatureStatistics:
         count, num_features = features.shape
         if count <= num_features:
             warnings.warn(
-                f"{count} samples for {num_features} features: a Fréchet distance of so few is far too large; "
+                f"{count} samples for {num_features} features: the Fréchet distance comes out far too large; "
                 f"use more than {num_features} samples, better ten times as many",
                 stacklevel=2,
             )
@@ -66,7 +72,7 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         tensors = load_file(path)
         return cls(tensors["mean"], tensors["cov"], int(tensors["count"]))
 
@@ -74,9 +80,8 @@ class FeatureStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Fréchet (squared Wasserstein-2) distance between two Gaussians; 0 is best.
 
-    |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), the last by the symmetric form
-    (cov_a^(1/2) cov_b cov_a^(1/2))^(1/2). Own lines because torchmetrics takes images or features, not stored
-    statistics; a test holds the two equal.
+    |mean_a - mean_b|^2 + trace(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), the root in its symmetric form
+    (cov_a^(1/2) cov_b cov_a^(1/2))^(1/2). torchmetrics, which a test compares with, does not take stored statistics.
 
     Raises:
         ValueError: The two have different numbers of features.
@@ -84,7 +89,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     Source: Heusel et al. 2017, arXiv:1706.08500, Eq. 6.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(f"statistics of {len(a.mean)} and of {len(b.mean)} features: use one feature network for both")
+        raise ValueError(
+            f"expected statistics from one feature network, got those of {len(a.mean)} and of {len(b.mean)} features; "
+            "compute them again with one network"
+        )
     values, vectors = torch.linalg.eigh(a.cov)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0).sqrt().sum()
@@ -93,10 +101,12 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 class KernelDistance(NamedTuple):
-    """KID: mean over subsets (may be slightly negative: it is unbiased) and standard deviation over subsets."""
+    """Kernel distance (KID in Inception features) over random subsets."""
 
     mean: float
+    """Mean over subsets; may be slightly negative, because the estimate is unbiased."""
     std: float
+    """Standard deviation over subsets."""
 
 
 def kernel_distance(
@@ -105,11 +115,11 @@ def kernel_distance(
     """Kernel distance: unbiased squared MMD with the cubic kernel (x.y / d + 1)^3, over random subsets.
 
     Args:
-        features_a: Shape (n, d), n at least ``subset_size``.
-        features_b: Shape (m, d), m at least ``subset_size``.
-        num_subsets: Subsets drawn, each without replacement.
+        features_a: Features of one set, shape (n, d), n at least ``subset_size``.
+        features_b: Features of the other set, shape (m, d), m at least ``subset_size``.
+        num_subsets: Number of subsets, each drawn without replacement.
         subset_size: Samples of each set in a subset.
-        seed: Of the subsets.
+        seed: Seed of the subsets.
 
     Raises:
         ValueError: Fewer samples than ``subset_size``, a wrong shape, or values that are not finite.
@@ -128,7 +138,7 @@ def kernel_distance(
 
 
 def _unbiased_mmd(a: Tensor, b: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy of (n, d) and (n, d) without the pairs of a sample with itself (its Eq. 4)."""
+    """Unbiased squared maximum mean discrepancy (Eq. 4 there) between features of shape (n, d) and (n, d)."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -138,24 +148,24 @@ def _unbiased_mmd(a: Tensor, b: Tensor) -> Tensor:
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1], higher is better."""
+    """Improved precision and recall, in [0, 1]; higher is better."""
 
     precision: float
-    """Fakes that lie among the real samples: quality."""
+    """Share of generated samples that lie among the real ones: quality."""
     recall: float
-    """Real samples that lie among the fakes: coverage."""
+    """Share of real samples that lie among the generated ones: coverage."""
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1000) -> PrecisionRecall:
-    """Improved precision and recall. Only comparable at equal numbers of samples.
+    """Improved precision and recall; comparable only at equal numbers of samples.
 
-    A sample lies among a set where it is no farther from one of its members than that member's k-th neighbour is.
+    A sample lies among a set if it is no farther from one of the members than that member's k-th neighbour.
 
     Args:
-        real: Shape (n, d), n more than ``k``.
-        fake: Shape (m, d), m more than ``k``.
-        k: Neighbours.
-        chunk: Rows of the distance matrix held at once.
+        real: Features of real samples, shape (n, d), n more than ``k``.
+        fake: Features of generated samples, shape (m, d), m more than ``k``.
+        k: Neighbour that gives a member's radius.
+        chunk: Rows of the distance matrix held in memory at once.
 
     Raises:
         ValueError: Too few samples, a wrong shape, or values that are not finite.
@@ -166,7 +176,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1000) 
     real, fake = real.double(), fake.double()
 
     def share_within(members: Tensor, samples: Tensor) -> float:
-        # The k-th neighbour is the (k+1)-th smallest distance: a member is its own nearest.
+        # The k-th neighbour has the (k+1)-th smallest distance, because each member is at distance 0 from itself.
         radius = torch.cat([torch.cdist(rows, members).kthvalue(k + 1).values for rows in members.split(chunk)])
         within = [(torch.cdist(rows, members) <= radius).any(dim=1) for rows in samples.split(chunk)]
         return torch.cat(within).double().mean().item()
@@ -179,8 +189,8 @@ def predict_labels(classifier: Callable[[Tensor], Tensor], images: Tensor, batch
     """Most likely class of each image, int64, shape (n,), on the CPU.
 
     Args:
-        classifier: Images to logits, shape (n, classes).
-        images: As the classifier takes them, shape (n, c, h, w).
+        classifier: Maps images to logits, shape (n, classes).
+        images: Images in the classifier's format, shape (n, c, h, w).
         batch_size: Images per call.
     """
     return torch.cat([classifier(rows).argmax(dim=1).cpu() for rows in images.split(batch_size)])
@@ -189,12 +199,12 @@ def predict_labels(classifier: Callable[[Tensor], Tensor], images: Tensor, batch
 def class_accuracy(
     classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch_size: int = 500
 ) -> float:
-    """Share of images that an independent classifier takes for the class they were made for.
+    """Share of images that an independent classifier assigns to the class they were drawn for.
 
     Args:
-        classifier: Images to logits, shape (n, classes).
-        images: As the classifier takes them, shape (n, c, h, w).
-        labels: Classes asked for, integers, shape (n,).
+        classifier: Maps images to logits, shape (n, classes).
+        images: Images in the classifier's format, shape (n, c, h, w).
+        labels: Classes that were drawn, integers, shape (n,).
         batch_size: Images per call.
 
     Raises:
@@ -212,13 +222,15 @@ class PairedDistance:
     values: Tensor
     """Distance of each pair, float64, shape (n,)."""
     mean: float
+    """Mean over pairs."""
     median: float
+    """Median over pairs."""
     trimmed_mean: float
-    """Mean without the smallest and the largest 10 %: a few samples carry much of the mean."""
+    """Mean without the smallest and the largest 10 %, which a few outliers do not dominate."""
     unpaired: float
-    """The yardstick: mean distance when each row of a meets b's next row instead, a sample of other noise."""
+    """Mean distance between each row of a and the next row of b, a sample from other noise, for scale."""
     flipped: float | None
-    """Share of pairs that a classifier puts into different classes; None without labels."""
+    """Share of pairs that a classifier assigns to different classes; None without labels."""
 
 
 def paired_distance(
@@ -227,10 +239,10 @@ def paired_distance(
     """Compare two samplers sample by sample, on the same noise.
 
     Args:
-        features_a: Shape (n, d), n of 2 or more.
-        features_b: Shape (n, d), row i from the same noise and class as row i of ``features_a``.
-        labels_a: What a classifier sees in a's samples, integers, shape (n,).
-        labels_b: Same for b.
+        features_a: Features of one sampler's samples, shape (n, d), n of 2 or more.
+        features_b: Features of the other's, shape (n, d); row i has the noise and class of row i of ``features_a``.
+        labels_a: Classes that a classifier assigns to a's samples, integers, shape (n,).
+        labels_b: Classes that it assigns to b's samples, integers, shape (n,).
 
     Raises:
         ValueError: Shapes differ, values are not finite, or only one of the labels is given.
@@ -240,7 +252,7 @@ def paired_distance(
         shapes = f"{tuple(features_a.shape)} and {tuple(features_b.shape)}"
         raise ValueError(f"expected pairs, row by row, got features {shapes}")
     if (labels_a is None) != (labels_b is None):
-        raise ValueError("give the predicted labels of both or of neither")
+        raise ValueError("expected the predicted labels of both or of neither, got one; give both")
     flipped = None
     if labels_a is not None and labels_b is not None:
         if labels_a.shape != (len(features_a),) or labels_b.shape != labels_a.shape:
@@ -260,11 +272,14 @@ def paired_distance(
 
 
 class BootstrapInterval(NamedTuple):
-    """mean(a) - mean(b) and its 95 % interval."""
+    """A difference of means and its 95 % interval."""
 
     difference: float
+    """mean(a) - mean(b)."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
 
 
 def paired_bootstrap(values_a: Tensor, values_b: Tensor, num_resamples: int = 2000, seed: int = 0) -> BootstrapInterval:
@@ -272,9 +287,9 @@ def paired_bootstrap(values_a: Tensor, values_b: Tensor, num_resamples: int = 20
 
     Args:
         values_a: One value per sample, shape (n,), n of 2 or more.
-        values_b: Values of the same samples (noise, label), shape (n,).
-        num_resamples: Bootstrap resamples.
-        seed: Of the resamples.
+        values_b: Values of samples from the same noise and labels, shape (n,).
+        num_resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Raises:
         ValueError: Shapes differ, there are fewer than 2 samples, or values are not finite.
@@ -298,31 +313,36 @@ def paired_bootstrap(values_a: Tensor, values_b: Tensor, num_resamples: int = 20
 
 
 class RealFloor(NamedTuple):
-    """The Fréchet distance of real images: what a perfect sampler would score."""
+    """Fréchet distance of real images to the reference: the score of a perfect sampler."""
 
     distance: float
+    """Fréchet distance."""
     num_samples: int
+    """Number of real images."""
 
     def __str__(self) -> str:
+        """The distance with an explanation, for reports."""
         return f"{self.distance:.3f}, the distance of {self.num_samples:,} held-out real images to the reference"
 
 
 def real_floor(held_out: Tensor, reference: FeatureStatistics, count: int | None = None, seed: int = 0) -> RealFloor:
-    """Fréchet distance of held-out real samples to the reference: the floor below which no sampler is better.
+    """Fréchet distance of held-out real samples to the reference; a lower score does not mean a better sampler.
 
-    It falls with the number of samples, so ask for as many as the sampler made.
+    It falls with the number of samples, so take as many as the sampler drew.
 
     Args:
         held_out: Features of real samples that are not in the reference, shape (n, d).
         reference: Statistics of the data.
-        count: Samples to draw from ``held_out``; None takes all.
-        seed: Of the draw.
+        count: Samples to draw from ``held_out``; all if not given.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: ``count`` exceeds the held-out samples.
+        ValueError: ``count`` exceeds the number of held-out samples.
     """
     count = len(held_out) if count is None else count
     if count > len(held_out):
-        raise ValueError(f"asked for {count} held-out samples, there are {len(held_out)}")
+        raise ValueError(
+            f"expected at most as many held-out samples as there are, got {count}; there are {len(held_out)}"
+        )
     rows = torch.randperm(len(held_out), device="cpu", generator=torch.Generator().manual_seed(seed))[:count]
     return RealFloor(frechet_distance(FeatureStatistics.from_features(held_out[rows]), reference), count)

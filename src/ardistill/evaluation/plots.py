@@ -1,6 +1,6 @@
-"""The two pictures of a run: samples side by side, and where the error of a step comes from.
+"""Pictures of a run: a grid of samples, the error per step, and the health of adversarial training.
 
-Figures are made without pyplot, so no global state is left behind and no screen is needed.
+Figures are made without pyplot, which would keep global state.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,25 +19,36 @@ from ardistill.evaluation.report import arm_label
 from ardistill.files import whole_file
 
 PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
-"""What the name of a picture may end in, which says its format."""
+"""Suffixes of picture files that can be written; the suffix gives the format."""
 EXPOSURE_CURVES = {
     "free_running": ("free-running: goes on from its own states", "o-", "#c0392b"),
     "teacher_continued": ("teacher-continued: the teacher's solver from the student's first step", "s--", "#2471a3"),
     "teacher_forced": ("teacher-forced: from the teacher's states", "^:", "#5d6d7e"),
 }
 """Key of a curve -> legend, marker and line, colour."""
+ADVERSARIAL_PANELS = {
+    "regression loss": {"loss": "against the teacher"},
+    "adversarial losses": {"g_loss": "student", "d_loss": "discriminator"},
+    "weight of the student's adversarial loss": {"g_weight": "adaptive or fixed"},
+    "discriminator tells": {"d_real_accuracy": "real", "d_fake_accuracy": "student's"},
+    "gradient norm of the discriminator": {"d_gradient_norm": "before clipping"},
+    "diversity (1: as the data)": {"diversity": "spread of features", "recall": "recall"},
+}
+"""Title of a panel -> key of the log -> label of the curve."""
+_CELL = 0.8
+"""Width of an image in a grid, in inches."""
 
 
 def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[str] | None = None) -> None:
-    """Save one labelled row of samples per sampler, the same noise down each column.
+    """Save a grid of samples, one labelled row per sampler, the same noise down each column.
 
     Args:
-        rows: Label of a row to its images in [-1, 1], shape (k, c, h, w) with c = 1 or 3, k and h, w the same in all.
+        rows: Label of a row -> its images in [-1, 1], shape (k, c, h, w), c = 1 or 3; one shape for all rows.
         path: PNG to write.
-        columns: Heads of the k columns, say class names or prompts; or of every image, row by row.
+        columns: Heads of the k columns, such as class names or prompts; or a head for every image, row by row.
 
     Raises:
-        ValueError: There is no row, or the shapes differ.
+        ValueError: There is no row, the shapes differ, or the number of heads is wrong.
     """
     shapes = {label: tuple(images.shape) for label, images in rows.items()}
     shape = next(iter(shapes.values()), ())
@@ -46,48 +58,58 @@ def sample_grid(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
     if columns is not None and len(columns) not in (count, count * len(rows)):
         raise ValueError(f"expected {count} column heads, got {len(columns)}")
 
-    names = [textwrap.fill(x, 12, max_lines=6, placeholder="...") for x in columns or ()]
-    heads = [names[first : first + count] for first in range(0, len(names), count)]
-    heads += [[]] * (len(rows) - len(heads))
+    heads = _wrapped_heads(columns or (), count, len(rows))
     lines = [max((name.count("\n") + 1 for name in head), default=0) for head in heads]
-    cell, label_width = 0.8, 0.12 + 0.095 * max(map(len, rows))  # inches
+    label_width = 0.12 + 0.095 * max(map(len, rows))  # inches, as all sizes here
     above = [0.17 + 0.13 * n if n else 0.05 if r == 0 else 0.0 for r, n in enumerate(lines)]
-    cell_height = cell * height / width
-    figure_width, figure_height = label_width + cell * count, sum(above) + cell_height * len(rows) + 0.05
+    cell_height = _CELL * height / width
+    figure_width, figure_height = label_width + _CELL * count, sum(above) + cell_height * len(rows) + 0.05
     figure = Figure(figsize=(figure_width, figure_height), dpi=160, facecolor="white")
     for r, (label, images) in enumerate(rows.items()):
-        # (k, c, h, w) -> one strip (h, k w, c), a thin white gap between images
-        padded = torch.nn.functional.pad(images.float().cpu().clamp(-1, 1), (0, max(1, width // 28)), value=1.0)
-        strip = ((padded + 1) / 2).permute(2, 0, 3, 1).flatten(1, 2)
         bottom = (figure_height - sum(above[: r + 1]) - (r + 1) * cell_height) / figure_height
         axes = figure.add_axes(
-            (label_width / figure_width, bottom, cell * count / figure_width, 0.96 * cell_height / figure_height)
+            (label_width / figure_width, bottom, _CELL * count / figure_width, 0.96 * cell_height / figure_height)
         )
-        axes.imshow(strip.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.axis("off")
-        axes.text(-0.1 / (cell * count), 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
-        for i, name in enumerate(heads[r]):
-            at = ((i + 0.49) / count, 1.04)
-            axes.text(*at, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.5)
+        _draw_row(axes, label, images, heads[r])
     _save(figure, path)
 
 
-def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> None:
-    """Save the error per step of each arm, one panel an arm, on one logarithmic scale.
+def _wrapped_heads(columns: Sequence[str], count: int, num_rows: int) -> list[list[str]]:
+    """The heads above each row, broken into lines; no heads above a row that has none."""
+    names = [textwrap.fill(x, 12, max_lines=6, placeholder="...") for x in columns]
+    heads = [names[first : first + count] for first in range(0, len(names), count)]
+    return heads + [[]] * (num_rows - len(heads))
 
-    Exposure bias is the area between free-running and teacher-continued: the error that the student adds because it
-    goes on from its own states, beyond what the states had already lost.
+
+def _draw_row(axes: Axes, label: str, images: Tensor, heads: Sequence[str]) -> None:
+    """One row of a grid: images (k, c, h, w) in a strip, the label to their left, heads above them."""
+    count, _, _, width = images.shape
+    # (k, c, h, w) -> one strip (h, k w, c), with a thin white gap between images
+    padded = torch.nn.functional.pad(images.float().cpu().clamp(-1, 1), (0, max(1, width // 28)), value=1.0)
+    strip = ((padded + 1) / 2).permute(2, 0, 3, 1).flatten(1, 2)
+    axes.imshow(strip.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.axis("off")
+    axes.text(-0.1 / (_CELL * count), 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=9)
+    for i, name in enumerate(heads):
+        at = ((i + 0.49) / count, 1.04)
+        axes.text(*at, name, transform=axes.transAxes, ha="center", va="bottom", fontsize=7.5)
+
+
+def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> None:
+    """Save the error per step of each arm, one panel per arm, on a common logarithmic scale.
+
+    The shaded area between free-running and teacher-continued is the exposure bias: the error that the student adds
+    because it continues from its own states.
 
     Args:
-        curves: Arm to ``{"teacher_forced": [...], "free_running": [...], "teacher_continued": [...]}``, each one error
-            (say, mean squared error of the state) per step, noisiest first. Zeros are left out of the plot.
+        curves: Arm -> what `exposure_bias` returns: errors per step, noisiest first. Zeros are left out of the plot.
         path: PNG to write.
 
     Raises:
         ValueError: There is no arm, a key is unknown, or the curves of an arm differ in length.
     """
     if not curves:
-        raise ValueError("expected at least one arm")
+        raise ValueError("expected one arm or more, got none")
     for arm, named in curves.items():
         unknown, lengths = set(named) - set(EXPOSURE_CURVES), {len(values) for values in named.values()}
         if unknown or len(lengths) != 1 or 0 in lengths:
@@ -97,18 +119,7 @@ def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path
     figure = Figure(figsize=(3.4 * len(curves) + 0.7, 3.9), dpi=160, facecolor="white")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (arm, named) in zip(panels, curves.items(), strict=True):
-        steps: list[int] = []
-        for name, (_, line, colour) in EXPOSURE_CURVES.items():
-            if name not in named:
-                continue
-            steps = list(range(1, len(named[name]) + 1))
-            axes.plot(steps, _positive(named[name]), line, color=colour, markersize=5, linewidth=1.8)
-        if {"free_running", "teacher_continued"} <= set(named):
-            free, continued = _positive(named["free_running"]), _positive(named["teacher_continued"])
-            axes.fill_between(steps, continued, free, color="#c0392b", alpha=0.12, linewidth=0)
-        axes.set(title=arm_label(arm), xlabel="step", yscale="log", xticks=steps)
-        axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        _draw_curves(axes, arm, named)
     panels[0].set_ylabel("error against the teacher")
     shown = [name for name in EXPOSURE_CURVES if any(name in named for named in curves.values())]
     handles = [figure.axes[0].plot([], [], EXPOSURE_CURVES[n][1], color=EXPOSURE_CURVES[n][2])[0] for n in shown]
@@ -119,23 +130,31 @@ def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path
     _save(figure, path)
 
 
+def _draw_curves(axes: Axes, arm: str, named: Mapping[str, Sequence[float]]) -> None:
+    """One panel: an arm's errors per step."""
+    steps: list[int] = []
+    for name, (_, line, colour) in EXPOSURE_CURVES.items():
+        if name not in named:
+            continue
+        steps = list(range(1, len(named[name]) + 1))
+        axes.plot(steps, _positive(named[name]), line, color=colour, markersize=5, linewidth=1.8)
+    if {"free_running", "teacher_continued"} <= set(named):
+        free, continued = _positive(named["free_running"]), _positive(named["teacher_continued"])
+        axes.fill_between(steps, continued, free, color="#c0392b", alpha=0.12, linewidth=0)
+    axes.set(title=arm_label(arm), xlabel="step", yscale="log", xticks=steps)
+    axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Save the health of an adversarial training: what the discriminator tells, gradients, losses, diversity.
+    """Save the health of adversarial training: losses, the discriminator's accuracy and gradients, diversity.
 
     Args:
         log: Lines of ``metrics.jsonl``.
         path: PNG to write.
     """
-    panels = {
-        "regression loss": {"loss": "against the teacher"},
-        "adversarial losses": {"g_loss": "student", "d_loss": "discriminator"},
-        "weight of the student's adversarial loss": {"g_weight": "adaptive or fixed"},
-        "discriminator tells": {"d_real_accuracy": "real", "d_fake_accuracy": "student's"},
-        "gradient norm of the discriminator": {"d_gradient_norm": "before clipping"},
-        "diversity (1: as the data)": {"diversity": "spread of features", "recall": "recall"},
-    }
     figure = Figure(figsize=(14, 5.6), dpi=130, facecolor="white")
-    for axes, (title, curves) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+    for axes, (title, curves) in zip(figure.subplots(2, 3).flat, ADVERSARIAL_PANELS.items(), strict=True):
         for key, label in curves.items():
             points = [(line["step"], line[key]) for line in log if key in line]
             if points:
@@ -152,10 +171,11 @@ def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    """Write a figure, in the format that the ending of ``path`` says."""
+    """Write a figure whole, in the format that the suffix gives."""
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         figure.savefig(file, format=Path(path).suffix[1:] or "png")
 
 
 def _positive(values: Sequence[float]) -> list[float]:
+    """The values, NaN in place of those that a logarithmic scale cannot show."""
     return [value if value > 0 else float("nan") for value in values]

@@ -1,6 +1,6 @@
-"""The embedded teachers' references, in the features of the shipped networks, so that evaluating needs no data set.
+"""References of the embedded teachers' data sets, so that an evaluation does not need the data.
 
-Made by ``examples/make_reference.py``.
+They hold features and statistics from the shipped networks, and are made by ``examples/make_reference.py``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from ardistill.evaluation.metrics import FeatureStatistics
 from ardistill.zoo import CLASS_CONDITIONAL, FOLDERS
 
 NETWORKS = {name: f"{name}-{'classifier' if name in CLASS_CONDITIONAL else 'detector'}" for name in FOLDERS}
-"""Name of a teacher's data set to its feature network's."""
+"""Data set of an embedded teacher -> name of its feature network."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a sampler of a data set is held against."""
+    """Real images of a data set, as features and statistics, to measure samples against."""
 
     train: FeatureStatistics
-    """Of the 60,000 train images: what FD to the data is measured to."""
+    """Statistics of the 60,000 training images, for FD to the data."""
     test: FeatureStatistics
-    """Of the 10,000 test images."""
+    """Statistics of the 10,000 test images, for FD to images that no network was trained on."""
     real_features: Tensor
-    """Of 2,000 test images, float32, shape (2000, d): for precision, recall and KID."""
+    """Features of 2,000 test images, float32, shape (2000, d), for precision, recall and KID."""
     held_out_features: Tensor
-    """Of 2,000 other test images, float32, shape (2000, d): scored like a sampler's, they give the floors."""
+    """Features of 2,000 other test images, float32, shape (2000, d), for the floor: they are scored like samples."""
 
     def save(self, path: str | Path, feature_network: str) -> None:
-        """Write a safetensors file; the features are rounded to float16."""
+        """Write a safetensors file, with the features rounded to float16.
+
+        Args:
+            path: File to write.
+            feature_network: Name of the network that the features come from.
+        """
         tensors = {"real_features": self.real_features.half(), "held_out_features": self.held_out_features.half()}
         for name, statistics in (("train", self.train), ("test", self.test)):
             tensors |= {f"{name}.mean": statistics.mean, f"{name}.cov": statistics.cov}
@@ -42,12 +47,12 @@ class Reference:
 
 
 def reference_path(name: str) -> Path:
-    """Where the shipped reference of a data set is."""
+    """Path of the shipped reference of a data set, a key of `NETWORKS`."""
     return FOLDERS[name] / "reference.safetensors"
 
 
 def load_reference(path: str | Path) -> Reference:
-    """Load what `Reference.save` wrote."""
+    """Read a file that `Reference.save` wrote."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         statistics = {

@@ -1,4 +1,4 @@
-"""The table of a comparison, for the terminal and as one self-contained HTML page."""
+"""Tables of a comparison as text, Markdown and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "ms_per_image": ("ms per\nimage", "{:.2f}".format),
     "seeds": ("seeds", "{:g}".format),
 }
-"""Key of a row -> head of its column (the arrow points to better), format."""
+"""Key of a row -> head of its column, with an arrow in the direction of better values, and format."""
 
 
 def arm_label(arm: str) -> str:
-    """An arm as tables and pictures write it: ``step_distillation`` is ``step distillation``, ``ard`` is ``ARD``."""
+    """An arm's name in tables and pictures: ``step distillation`` for ``step_distillation``, ``ARD`` for ``ard``."""
     return arm.upper() if arm in ("ard", "kd") else arm.replace("_", " ")
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
+    """A value as text, ``-`` if it is missing."""
     value = row.get(key)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    if isinstance(value, (list, tuple)):  # the seeds themselves
+    if isinstance(value, (list, tuple)):  # a list of seeds instead of their number
         return ", ".join(map(str, value)) or "-"
     return COLUMNS[key][1](value)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The head and one line per arm; columns that no row fills are left out."""
+    """The head, then one line per arm; columns without any value are left out."""
     for row in rows:
         unknown = set(row) - set(COLUMNS) - {"arm"}
         if "arm" not in row or unknown:
@@ -63,8 +64,9 @@ def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> s
     """The comparison as a table for the terminal, or in Markdown.
 
     Args:
-        rows: One mapping per arm: ``arm`` (its name) and any keys of `COLUMNS`; a missing value, None or NaN is shown
-            as ``-``, a column without any value is left out. MACs are counts, milliseconds and MACs are per image.
+        rows: One mapping per arm: ``arm`` (its name) and any keys of `COLUMNS`. A missing value, None or NaN is shown
+            as ``-``; a column without any value is left out. MACs (a count) and milliseconds are per image.
+        markdown: Whether to write Markdown.
 
     Raises:
         ValueError: A row has no ``arm`` or an unknown key.
@@ -84,12 +86,13 @@ def format_table(rows: Sequence[Mapping[str, Any]], markdown: bool = False) -> s
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Head and lines of cells as a table."""
+    """A Markdown table from the cells of a head and of lines."""
     head, *others = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *others])
 
 
 def _html_table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """An HTML table from the cells of a head and of lines."""
     head, *others = ([html.escape(cell).replace("\n", "<br>") for cell in line] for line in lines)
     body = ['<div class="table"><table><thead><tr>', *(f'<th scope="col">{cell}</th>' for cell in head)]
     body += ["</tr></thead><tbody>", *("<tr>" + "".join(f"<td>{x}</td>" for x in line) + "</tr>" for line in others)]
@@ -126,19 +129,19 @@ def write_report(
     pictures: Mapping[str, str | Path] | None = None,
     tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> None:
-    """Write one HTML page with the tables, the notes and the pictures in it; it needs no other file.
+    """Write one HTML page that contains the tables, notes and pictures and needs no other file.
 
     Args:
         path: HTML file to write.
-        title: Head of the page.
-        rows: As `format_table` takes them.
-        notes: Plain sentences below the table, say, how two arms compare with their interval.
-        pictures: Caption to PNG file.
-        tables: Heading to further head and lines of cells, below the notes.
+        title: Title of the page.
+        rows: One mapping per arm, as for `format_table`.
+        notes: Sentences below the table, such as how two arms compare.
+        pictures: Caption -> PNG file.
+        tables: Heading -> head and lines of a further table, below the notes.
 
     Raises:
         ValueError: A row has no ``arm`` or an unknown key.
-        FileNotFoundError: A picture is not there.
+        FileNotFoundError: A picture is missing.
     """
     body = [f"<h1>{html.escape(title)}</h1>", *_html_table(_cells(rows))]
     if notes:

@@ -43,6 +43,7 @@ FAMILY = Family(
     head=HEAD,
     text="first",
     image_tokens=count_packed,
+    guidance_is_input=True,
     inputs=_inputs,
     output=_output,
     pipeline="Flux2Pipeline",

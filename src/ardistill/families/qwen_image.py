@@ -41,6 +41,7 @@ FAMILY = Family(
     head=HEAD,
     text="first",
     image_tokens=count_packed,
+    guidance_off=("true_cfg_scale", 1.0),
     inputs=_inputs,
     output=_output,
     pipeline="QwenImagePipeline",

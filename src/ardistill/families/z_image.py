@@ -41,6 +41,7 @@ FAMILY = Family(
     text="last",
     image_tokens=count_padded,
     time_embedding="t_embedder",
+    guidance_off=("guidance_scale", 0.0),
     inputs=_inputs,
     output=_output,
     pipeline="ZImagePipeline",

@@ -11,15 +11,15 @@ from ardistill.teacher import split_name
 
 
 def model_card(student: Student, figures: str = "", has_picture: bool = True) -> str:
-    """Markdown of what the student is, how to load it and what was measured.
+    """Markdown that describes the student, how to load it and what was measured.
 
     Args:
-        student: Described by its configuration.
-        figures: Markdown of measured figures; without any the card says so.
-        has_picture: Whether ``samples.png`` lies beside the card.
+        student: The student, which is described by its configuration.
+        figures: Markdown of measured figures; if empty, the card says that nothing was measured.
+        has_picture: Whether ``samples.png`` is in the card's folder.
     """
     config = student.config
-    name = split_name(config.teacher)[0]  # of a folder its last part alone: a path tells nothing to others
+    name = split_name(config.teacher)[0]  # of a folder the last part alone, as others do not have the path
     teacher = Path(name).name if Path(name).is_absolute() else name or "an unnamed teacher"
     kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
     guidance = f"The teacher's guidance of {config.guidance_scale:g} is absorbed: each step is one evaluation."

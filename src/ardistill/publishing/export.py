@@ -29,9 +29,10 @@ def export(
     VAE, the names of its classes) come along; where there is no VAE, the pipeline draws pixels.
 
     Args:
-        student: In evaluation mode.
-        teacher: Gives scheduler and companions; the scheduler is kept for its facts, the student's knots are fixed.
-        folder: Must not exist or be empty.
+        student: The student, in evaluation mode.
+        teacher: Its teacher, whose scheduler and companions are copied; the student's knots do not depend on the
+            scheduler.
+        folder: New or empty folder.
         figures: Markdown of what was measured, for the card.
         picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
 
@@ -55,11 +56,11 @@ def export(
 
 
 def _write(student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None) -> None:
-    """The files of an export."""
+    """Write the files of an export."""
     save_transformer(student, folder / "transformer")
     teacher.scheduler.save_pretrained(folder / "scheduler")
     source = pipeline_source(teacher.pipeline_class, student.class_name)
-    # Two students in one process share diffusers' module cache by file name, so the name follows from the contents.
+    # diffusers caches modules by file name: the name follows from the contents, so that two students never share one.
     name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     (folder / f"{name}.py").write_text(source)
     if picture is not None:

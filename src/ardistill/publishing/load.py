@@ -15,7 +15,7 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     """An exported student as a diffusers pipeline, run by this package's code instead of the folder's own.
 
     Args:
-        folder: What ``export`` wrote, or the Hub id it was uploaded to.
+        folder: The folder that ``export`` wrote, or the Hub id that it was uploaded to.
 
     Raises:
         ValueError: The folder holds no exported student.
@@ -35,7 +35,7 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
             "diffusers, or export again"
         ) from error
     loaded = {part: kind.from_pretrained(found / part) for part, kind in classes.items()}
-    # In one dtype: of exports of an older version text encoders are in another.
+    # All parts get the transformer's dtype: exports of an older version store text encoders in another one.
     dtype = loaded["transformer"].dtype
     parts = {
         name: companions.load(name, dtype) if companions.is_component(name) else companions[name] for name in companions

@@ -126,10 +126,10 @@ def _architecture_row(found: Architecture) -> tuple[str, list[str], list[ast.Imp
 
 
 def _literal(value: Any) -> str:
-    """A string or a tuple of strings, quoted as the rest of the module."""
-    if isinstance(value, str):
-        return f'"{value}"'
-    return "(" + ", ".join(f'"{x}"' for x in value) + ("," if len(value) == 1 else "") + ")"
+    """A field's value as source, strings in double quotes."""
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
 def _source_of(function: Any) -> tuple[str, list[ast.Import | ast.ImportFrom]]:
@@ -137,13 +137,13 @@ def _source_of(function: Any) -> tuple[str, list[ast.Import | ast.ImportFrom]]:
     try:
         source = inspect.getsource(function).rstrip()
         tree = ast.parse(source)
+        if not isinstance(tree.body[0], ast.FunctionDef):
+            raise TypeError("it is a lambda")
     except (OSError, TypeError, SyntaxError) as error:
         raise ValueError(
             f"expected image_tokens and image_start of the family to be functions of a file, got {function!r}; define "
             "it with def at the top level of a module"
         ) from error
-    if not isinstance(tree.body[0], ast.FunctionDef):
-        raise ValueError(f"expected a function that is defined with def, got {function!r}; define it so in a module")
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     used |= {name for node in ast.walk(tree) if isinstance(node, ast.arg) and node.annotation for name in _names(node)}
     found: list[ast.Import | ast.ImportFrom] = []

@@ -1,7 +1,7 @@
 """The student: the teacher's transformer, extended to attend to the earlier steps of its own trajectory."""
 
 from ardistill.core.config import StudentConfig as StudentConfig
-from ardistill.student.sampling import sample as sample
+from ardistill.student.sample import sample as sample
 from ardistill.student.student import Student as Student
 
 __all__ = ["Student", "StudentConfig", "sample"]

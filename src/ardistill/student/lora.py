@@ -14,24 +14,24 @@ from torch import nn
 
 
 def share_weights(transformer: Any) -> Any:
-    """A second transformer of modules of its own, on the same parameters and buffers: what is done to its modules the
-    first does not see, and it takes no memory.
+    """A second transformer on the same parameters and buffers, which takes no memory; changes of its modules do not
+    affect the first one.
     """
     held = [*transformer.parameters(), *transformer.buffers()]
     return copy.deepcopy(transformer, {id(tensor): tensor for tensor in held})
 
 
 def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Sequence[str], rank: int) -> None:
-    """Put adapters on every linear layer of the blocks, and train them and whatever else is not of the base.
+    """Put adapters on every linear layer of the blocks; train them and every parameter that is not in ``base``.
 
     A layer gives W x + B A x, unscaled; B starts at zero. PEFT is used directly, as DiT, PixArt and HunyuanDiT have no
     adapters in diffusers.
 
     Args:
-        transformer: Changed in place.
+        transformer: The transformer, which is changed in place.
         base: Parameters to freeze.
-        block_lists: Attributes that hold the blocks.
-        rank: Of A and B.
+        block_lists: Attributes of the transformer that hold the blocks.
+        rank: Rank of the matrices A and B.
 
     Raises:
         ValueError: PEFT is not installed.
@@ -51,9 +51,9 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
     inject_adapter_in_model(config, transformer, low_cpu_mem_usage=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the same in every process, and when the same command resumes
-        for layer in transformer.modules():  # filled here: PEFT would move them, needlessly
+        for layer in transformer.modules():  # filled here: PEFT would move them to another device
             if isinstance(layer, LoraLayer):
-                own: Any = layer  # PEFT's types say less than it makes
+                own: Any = layer  # PEFT's types do not name the attributes that it sets
                 for linear in (own.lora_A["default"], own.lora_B["default"]):
                     where = own.get_base_layer().weight.device
                     linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 from ardistill.core.config import StudentConfig
@@ -72,6 +73,24 @@ class Student(FewStepModel):
         student = cls(found.make_transformer(), found.config)
         found.fill(student)
         return student.eval().to(where)
+
+    @classmethod
+    def to_continue(cls, folder: str | Path, config: StudentConfig) -> Student:
+        """Read a student to train it further, on the CPU, with all weights trainable.
+
+        Args:
+            folder: A run, or one of its checkpoints.
+            config: What the student has to be; the teacher's name may differ, its fingerprint decides.
+
+        Raises:
+            ValueError: There is no student there, or its configuration differs.
+        """
+        found = cls.from_pretrained(folder, "cpu")
+        there, asked = asdict(found.config), asdict(config) | {"teacher": found.config.teacher}
+        wrong = [f"{name} is {x!r} there, {asked[name]!r} asked for" for name, x in there.items() if x != asked[name]]
+        if wrong:
+            raise ValueError(f"{folder} is another student ({'; '.join(wrong)}); give its own options and trajectories")
+        return found.requires_grad_(True)
 
     @classmethod
     def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:

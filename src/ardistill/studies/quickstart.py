@@ -1,20 +1,13 @@
-"""The whole way on the embedded teacher: record, distil three students at as many evaluations, compare, report."""
+"""The quickstart: record, distil three students with equal compute, compare and export, on the embedded teacher."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from ardistill.config import QuickstartConfig, TrainingConfig
-from ardistill.evaluation import (
-    Comparison,
-    Judge,
-    Sampler,
-    compare,
-    distance_to_solver,
-    exposure_bias,
-    exposure_bias_plot,
-)
+from ardistill.config import JudgeConfig, QuickstartConfig, TrainingConfig
+from ardistill.evaluation import Comparison, Judge, distance_to_solver, measure_students, trajectories_of
 from ardistill.publishing import export
 from ardistill.student import Student
 from ardistill.teacher import Teacher
@@ -23,7 +16,9 @@ from ardistill.trajectories import TrajectoryDataset, record
 from ardistill.zoo.fashion.data import CLASS_NAMES
 
 ARMS = {"kd": (1, False, 4), "step_distillation": (4, False, 1), "ard": (4, True, 1)}
-"""Arm -> steps, whether it sees its history, batch size relative to the 4-step arms: as many evaluations."""
+"""Arm -> steps, whether it has history, and batch size relative to the 4-step arms, for equal network evaluations."""
+SOLVERS = {"solver": 4, "solver_1": 1}
+"""Arm of the teacher's solver -> its steps."""
 
 
 def quickstart(config: QuickstartConfig | None = None) -> Comparison:
@@ -31,63 +26,75 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
 
     Writes ``trajectories/``, a run folder per arm, ``metrics.json``, ``report.html``, ``samples.png``,
     ``exposure_bias.png`` and the exported ARD student in ``student/``.
+
+    Args:
+        config: Sizes and folder; the defaults take about ten minutes on two cores.
     """
     config = config or QuickstartConfig()
     began, out = time.time(), Path(config.out)
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=config.guidance_scale)
-    sizes = {"train": (config.num_trajectories, config.seed), "eval": (config.num_eval, config.seed + 1000)}
-    for name, (count, seed) in sizes.items():
-        record(teacher, out / "trajectories" / name, count, num_steps=(1, 4, 8), seed=seed)
-    held_out = TrajectoryDataset(out / "trajectories" / "eval", config.knots)
-    states, denoised, condition = held_out.stacked()
-    noise, first = states[:, 0], slice(200)
-    first_condition = held_out.condition(first)
-
-    students: dict[str, Student] = {}
-    for arm, (num_steps, has_history, factor) in ARMS.items():
-        knots = config.knots if num_steps > 1 else 1
-        data = TrajectoryDataset(out / "trajectories" / "train", knots, teacher.fingerprint())
-        history_layers = config.history_layers if has_history else 0
-        student = Student.from_teacher(teacher, data.student_config(history_layers))
-        start = distance_to_solver(student, teacher, noise[first], first_condition)
-        print(f"{arm}: {num_steps} steps, history in {history_layers} layers; untrained it draws", end=" ")
-        print(f"{start:.1%} from the teacher's {num_steps}-step solver", flush=True)
-        training = TrainingConfig(
-            max_steps=config.max_steps,
-            batch_size=config.batch_size * factor,
-            learning_rate=config.learning_rate,
-            lr_scheduler="cosine",
-            lr_warmup_steps=min(10, config.max_steps),
-            ema_decay=0.98,
-            seed=config.seed,
-            checkpoint_every=100,
-        )
-        students[arm] = distill(student, data, out / arm, training)
-
-    arms = {
-        "teacher": Sampler.of_teacher(teacher, held_out.manifest.solver_steps),
-        "solver": Sampler.of_teacher(teacher, 4),
-        "solver_1": Sampler.of_teacher(teacher, 1),
-    } | {arm: Sampler.of_student(student) for arm, student in students.items()}
-    baseline = "step_distillation"
-    found = compare(
-        teacher, teacher.decode(states[:, -1]), arms, noise, condition, Judge.zoo("fashion"), baseline=baseline
+    _record(teacher, config)
+    students = {arm: _student(arm, teacher, config) for arm in ARMS}
+    found = measure_students(
+        students,
+        trajectories_of(students, _recording(config, "eval")),
+        teacher,
+        Judge.from_config(JudgeConfig(), teacher),
+        solvers=SOLVERS,
+        baseline="step_distillation",
     )
-    curves = {
-        arm: exposure_bias(
-            students[arm], teacher, states[first], denoised[first], first_condition, held_out.manifest.knots
-        )
-        for arm in ("step_distillation", "ard")
-    }
-    exposure_bias_plot(curves, out / "exposure_bias.png")
-    found.notes.append(
-        f"Training: {config.max_steps} steps of {config.batch_size} trajectories (the 1-step arm: "
-        f"{ARMS['kd'][2] * config.batch_size}), one seed; guidance {config.guidance_scale}."
+    found = replace(found, notes=[*found.notes, _note(config)], folder=out)
+    found.write(
+        out,
+        "ardistill quickstart",
+        columns=CLASS_NAMES,
+        shown=("teacher", "solver", *ARMS),
+        plotted=("step_distillation", "ard"),
     )
-    pictures = {"Error per step": out / "exposure_bias.png"}
-    shown = ("teacher", "solver", "kd", "step_distillation", "ard")
-    found.write(out, "ardistill quickstart", columns=CLASS_NAMES, pictures=pictures, shown=shown)
     if not (out / "student").exists():
         export(students["ard"], teacher, out / "student", figures=found.markdown(), picture=out / "samples.png")
     print(f"{time.time() - began:.0f} s")
     return found
+
+
+def _recording(config: QuickstartConfig, name: str) -> Path:
+    return Path(config.out) / "trajectories" / name
+
+
+def _record(teacher: Teacher, config: QuickstartConfig) -> None:
+    """Record trajectories to train on, and held-out ones to measure on."""
+    sizes = {"train": (config.num_trajectories, config.seed), "eval": (config.num_eval, config.seed + 1000)}
+    for name, (count, seed) in sizes.items():
+        record(teacher, _recording(config, name), count, num_steps=(1, 4, 8), seed=seed)
+
+
+def _student(arm: str, teacher: Teacher, config: QuickstartConfig) -> Student:
+    """The trained student of an arm."""
+    num_steps, has_history, factor = ARMS[arm]
+    knots = config.knots if num_steps > 1 else 1
+    data = TrajectoryDataset(_recording(config, "train"), knots, teacher.fingerprint())
+    history_layers = config.history_layers if has_history else 0
+    student = Student.from_teacher(teacher, data.student_config(history_layers=history_layers))
+    states, _, condition = TrajectoryDataset(_recording(config, "eval"), knots).stacked(slice(200))
+    start = distance_to_solver(student, teacher, states[:, 0], condition)
+    print(f"{arm}: {num_steps} steps, history in {history_layers} layers; untrained it draws", end=" ")
+    print(f"{start:.1%} from the teacher's {num_steps}-step solver", flush=True)
+    training = TrainingConfig(
+        max_steps=config.max_steps,
+        batch_size=config.batch_size * factor,
+        learning_rate=config.learning_rate,
+        lr_scheduler="cosine",
+        lr_warmup_steps=min(10, config.max_steps),
+        ema_decay=0.98,
+        seed=config.seed,
+        checkpoint_every=100,
+    )
+    return distill(student, data, Path(config.out) / arm, training)
+
+
+def _note(config: QuickstartConfig) -> str:
+    """What was trained, for the report."""
+    return (
+        f"Training: {config.max_steps} steps of {config.batch_size} trajectories (the 1-step arm: "
+        f"{ARMS['kd'][2] * config.batch_size}), one seed; guidance {config.guidance_scale}."
+    )

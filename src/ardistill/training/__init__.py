@@ -1,7 +1,29 @@
-"""Training a student: regression onto the teacher's trajectories, then, if asked, a discriminator."""
+"""Training a student: regression onto the teacher's trajectories and, optionally, against a discriminator."""
 
-from ardistill.training.distill import TrainingDivergedError as TrainingDivergedError
+from ardistill.training.adversary import Adversary as Adversary
+from ardistill.training.coverage import lies_among as lies_among
+from ardistill.training.distill import Validate as Validate
 from ardistill.training.distill import distill as distill
-from ardistill.training.distill import environment as environment
+from ardistill.training.encode import encode as encode
+from ardistill.training.finetune import finetune as finetune
+from ardistill.training.losses import inputs_and_targets as inputs_and_targets
+from ardistill.training.real_images import save_real as save_real
+from ardistill.training.run_folder import check_run_folder as check_run_folder
+from ardistill.training.run_folder import environment as environment
+from ardistill.training.run_folder import read_log as read_log
+from ardistill.training.watchdog import TrainingDivergedError as TrainingDivergedError
 
-__all__ = ["TrainingDivergedError", "distill", "environment"]
+__all__ = [
+    "Adversary",
+    "TrainingDivergedError",
+    "Validate",
+    "check_run_folder",
+    "distill",
+    "encode",
+    "environment",
+    "finetune",
+    "inputs_and_targets",
+    "lies_among",
+    "read_log",
+    "save_real",
+]

@@ -1,4 +1,4 @@
-"""What a student is fed and what it should say, for each target; pure functions."""
+"""Inputs, targets and loss of the regression onto the teacher's trajectories; pure functions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ardistill.core.knots import Knots
 
 
 def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: str) -> tuple[Tensor, Tensor]:
-    """Teacher-forced inputs and targets of every step.
+    """Teacher-forced input and target of every step.
 
     Args:
         states: x_t at the knots, (b, s + 1, c, h, w), noisiest first.
         denoised: x̂0 of the solver step that arrives at states 1..s, (b, s, c, h, w).
-        knots: The student's.
+        knots: The student's knots.
         target: ``state``, ``denoised`` or ``anchored``.
 
     Returns:
@@ -31,7 +31,10 @@ def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: s
 
 
 def step_weights(knots: Knots, target: str) -> Tensor:
-    """Loss weight of each step, (s,): 1; for ``anchored`` alpha² of the next knot, as it enters the input."""
+    """Loss weight of each step, (s,): 1 or, for ``anchored``, alpha² of the next knot.
+
+    An ``anchored`` estimate is scaled by that alpha where it enters the next step's input.
+    """
     if target != "anchored":
         return torch.ones(knots.num_steps, dtype=torch.float32, device="cpu")
     return torch.tensor([a**2 for a in knots.alpha[1:]], dtype=torch.float32, device="cpu")
@@ -40,8 +43,13 @@ def step_weights(knots: Knots, target: str) -> Tensor:
 def regression_loss(estimates: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over the steps of the squared error to the teacher (R in the paper).
 
+    Args:
+        estimates: The student's estimates, (b, s, c, h, w).
+        targets: Their targets, (b, s, c, h, w).
+        weights: Loss weight of each step, (s,).
+
     Returns:
-        The weighted loss, and the unweighted error of each step, (s,), detached.
+        The weighted loss, and the unweighted mean squared error of each step, (s,), detached.
     """
     errors = (estimates.float() - targets.float()).square().mean(dim=(0, *range(2, targets.ndim)))
     return (errors * weights.to(errors)).mean(), errors.detach()

@@ -3,11 +3,13 @@
 from ardistill.trajectories.dataset import TrajectoryDataset as TrajectoryDataset
 from ardistill.trajectories.info import describe as describe
 from ardistill.trajectories.info import info as info
+from ardistill.trajectories.knots import CONDITIONINGS as CONDITIONINGS
 from ardistill.trajectories.knots import condition_uniformly as condition_uniformly
 from ardistill.trajectories.knots import knot_indices as knot_indices
 from ardistill.trajectories.knots import nested_indices as nested_indices
 from ardistill.trajectories.knots import same_states as same_states
 from ardistill.trajectories.knots import select_knots as select_knots
+from ardistill.trajectories.knots import steps_or_knots as steps_or_knots
 from ardistill.trajectories.manifest import Manifest as Manifest
 from ardistill.trajectories.online import OnlineTrajectories as OnlineTrajectories
 from ardistill.trajectories.parquet import export_parquet as export_parquet

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from ardistill.core.knots import Knots
 
+CONDITIONINGS = ("recorded", "uniform")
+"""Times that a student's network can be conditioned on: those of the recorded states, or even ones, as the authors'."""
+
 
 def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
     """Indices of the solver states nearest to the knots of ``num_steps`` uniform steps (τ_s = T s / S in the paper).
@@ -20,6 +23,23 @@ def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
             "record with more solver steps"
         )
     return tuple(round(i * solver_steps / num_steps) for i in range(num_steps + 1))
+
+
+def steps_or_knots(num_steps: int, knots: Sequence[int] | None) -> int | Sequence[int]:
+    """The knots if they are given, else the number of steps; `TrajectoryDataset` takes either.
+
+    Args:
+        num_steps: Steps of the student.
+        knots: Indices of the solver's states between which the steps run; None for uniform steps.
+
+    Raises:
+        ValueError: The number of knots does not fit the number of steps.
+    """
+    if knots is None:
+        return num_steps
+    if len(knots) != num_steps + 1:
+        raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {list(knots)}")
+    return knots
 
 
 def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int, ...]:

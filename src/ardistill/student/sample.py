@@ -1,8 +1,9 @@
-"""Few-step sampling: one pass of one block of tokens per step, earlier steps from the cache."""
+"""Few-step sampling: one evaluation of the network per step, with the keys and values of earlier steps cached."""
 
 from __future__ import annotations
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from ardistill.families import Condition
@@ -14,7 +15,7 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor
     """Draw images from noise.
 
     Args:
-        student: Its mode is left as it is; nothing in it is random. Weights of any dtype.
+        student: A student in either mode, as nothing in it is random; weights of any dtype.
         noise: x_T, (b, c, h, w), of any dtype, on any device.
         condition: One row per sample.
 
@@ -22,8 +23,8 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor
         Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the image.
 
     Raises:
-        ValueError: Noise and condition are not of as many rows, the noise is no batch, or a guidance scale is outside
-            of those that the student was distilled at.
+        ValueError: Noise and condition have different numbers of rows, the noise is not a batch, or a guidance scale
+            is outside of the range that the student was distilled at.
     """
     rows = {len(value) for value in condition.values()}
     if noise.ndim < 4 or rows - {len(noise)}:
@@ -34,7 +35,7 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor
     student.config.check_guidance(condition.get("guidance"))
     device = student.device
     noise = noise.to(device, torch.float32)
-    condition = {name: value.to(device) for name, value in condition.items()}
+    condition = send_to_device(condition, device)
     cache: dict = {}
     inputs, estimates = noise, []
     for step in range(student.num_steps):

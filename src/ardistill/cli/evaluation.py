@@ -1,0 +1,99 @@
+"""The commands that draw from students and measure them: sample, evaluate and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ardistill.cli.command import Result
+from ardistill.config import JudgeConfig
+
+if TYPE_CHECKING:
+    from ardistill.evaluation import Comparison
+from ardistill.cli.options import (
+    CompareOptions,
+    ComputeDevice,
+    EvaluateOptions,
+    ImageSize,
+    RecordedTeacher,
+    SampleOptions,
+)
+
+
+def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
+    """Draw samples from a student, as a grid or for an evaluation suite.
+
+    The teacher's VAE decodes them.
+    """
+    from ardistill.evaluation import draw_samples
+    from ardistill.student import Student
+    from ardistill.teacher import load_recorded_teacher
+    from ardistill.trajectories import load_prompts
+
+    if options.prompt is not None and options.prompts:
+        raise ValueError("expected a prompt or a file of prompts, got both")
+    prompts = load_prompts(options.prompts) if options.prompts else None
+    student = Student.from_pretrained(options.student, machine.device)
+    teacher = load_recorded_teacher(student.config, recorded.teacher, machine.device)
+    if size.height is not None or size.width is not None:
+        teacher.sample_shape = teacher.latent_shape(size.height, size.width)
+    draw_samples(
+        student,
+        teacher,
+        options.out,
+        count=options.count,
+        seed=options.seed,
+        class_labels=options.class_labels,
+        prompts=prompts if options.prompt is None else [options.prompt],
+        guidance_scale=options.guidance_scale,
+    )
+    return Result({"out": options.out, "count": options.count}, f"{options.count} samples in {options.out}")
+
+
+def evaluate(
+    options: EvaluateOptions, judging: JudgeConfig, recorded: RecordedTeacher, machine: ComputeDevice
+) -> Result:
+    """Measure a student beside its teacher and the teacher's own solver at the same number of steps."""
+    from ardistill import evaluation
+
+    found = evaluation.evaluate(
+        options.student,
+        options.trajectories,
+        options.out,
+        judging,
+        teacher=recorded.teacher,
+        device=machine.device,
+    )
+    return _report(found, options.out)
+
+
+def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
+    """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
+
+    Compares finished runs (students, trajectories, out) or the arms of a recipe (recipe, arms); arms that are not
+    finished yet are recorded and trained first, on equal terms.
+    """
+    from ardistill import evaluation, studies
+
+    students, trajectories, out = options.students, options.trajectories, options.out
+    if options.recipe:
+        if students or trajectories:
+            raise ValueError("a recipe gives students and trajectories: leave those out")
+        found = studies.compare_recipe(
+            options.recipe, out, options.arms, judging, teacher=recorded.teacher, device=machine.device
+        )
+        return _report(found)
+    if options.arms:
+        raise ValueError("arms are a recipe's: name it with --recipe")
+    if not students or not trajectories or not out:
+        raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
+    found = evaluation.compare_students(
+        students, trajectories, out, judging, teacher=recorded.teacher, device=machine.device
+    )
+    return _report(found, out)
+
+
+def _report(found: Comparison, out: str | None = None) -> Result:
+    """The figures and where they were written: ``out`` as the user wrote it, or the default folder."""
+    text = f"{found.table()}\nReport: {Path(out or str(found.folder)) / 'report.html'}"
+    return Result(found.to_dict() | {"out": out or str(found.folder)}, text)

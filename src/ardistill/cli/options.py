@@ -1,0 +1,252 @@
+"""The options of every command as frozen dataclasses: a field is an option, its docstring is the option's help.
+
+This module imports nothing under ``TYPE_CHECKING``: jsonargparse executes such imports to resolve annotations, and
+``--help`` would wait for torch. The options of quickstart and cost are `QuickstartConfig` and `CostConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ardistill.config import AdversarialConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class RecordedTrajectories:
+    """Trajectories to read."""
+
+    trajectories: str
+    """Folder or URL that record wrote."""
+
+
+@dataclass(frozen=True)
+class RecordedTeacher:
+    """The teacher of recorded trajectories or of a student."""
+
+    teacher: str | None = None
+    """Where the teacher is now (folder, Hub id or .pt file); the name that was recorded if not given."""
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Size of images."""
+
+    height: int | None = None
+    """Image height in pixels; the model's default if not given."""
+    width: int | None = None
+    """Image width in pixels; the model's default if not given."""
+
+
+@dataclass(frozen=True)
+class ComputeDevice:
+    """Where to compute."""
+
+    device: str = "auto"
+    """Device to compute on: auto, cpu, cuda, cuda:1, ...; under accelerate launch, each process uses its own device."""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """Options of record."""
+
+    teacher: str
+    """A diffusers folder, a Hub id, an original DiT's .pt file, or an embedded teacher: zoo/fashion, zoo/emoji or
+    zoo/scenes."""
+    out: str
+    """Folder or URL (s3://bucket/folder) of the trajectories; the same command again records what is missing."""
+    num_trajectories: int
+    """Number of trajectories; class labels are balanced."""
+    guidance_scale: float | list[float]
+    """Classifier-free guidance scale that the student will absorb; 1 means no guidance. With two numbers, such as
+    [1.0, 4.0], each trajectory draws a scale between them, and the scale becomes an input of the student, so that its
+    user can choose."""
+    guidance_channels: int | None = None
+    """Number of leading channels that are guided (3 in the original DiT); all channels if not given."""
+    prompts: str | None = None
+    """Prompts of a text-to-image teacher, used in turn: a .txt file with one prompt per line, a .jsonl, .json, .csv,
+    .tsv or .parquet file, or the Hub id of a data set. A table has one column named prompt, text or caption; any other
+    column is named after a colon. zoo/scenes gives the embedded teacher's prompts."""
+    negative_prompt: str = ""
+    """Prompt of the unguided branch."""
+    height: int | list[int] | None = None
+    """Image height in pixels; the model's default if not given. With several, such as [512, 768], each shard has one of
+    the sizes."""
+    width: int | list[int] | None = None
+    """Image width in pixels; the model's default if not given. Give as many widths as heights."""
+    num_frames: int = 1
+    """Number of frames of a video, as the teacher's pipeline counts them."""
+    solver_steps: int = 24
+    """Number of steps of the ODE solver."""
+    num_steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8])
+    """Step counts of the students to be trained; the states that they need are stored."""
+    seed: int = 0
+    """Seed of the noise; record held-out trajectories with another seed."""
+    shard_size: int = 256
+    """Number of trajectories that are solved and written together."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """no, or bf16: matrix products in bfloat16, the solver's states in float32."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Data type of stored states; float16 takes half the disk space and rounds to 3 significant digits."""
+    manifest_only: bool = False
+    """Write the manifest without any shards, for distill --online."""
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Options of trajectories show."""
+
+    out: str = "trajectories.png"
+    """PNG file to write."""
+    count: int = 4
+    """Number of trajectories to draw."""
+    first: int = 0
+    """Number of the first trajectory to draw, counted from 0."""
+    num_steps: int | None = None
+    """Steps between the states that are shown; as many as were recorded, up to 8, if not given."""
+
+
+@dataclass(frozen=True)
+class ExportTrajectoriesOptions:
+    """Options of trajectories export."""
+
+    out: str
+    """New folder or URL to write."""
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Options of distill."""
+
+    out: str
+    """Run folder for settings, log, checkpoints and sample grids; the trained student is in its subfolder student."""
+    num_steps: int = 4
+    """Number of steps of the student, 1 to 8."""
+    knots: list[int] | None = None
+    """Recorded solver states that the student's steps run between, such as [0, 6, 15, 21, 24] of 24 solver steps;
+    uniform if not given."""
+    history_layers: int = 6
+    """Number of layers (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
+    mask: Literal["M1", "M2", "M3", "M4"] = "M4"
+    """Earlier steps that these layers attend to: M1 none, M2 the previous step, M3 the noise, M4 all."""
+    target: Literal["state", "denoised", "anchored"] = "state"
+    """What the student regresses: state (the ODE's states), denoised (x0 estimates, as in the authors' code) or
+    anchored (x0 estimates, re-noised with the exact noise)."""
+    output: Literal["solver", "direct"] = "solver"
+    """solver: the network predicts what the teacher predicts; direct: a head per step emits the target."""
+    gated: bool = True
+    """Attend to earlier steps through a gate per layer that starts closed, so that training starts from a student
+    without history; false: one softmax over all steps, as in the paper."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters (PEFT) that are trained beside the teacher's weights, which teacher and student share;
+    0 trains all weights. The adapters are saved in the run's subfolder adapters, and merged in student."""
+    conditioning: Literal["recorded", "uniform"] = "recorded"
+    """Timesteps that the network is given: the recorded ones, or uniform ones as in the authors' code."""
+    start: str | None = None
+    """Student to start from in place of the teacher's weights: a run, or one of its checkpoints, such as
+    runs/x/checkpoints/step-00004000. The options above must equal that student's."""
+    online: bool = False
+    """Compute the trajectories of a manifest (record --manifest_only true) when they are needed instead of reading
+    them: no disk space, more time. Shards are solved whole, so record with a shard size equal to the batch size."""
+    draws: Literal["rows", "shards"] | None = None
+    """What a batch is drawn from: rows (any rows) or shards (as few shards as hold a batch); shards with online or a
+    URL if not given, else rows."""
+    training: TrainingConfig = TrainingConfig()  # noqa: RUF009
+    """Options of the training."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Options of encode."""
+
+    teacher: str
+    """Teacher whose VAE and text encoders encode: a folder, a Hub id or an embedded teacher."""
+    images: str
+    """A folder of images (one subfolder per class, or metadata.jsonl, .csv or .parquet with file_name and a caption or
+    label), or the id of a data set. A subfolder is named after its class: the teacher's name of it or its number."""
+    out: str
+    """File to write, .safetensors."""
+    limit: int | None = None
+    """Number of images to encode, from the first on; all if not given."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Options of finetune."""
+
+    student: str
+    """Run folder of distill or finetune, or one of its checkpoints."""
+    trajectories: str
+    """Folder that record wrote; the regression onto them continues beside the discriminator."""
+    real: str
+    """File that encode wrote."""
+    out: str
+    """Run folder with the same contents as distill's, and adversarial.png, which shows the discriminator's health."""
+    training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5)  # noqa: RUF009
+    """Options of the training. The discriminator judges the estimates of the last step, which are drawn from noise
+    with inputs student, and from the teacher's second to last state with inputs teacher."""
+    adversarial: AdversarialConfig = AdversarialConfig()  # noqa: RUF009
+    """Options of the discriminator, its training and its loss."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Options of sample."""
+
+    student: str
+    """Run folder of distill or finetune, one of its checkpoints, or a folder that export wrote."""
+    out: str = "samples.png"
+    """File to write: a .png of a grid, or an .npz of all images for the ADM evaluation suite."""
+    count: int = 20
+    """Number of images."""
+    class_labels: list[int] | None = None
+    """Classes to draw, in turn; all classes if not given."""
+    prompt: str | None = None
+    """Prompt of a text-to-image student."""
+    prompts: str | None = None
+    """Several prompts, drawn in turn: a file or the id of a data set, as for record."""
+    guidance_scale: float | None = None
+    """Guidance scale, for a student that takes it as an input; the middle of its range if not given."""
+    seed: int = 0
+    """Seed of the noise."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of evaluate."""
+
+    student: str
+    """Run folder of distill or finetune, or one of its checkpoints."""
+    trajectories: str
+    """Held-out trajectories of the student's teacher (record them with another seed); every arm starts from their
+    noise."""
+    out: str | None = None
+    """Folder for metrics.json, report.html and pictures; if not given, the run's subfolder evaluation, or
+    evaluation-step-... for a checkpoint."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of compare."""
+
+    students: list[str] | None = None
+    """Run folders of distill or finetune, or checkpoints; the first is the baseline of the paired intervals."""
+    trajectories: str | None = None
+    """Held-out trajectories of the students' teacher (record them with another seed)."""
+    out: str | None = None
+    """Folder for metrics.json, report.html, samples.png and exposure_bias.png. With a recipe: the folder of its runs,
+    whose subfolder comparison holds these files; the recipe's own if not given."""
+    recipe: str | None = None
+    """YAML file with the sections record, held_out, distill, finetune and arms, such as recipes/study_fashion.yaml."""
+    arms: list[str] | None = None
+    """Arms of the recipe to compare, the baseline first; all arms if not given."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of export."""
+
+    student: str
+    """Run folder of distill or finetune, or one of its checkpoints."""
+    out: str
+    """New folder to write."""

@@ -1,0 +1,151 @@
+"""The commands that train: distill, encode and finetune."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ardistill import errors
+from ardistill.cli.command import Result
+from ardistill.cli.options import (
+    ComputeDevice,
+    DistillOptions,
+    EncodeOptions,
+    FinetuneOptions,
+    ImageSize,
+    RecordedTeacher,
+    RecordedTrajectories,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ardistill.student import Student
+    from ardistill.teacher import Teacher
+    from ardistill.trajectories import TrajectoryDataset
+
+
+def distill(
+    data: RecordedTrajectories, options: DistillOptions, recorded: RecordedTeacher, machine: ComputeDevice
+) -> Result:
+    """Train a student on recorded trajectories; the same command again resumes.
+
+    Run it under `accelerate launch -m ardistill distill ...` for several GPUs.
+    """
+    from ardistill import training
+    from ardistill.devices import resolve_device
+    from ardistill.evaluation import validation_grid
+    from ardistill.files import Store
+    from ardistill.teacher import load_recorded_teacher
+    from ardistill.trajectories import Manifest, steps_or_knots
+
+    out = options.out
+    training.check_run_folder(out)
+    steps = steps_or_knots(options.num_steps, options.knots or None)
+    device = resolve_device(machine.device)
+    teacher = load_recorded_teacher(Manifest.read(Store(data.trajectories)), recorded.teacher, "cpu")
+    dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
+    student = _first_student(options, dataset, teacher).to(device)
+    if options.output == "solver":
+        _say_distance_to_solver(student, teacher, dataset, device)
+        if not options.online:
+            teacher.transformer.to("cpu")
+    validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
+    training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
+    loss = _read_log(out)[-1].get("loss", math.nan)
+    text = f"{options.num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
+    return Result({"out": out, "student": str(Path(out) / "student"), "loss": loss}, text)
+
+
+def _open_trajectories(
+    folder: str, steps: int | Sequence[int], options: DistillOptions, teacher: Teacher, device: torch.device
+) -> TrajectoryDataset:
+    """Open recorded trajectories, or a manifest whose trajectories are solved when they are needed."""
+    from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset
+
+    if options.online:
+        return OnlineTrajectories(folder, steps, teacher, device, draws=options.draws)
+    return TrajectoryDataset(folder, steps, draws=options.draws)
+
+
+def _first_student(options: DistillOptions, data: TrajectoryDataset, teacher: Teacher) -> Student:
+    """The student that training begins with: a copy of the teacher, or the one that ``options.start`` names.
+
+    A run that resumes from a checkpoint does not read ``options.start`` again.
+
+    Raises:
+        ValueError: The student to start from is not the one that the options describe.
+    """
+    from ardistill.student import Student
+
+    config = data.student_config(
+        options.history_layers,
+        mask=options.mask,
+        target=options.target,
+        output=options.output,
+        gated=options.gated,
+        lora_rank=options.lora_rank,
+        conditioning=options.conditioning,
+    )
+    resumes = any(Path(options.out, "checkpoints").glob("step-*"))
+    if options.start is None or resumes:
+        return Student.from_teacher(teacher, config)
+    return Student.to_continue(options.start, config)
+
+
+def _say_distance_to_solver(student: Student, teacher: Teacher, data: TrajectoryDataset, device: torch.device) -> None:
+    """Print how far the untrained student draws from its teacher's solver."""
+    from ardistill.evaluation import distance_to_solver
+
+    states, _, condition = data.stacked(data.buckets[0][:10])
+    distance = distance_to_solver(student, teacher.to(device), states[:, 0], condition)
+    errors.say(
+        f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
+        f"{student.num_steps}-step solver"
+    )
+
+
+def _read_log(out: str) -> list[dict[str, Any]]:
+    """The lines of a run's log; one empty line if the log was removed."""
+    path = Path(out) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else [{}]
+
+
+def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> Result:
+    """Encode real images into latents with their labels or captions, for finetune.
+
+    Images are scaled and cropped to the given size.
+    """
+    from ardistill import training
+    from ardistill.teacher import Teacher
+
+    teacher = Teacher.from_pretrained(options.teacher, height=size.height, width=size.width, device=machine.device)
+    count = training.encode(options.images, teacher, options.out, limit=options.limit)
+    return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
+
+
+def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
+    """Train a distilled student further against a discriminator on real data (R+D); the same command again resumes."""
+    from ardistill import training
+    from ardistill.evaluation import adversarial_plot, validation_grid
+
+    out = options.out
+    student = training.finetune(
+        options.student,
+        options.trajectories,
+        options.real,
+        out,
+        teacher=recorded.teacher,
+        device=machine.device,
+        training=options.training,
+        adversarial=options.adversarial,
+        validation=validation_grid,
+    )
+    log = _read_log(out)
+    adversarial_plot(log, Path(out) / "adversarial.png")
+    figures = {name: value for name, value in log[-1].items() if isinstance(value, float)}
+    text = f"{student.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
+    return Result({"out": out, "student": str(Path(out) / "student"), **figures}, text)

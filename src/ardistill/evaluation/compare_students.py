@@ -1,0 +1,166 @@
+"""Compare students of one teacher on held-out trajectories: the commands ``compare`` and ``evaluate`` in Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ardistill.config import JudgeConfig
+from ardistill.core.knots import Knots
+from ardistill.devices import Device, resolve_device
+from ardistill.evaluation.compare import compare
+from ardistill.evaluation.comparison import Comparison
+from ardistill.evaluation.diagnostics import exposure_bias
+from ardistill.evaluation.judge import Judge
+from ardistill.evaluation.runs import check_held_out, run_of
+from ardistill.evaluation.sampler import Sampler
+from ardistill.files import check_folder, write_whole
+from ardistill.student import Student
+from ardistill.teacher import Teacher, load_recorded_teacher
+from ardistill.trajectories import Manifest, TrajectoryDataset
+
+MEASURED = 200
+"""Trajectories that errors per step are averaged over."""
+
+
+def compare_students(
+    students: Sequence[str | Path],
+    trajectories: str | Path,
+    out: str | Path,
+    judging: JudgeConfig = JudgeConfig(),  # noqa: B008
+    *,
+    teacher: str | Path | Teacher | None = None,
+    device: Device = None,
+) -> Comparison:
+    """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
+
+    The arms are the teacher, its solver in as many steps as each student has (``solver_4``), and the students by the
+    names of their run folders.
+
+    Args:
+        students: Folders that ``distill`` wrote (runs, checkpoints) or ``export``; the first is the baseline.
+        trajectories: Folder or URL of held-out trajectories of their teacher, recorded with another seed.
+        out: Folder for metrics.json, report.html, samples.png, exposure_bias.png and figures.md.
+        judging: Feature network, reference and scores of text.
+        teacher: The teacher, or where it is now; the name that it was recorded under if not given.
+        device: Where everything runs; where a given teacher is, else the best device, if not given.
+
+    Returns:
+        All figures; ``folder`` is ``out``.
+
+    Raises:
+        ValueError: Two students have one name or a reserved one, the students, the teacher and the trajectories do not
+            belong together, the trajectories are those of a student's training, or ``out`` cannot be written.
+    """
+    if not students:
+        raise ValueError("expected one student or more to compare, got none")
+    check_folder(out)
+    paths = dict(zip(_names(students), students, strict=True))
+    where = resolve_device(device, teacher.device if isinstance(teacher, Teacher) else None)
+    loaded = {name: Student.from_pretrained(path, where) for name, path in paths.items()}
+    data = trajectories_of(loaded, trajectories)
+    manifest = next(iter(data.values())).manifest
+    for name, path in paths.items():
+        check_held_out(path, loaded[name].config, manifest)
+    found_teacher = _teacher(manifest, teacher, where)
+    judge = Judge.from_config(judging, found_teacher, where)
+    found = measure_students(loaded, data, found_teacher, judge)
+    found = replace(found, folder=Path(out))
+    prompts = next(iter(data.values())).prompts
+    found.write(out, f"Students of {manifest.teacher}", columns=prompts or None)
+    write_whole(Path(out) / "figures.md", found.markdown().encode())
+    return found
+
+
+def measure_students(
+    students: Mapping[str, Student],
+    data: Mapping[Knots, TrajectoryDataset],
+    teacher: Teacher,
+    judge: Judge,
+    *,
+    solvers: Mapping[str, int] | None = None,
+    baseline: str | None = None,
+) -> Comparison:
+    """Compare loaded students with their teacher and its solvers, and measure each student's errors per step.
+
+    Args:
+        students: Name -> student, in evaluation mode.
+        data: Held-out trajectories at the knots of each student, from `trajectories_of`.
+        teacher: The teacher of the trajectories, at their guidance.
+        judge: Networks and reference.
+        solvers: Name -> steps of further arms, drawn by the teacher's solver; ``solver_4`` and the like, for each
+            number of steps that a student has, if not given.
+        baseline: The student that the others are compared with; the first if not given.
+
+    Raises:
+        ValueError: See `compare`.
+    """
+    if solvers is None:
+        solvers = {f"solver_{n}": n for n in sorted({knots.num_steps for knots in data})}
+    first = next(iter(data.values()))
+    arms = {"teacher": Sampler.of_teacher(teacher, first.manifest.solver_steps)}
+    arms |= {name: Sampler.of_teacher(teacher, num_steps) for name, num_steps in solvers.items()}
+    arms |= {name: Sampler.of_student(student) for name, student in students.items()}
+    states, _, condition = first.stacked()
+    found = compare(
+        teacher,
+        teacher.decode(states[:, -1]),
+        arms,
+        states[:, 0],
+        condition,
+        judge,
+        labels=first.labels,
+        prompts=[first.prompts[i] for i in first.labels] if first.prompts else None,
+        baseline=baseline or next(iter(students)),
+    )
+    errors = {}
+    for name, student in students.items():
+        states, denoised, condition = data[student.config.knots].stacked(slice(MEASURED))
+        errors[name] = exposure_bias(student, teacher, states, denoised, condition, first.manifest.knots)
+    return replace(found, error_per_step=errors)
+
+
+def trajectories_of(students: Mapping[str, Student], trajectories: str | Path) -> dict[Knots, TrajectoryDataset]:
+    """Open trajectories at the knots of each student.
+
+    Args:
+        students: Name -> student.
+        trajectories: Folder or URL.
+
+    Raises:
+        ValueError: The trajectories lack states at the knots of a student, or cannot be read.
+    """
+    return {x.config.knots: TrajectoryDataset(trajectories, x.config.knots) for x in students.values()}
+
+
+def _names(students: Sequence[str | Path]) -> list[str]:
+    """A name for each student: its run folder's, with the step of a checkpoint behind it."""
+    names = [f"{run.name}{step}" for run, step in map(run_of, students)]
+    if len(set(names)) < len(names) or any(re.fullmatch(r"teacher|solver(_\d+)?", name) for name in names):
+        raise ValueError(
+            f"expected run folders of different names, other than teacher and solver, got {', '.join(names)}; rename "
+            "one, or link to it under another name"
+        )
+    return names
+
+
+def _teacher(manifest: Manifest, teacher: str | Path | Teacher | None, device: torch.device) -> Teacher:
+    """The teacher of the trajectories, loaded unless it is given."""
+    if not isinstance(teacher, Teacher):
+        return load_recorded_teacher(manifest, teacher, device)
+    if manifest.fingerprint != teacher.fingerprint():
+        raise ValueError(
+            f"expected the teacher of the trajectories, {manifest.teacher} ({manifest.fingerprint[:12]}), got "
+            f"{teacher.name or 'another one'} ({teacher.fingerprint()[:12]}); give the right one"
+        )
+    low, high = manifest.guidance_range
+    if not low <= teacher.guidance_scale <= high:
+        raise ValueError(
+            f"expected the teacher at the trajectories' guidance scale, {low:g} to {high:g}, got "
+            f"{teacher.guidance_scale:g}; load it at theirs"
+        )
+    return teacher.to(device)

@@ -1,0 +1,78 @@
+"""Pictures of recorded trajectories, and of a student's samples while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ardistill.evaluation.plots import PICTURES, sample_grid
+from ardistill.files import check_target
+from ardistill.student import Student, sample
+from ardistill.teacher import Teacher
+from ardistill.trajectories import TrajectoryDataset
+
+
+def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path, rows: Sequence[int]) -> None:
+    """Save a picture of recorded trajectories, one per row, from noise to image, every state decoded.
+
+    Args:
+        teacher: Its VAE decodes.
+        data: Opened at the knots whose states are shown.
+        path: PNG to write.
+        rows: Numbers of the trajectories, which must have one size.
+
+    Raises:
+        ValueError: The teacher draws no images, or a number is out of range.
+    """
+    if wrong := [i for i in rows if not 0 <= i < len(data)]:
+        raise ValueError(f"expected trajectories in 0..{len(data) - 1}, got {wrong[0]}")
+    check_target(path, PICTURES)
+    chosen = torch.tensor(rows, device="cpu")
+    states, _, _ = data.stacked(chosen)
+    names, labels = teacher.companions.get("id2label") or {}, data.labels[chosen].tolist()
+    pictures = {}
+    for index, label, path_of_states in zip(rows, labels, states, strict=True):
+        name = data.prompts[label] if data.prompts else str(names.get(str(label), label)).partition(",")[0]
+        pictures[f"{index}: {name[:24]}"] = teacher.decode(path_of_states)
+    sample_grid(pictures, path, [f"σ {sigma:.2f}" for sigma in data.knots.sigma])
+
+
+def validation_grid(
+    teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10
+) -> Callable[[Student, int], np.ndarray]:
+    """A function that draws samples from fixed held-out noise into a grid: the teacher's row, then the student's.
+
+    Args:
+        teacher: At the guidance of the trajectories; its row is drawn once, at the first call.
+        data: Training trajectories; their first conditions are drawn, from noise of the next seed.
+        folder: Where ``step-00000500.png`` and the like are written.
+        count: Images per row.
+
+    Returns:
+        (student, steps done) -> the picture, uint8, (height, width, 3).
+    """
+    folder = Path(folder)
+    count = min(count, len(data))
+    noise = teacher.noise(data.manifest.seed + 1, 0, count)
+    rows: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def draw(student: Student, step: int) -> np.ndarray:
+        condition = data.condition(slice(count))
+        if not rows:
+            before = teacher.device
+            solved = teacher.to(student.device).solve_ode(noise, condition, data.manifest.knots)
+            rows["teacher"] = teacher.decode(solved.states[:, -1])
+            teacher.transformer.to(before)  # it is not needed again
+        rows["student"] = teacher.decode(sample(student, noise, condition)[:, -1])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{step:08d}.png"
+        sample_grid(rows, path, [str(int(i)) for i in data.labels[:count]])
+        return np.asarray(Image.open(path).convert("RGB"))
+
+    return draw

@@ -1,0 +1,63 @@
+"""Samplers: the arms of a comparison, each of which turns noise and a condition into latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ardistill.families import Condition
+from ardistill.student import Student, sample
+from ardistill.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An arm of a comparison."""
+
+    draw: Callable[[Tensor, Condition], Tensor]
+    """(noise (b, c, h, w), condition) -> latents or pixels, (b, c, h, w)."""
+    nfe: int
+    """Network evaluations per image; a guided solver step takes two."""
+    device: torch.device | None = None
+    """Noise and condition are moved to this device before ``draw`` is called and timed; not moved if None."""
+
+    @classmethod
+    def of_student(cls, student: Student) -> Sampler:
+        """A student, in all its steps."""
+        return cls(lambda noise, condition: sample(student, noise, condition)[:, -1], student.num_steps, student.device)
+
+    @classmethod
+    def of_teacher(cls, teacher: Teacher, num_steps: int) -> Sampler:
+        """The teacher's solver in ``num_steps`` steps, at the teacher's guidance scale."""
+        knots = teacher.knots(num_steps)
+
+        def draw(noise: Tensor, condition: Condition) -> Tensor:
+            return teacher.solve_ode(noise, condition, knots).states[:, -1]
+
+        nfe = num_steps * (1 if teacher.guidance_scale == 1 or teacher.embeds_guidance else 2)
+        return cls(draw, nfe, teacher.device)
+
+    @classmethod
+    def of_scheduler(cls, teacher: Teacher, scheduler: Any, num_steps: int) -> Sampler:
+        """The teacher with a diffusers scheduler in place of its solver.
+
+        Args:
+            teacher: Predicts, at its guidance scale.
+            scheduler: A diffusers scheduler configured for the teacher's noise schedule.
+            num_steps: Scheduler steps.
+        """
+
+        @torch.no_grad()
+        def draw(noise: Tensor, condition: Condition) -> Tensor:
+            scheduler.set_timesteps(num_steps)
+            latents = noise.to(teacher.device, torch.float32)
+            for timestep in scheduler.timesteps:
+                prediction = teacher.predict(latents, float(timestep), condition)
+                latents = scheduler.step(prediction, timestep, latents).prev_sample
+            return latents
+
+        return cls(draw, cls.of_teacher(teacher, num_steps).nfe, teacher.device)

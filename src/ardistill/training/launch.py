@@ -1,0 +1,121 @@
+"""Checks before a training starts, and accelerate's state for it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import patch_environment
+from diffusers.optimization import SchedulerType
+
+from ardistill.config import TrainingConfig
+from ardistill.student import Student
+from ardistill.teacher import Identity, check_same_teacher
+from ardistill.training.adversary import Adversary
+from ardistill.trajectories import TrajectoryDataset, same_states
+
+
+def check_data(student: Student, data: TrajectoryDataset) -> None:
+    """Check that a student can be trained on these trajectories.
+
+    Raises:
+        ValueError: Trained weights are in 16 bits, or knots, teacher or guidance differ from the student's.
+    """
+    ours, theirs = student.config, data.manifest
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"expected weights in float32, because 16 bits lose small updates, got {name} in {parameter.dtype}; "
+                "train student.float(), with mixed_precision bf16 for the speed of 16 bits"
+            )
+    if not same_states(ours.knots, data.knots):
+        raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
+    check_same_teacher("the trajectories", Identity.of(ours), Identity.of(theirs), "record the student's teacher")
+    if ours.fingerprint and ours.guidance_range != theirs.guidance_range:
+        raise ValueError(
+            f"the student says guidance {ours.guidance_range}, its trajectories have {theirs.guidance_range}; "
+            "make the student from the data's manifest"
+        )
+
+
+def check_adversary(student: Student, adversary: Adversary | None) -> None:
+    """Check that the adversarial loss can be weighted as configured.
+
+    Raises:
+        ValueError: The weight is adaptive and the student has adapters, so that its last layer is not trained.
+    """
+    if adversary is not None and adversary.config.adaptive and student.config.lora_rank:
+        raise ValueError(
+            "the adaptive weight compares gradients of the last layer, which adapters do not train: set "
+            "--adversarial.adaptive false"
+        )
+
+
+def check_names(config: TrainingConfig) -> None:
+    """Check the names that are known only to diffusers and accelerate.
+
+    Raises:
+        ValueError: The learning rate schedule or the tracker is unknown, or the tracker is not installed.
+    """
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    for what, value, known in (
+        ("lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType]),
+        ("tracker", config.tracker, [None, *trackers]),
+    ):
+        if value not in known:
+            names = ", ".join("null" if x is None else x for x in known)
+            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
+
+
+def make_accelerator(device: torch.device, config: TrainingConfig, folder: Path) -> Accelerator:
+    """Make accelerate's state for one training.
+
+    Args:
+        device: Device of the student, where a single process trains; each of several processes gets its device from
+            accelerate.
+        config: Precision, gradient accumulation and tracker.
+        folder: Run folder, where trackers write.
+    """
+    single = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if single and PartialState._shared_state:
+        # All Accelerators of a process share one state, which an earlier training or the caller may have made.
+        same_device = (PartialState().device.type, PartialState().device.index or 0) == (device.type, device.index or 0)
+        precision = AcceleratorState._shared_state.get("_mixed_precision", config.mixed_precision)
+        if not same_device or precision != config.mixed_precision:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    with patch_environment(accelerate_torch_device=str(device)) if single else nullcontext():
+        return Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=config.tracker,
+            project_dir=str(folder),
+        )
+
+
+def check_launch(accelerator: Accelerator, config: TrainingConfig) -> None:
+    """Check that the processes were launched in a way that suits the configuration.
+
+    Raises:
+        ValueError: The launch asks for accelerate's FSDP or DeepSpeed, accelerate does not see all processes, or
+            ``shard`` is set for a single process.
+    """
+    plugins = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+    for variable, name in plugins.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"expected a plain accelerate launch, this one asks for {name}: launch without it, and divide weights "
+                "and optimiser over the processes with --training.shard true"
+            )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:  # torchrun on a machine without a GPU: each process would train alone
+        raise ValueError(
+            f"{launched} processes were launched, accelerate sees {accelerator.num_processes}: on a CPU set "
+            "ACCELERATE_USE_CPU=true for torchrun and accelerate launch --multi_gpu"
+        )
+    if config.shard and accelerator.num_processes < 2:
+        raise ValueError("shard divides over processes, this is one: use accelerate launch, or leave shard out")

@@ -1,0 +1,121 @@
+"""The state of a training: everything that the next step depends on, which is what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+from ardistill.config import TrainingConfig
+from ardistill.files import checkpoints
+from ardistill.student import Student
+from ardistill.training.adversary import Adversary
+from ardistill.training.watchdog import Watchdog
+
+
+class TrainingState:
+    """Student, optimiser, learning rate, EMA, watchdog and adversary after a number of steps.
+
+    Args:
+        student: Placed on its device and, with ``shard``, divided over the processes; trained in place.
+        config: Optimiser, learning rate schedule and EMA.
+        adversary: Trained along with the student; None without a discriminator.
+    """
+
+    def __init__(self, student: Student, config: TrainingConfig, adversary: Adversary | None) -> None:
+        named = [*student.named_parameters()]
+        self._names = [name for name, p in named if p.requires_grad]
+        self._frozen = {name for name, p in named if not p.requires_grad}
+        self.student, self.adversary, self.watchdog = student, adversary, Watchdog()
+        self.parameters = [p for _, p in named if p.requires_grad]
+        """The student's trained parameters."""
+        self.warmup_steps = 0 if adversary is None else adversary.config.warmup_steps
+        """First steps, in which only the discriminator is trained."""
+        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.scheduler = get_scheduler(
+            config.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=max(config.max_steps - self.warmup_steps, 1),
+        )
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+        self.step = 0
+        """Optimiser steps done."""
+        self.good_step = 0
+        """Step of the last checkpoint at which nothing looked wrong."""
+
+    @property
+    def trains_student(self) -> bool:
+        """Whether the next step trains the student, and not the discriminator alone."""
+        return self.step >= self.warmup_steps
+
+    def finish_step(self) -> None:
+        """Advance learning rate and EMA after an optimiser step, and count the step."""
+        if self.trains_student:
+            self.scheduler.step()
+            self.ema.step(self.parameters)
+        self.step += 1
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the student its EMA weights, in evaluation mode, for the duration of the context."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.student.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+            self.student.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint, as nested dicts of tensors and JSON values.
+
+        Frozen weights are left out, because they are the teacher's, and so is the optimiser's state before its first
+        step, because it is then empty. The student's and the EMA's tensors are the ones in use, not copies.
+        """
+        student = self.student
+        tree = {
+            "step": self.step,
+            "good": self.good_step,
+            "watchdog": self.watchdog.state_dict(),
+            "made_of": {"student": asdict(student.config), "transformer": student.described},
+            "student": {name: x for name, x in student.state_dict().items() if name not in self._frozen},
+            "optimizer": get_optimizer_state_dict(student, self.optimizer) if self.step > self.warmup_steps else {},
+            "scheduler": self.scheduler.state_dict(),
+            "ema": self.ema.state_dict()
+            | {"shadow_params": dict(zip(self._names, self.ema.shadow_params, strict=True))},
+        }
+        return tree if self.adversary is None else tree | {"adversary": self.adversary.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore a state from what ``state_dict`` returned, once `checkpoints.load` has filled its tensors.
+
+        The student's weights need no copy: ``state_dict`` returns the student's own tensors, which are filled in place.
+        """
+        if saved["optimizer"]:
+            set_optimizer_state_dict(self.student, self.optimizer, saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.ema.load_state_dict(saved["ema"] | {"shadow_params": list(saved["ema"]["shadow_params"].values())})
+        if self.adversary is not None:
+            self.adversary.load_state_dict(saved["adversary"])
+        self.step = saved["step"]
+        self.good_step = saved.get("good", self.step)  # checkpoints of earlier versions lack it and the watchdog
+        if "watchdog" in saved:
+            self.watchdog.load_state_dict(saved["watchdog"])
+
+    def save(self, folder: Path, keep: int) -> None:
+        """Write a checkpoint into ``folder`` and delete all but the newest ``keep`` and the last good one."""
+        checkpoints.save(folder, self.step, self.state_dict(), keep, self.good_step)
+
+    def load(self, path: Path) -> None:
+        """Read a checkpoint, in place."""
+        self.step = checkpoints.step_of(path)  # decides whether the optimiser has a state to be filled
+        self.load_state_dict(checkpoints.load(path, self.state_dict()))
