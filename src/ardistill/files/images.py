@@ -1,8 +1,8 @@
 """The only reader of image files: any supported format, mode and bit depth becomes 8-bit grey or RGB pixels.
 
 Images are read one batch at a time, so that a folder may hold any number of them and no file stays open. A decision
-about a file's content (transparency, several frames) is logged once per kind; a file that cannot be read is an error
-that names it. Colour profiles are not applied.
+about a file's content (transparency, several frames) is logged once per kind; an unreadable file is an error that
+names it. Colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
-    """Refuse a folder that cannot be read, which `os.walk` would skip silently."""
+    """Refuse an unreadable folder, which `os.walk` would skip silently."""
     raise ValueError(f"{error.filename} cannot be read ({error.strerror}); allow it, or take it out") from error
 
 

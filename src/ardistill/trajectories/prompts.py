@@ -83,7 +83,7 @@ def load_dataset(name: str) -> Any:
     try:
         return datasets.load_dataset(name, split="train")
     except Exception as error:  # datasets raises many kinds
-        if cache_variable(error) is not None:  # the fault is a cache that cannot be written
+        if cache_variable(error) is not None:  # the cache is at fault, not the data set
             raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

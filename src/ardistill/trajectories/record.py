@@ -77,11 +77,7 @@ def record(
             there are fewer shards than shapes, or prompts are missing or not used by the teacher.
     """
     distinct = _check_prompts(teacher, prompts)
-    for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
-        if not 1 <= value < 10**12:
-            raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
-    if not num_steps:
-        raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
+    _check_numbers(num_trajectories, shard_size, num_steps)
     if mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
     if dtype not in DTYPES:
@@ -107,11 +103,7 @@ def record(
         num_trajectories=num_trajectories,
         shard_size=shard_size,
     )
-    if manifest.num_shards < len(manifest.sample_shapes):
-        raise ValueError(
-            f"expected {len(manifest.sample_shapes)} shards or more, one of each size, got {manifest.num_shards}; "
-            "lower the shard size or record more"
-        )
+    _check_shards(manifest)
     store = Store(folder)
     manifest = claim(store, manifest)
     if teacher.takes_text:
@@ -133,6 +125,22 @@ def _check_prompts(teacher: Teacher, prompts: Sequence[str] | None) -> list[str]
     if len(given) and not teacher.takes_text:
         raise ValueError(f"{teacher.name or 'the teacher'} is conditioned on class labels: leave the prompts out")
     return distinct_prompts(given)
+
+
+def _check_numbers(num_trajectories: int, shard_size: int, num_steps: Sequence[int]) -> None:
+    for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
+        if not 1 <= value < 10**12:
+            raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
+    if not num_steps:
+        raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
+
+
+def _check_shards(manifest: Manifest) -> None:
+    if manifest.num_shards < len(manifest.sample_shapes):
+        raise ValueError(
+            f"expected {len(manifest.sample_shapes)} shards or more, one of each size, got {manifest.num_shards}; "
+            "lower the shard size or record more"
+        )
 
 
 def _check_guidance(teacher: Teacher, guidance_range: tuple[float, float] | None) -> tuple[float, float]:

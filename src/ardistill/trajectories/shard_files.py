@@ -25,7 +25,7 @@ class ShardFiles:
         self.store = store
         self.manifest = manifest
         self._known = np.zeros((manifest.num_shards, 7), np.int64)
-        """Of each checked file: the starts of its 4 columns and its stamp."""
+        """Row i: offsets of the 4 columns and stamp of shard i's file when it was last checked; zeros before."""
 
     def __call__(self, shard: int) -> Shard:
         """Open a shard.
