@@ -58,8 +58,8 @@ CELL = 16
 ACROSS = 4
 """Smallest distance of two different nouns from the edges across their relation's direction, pixels."""
 GRID = 4
-"""Left and top of a noun are multiples of this number of pixels: the edge of the teacher's patches, so that a noun looks
-the same to the teacher at each place."""
+"""Left and top of a noun are multiples of this number of pixels: the edge of the teacher's patches, so that each noun
+falls on the patches in one way only."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Prompt:
 
     @property
     def unseen(self) -> frozenset[str]:
-        """Which of "colour", "number" and "relation" it asks for in a combination that is missing in the split ``seen``."""
+        """Which of "colour", "number" and "relation" it combines in a way that does not occur in the split ``seen``."""
         return _unseen(self.nouns, self.colours or (), self.count, self.relation)
 
 
@@ -140,8 +140,8 @@ WORDINGS = {
     "seen": ("{}", "{} after", "a picture of {}", "there is {}"),
     "unseen": ("a picture of {} after", "there is {} after", "there is a picture of {}"),
 }
-"""Split -> wordings. "after" puts the colour after the noun, "a cat that is red", and is used only for one noun with its
-colour. All words of the unseen wordings occur in the seen ones."""
+"""Split -> wordings. "after" puts the colour after the noun, "a cat that is red", and is used only for one noun with
+its colour. All words of the unseen wordings occur in the seen ones."""
 
 
 def scene(seed: int, index: int, split: str = "seen") -> Scene:
@@ -385,7 +385,7 @@ def _picture(noun: int, size: str) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _sprite(noun: int, colour: int, size: str) -> tuple[np.ndarray, np.ndarray]:
-    """The noun's paint, 0..255, shape (size, size, 3), and its transparency, (size, size, 1), to compose it on a picture."""
+    """A noun's paint, 0..255, shape (size, size, 3), and transparency, shape (size, size, 1), for composition."""
     brightness, opacity = _picture(noun, size)
     paint = opacity * brightness * np.array(list(COLOURS.values())[colour], np.float32)
     return paint, 1 - opacity
