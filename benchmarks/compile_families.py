@@ -22,7 +22,7 @@ from tiny_families import TINY, open_gates
 
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.teacher import knots_from_scheduler
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

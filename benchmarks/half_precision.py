@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from ardistill import Teacher, TrajectoryDataset, record
-from ardistill.trajectories.knots import select_knots
+from ardistill.trajectories import select_knots
 
 
 def main() -> None:

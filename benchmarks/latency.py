@@ -26,7 +26,7 @@ from train_step import matmul_peak
 from ardistill.core.history import History, attach_history
 from ardistill.planning import transformer_config
 from ardistill.student import Student, StudentConfig, sample
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.teacher import knots_from_scheduler
 
 
 def interval(ratios: list[float], resamples: int = 2000) -> list[float]:

@@ -29,8 +29,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch.utils.data import default_collate
 
-from ardistill.files.store import Store
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.files import Store
+from ardistill.teacher import knots_from_scheduler
 from ardistill.trajectories import TrajectoryDataset
 from ardistill.trajectories.manifest import Manifest, shard_name
 from ardistill.trajectories.shards import encode_shard, make_shard

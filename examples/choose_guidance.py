@@ -28,8 +28,7 @@ from ardistill.evaluation import (
     real_floor,
     sample_grid,
 )
-from ardistill.teacher import Teacher
-from ardistill.teacher.loading import ZOO
+from ardistill.teacher import ZOO, Teacher
 from ardistill.zoo.classifier import classifier_path
 from ardistill.zoo.data import CLASS_NAMES
 

@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record, sample
 from ardistill.evaluation import draw_samples, markdown_table
 from ardistill.evaluation.adherence import adherence, adherence_table
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import caption, prompts
 
 

@@ -33,7 +33,7 @@ from ardistill.evaluation import (
     frechet_distance,
     paired_distance,
 )
-from ardistill.files.store import write_whole
+from ardistill.files import write_whole
 from ardistill.studies import Study
 from ardistill.training import environment
 from ardistill.training.real_images import save_real

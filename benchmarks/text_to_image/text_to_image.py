@@ -40,12 +40,12 @@ from ardistill.evaluation import (
 )
 from ardistill.evaluation.adherence import check_adherence, scores
 from ardistill.families import Condition
+from ardistill.files import write_whole
 from ardistill.files.pixels import to_bytes
-from ardistill.files.store import write_whole
 from ardistill.studies import Study
 from ardistill.training import environment
 from ardistill.training.real_images import save_real
-from ardistill.trajectories.knots import knot_indices, select_knots
+from ardistill.trajectories import knot_indices, select_knots
 from ardistill.zoo.scenes.data import CATEGORIES, Prompt, as_images, caption, example, prompts
 from ardistill.zoo.scenes.detector import load_detector
 

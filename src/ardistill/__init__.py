@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from ardistill.teacher import Teacher as Teacher
     from ardistill.training import distill as distill
     from ardistill.trajectories import OnlineTrajectories as OnlineTrajectories
+    from ardistill.trajectories import ShardSampler as ShardSampler
     from ardistill.trajectories import TrajectoryDataset as TrajectoryDataset
     from ardistill.trajectories import record as record
-    from ardistill.trajectories.stream import ShardSampler as ShardSampler
 
 _HOME = {
     "Family": "families",
     "OnlineTrajectories": "trajectories",
     "QuickstartConfig": "config",
-    "ShardSampler": "trajectories.stream",
+    "ShardSampler": "trajectories",
     "Student": "student",
     "StudentConfig": "student",
     "Teacher": "teacher",

@@ -8,9 +8,9 @@ import ardistill
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
 from ardistill.config import AdversarialConfig
 from ardistill.evaluation import feature_network
-from ardistill.teacher.teacher import Companions
+from ardistill.teacher import Companions
 from ardistill.training.real_images import load_real
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import load_prompts
 
 
 def tiny_config(**options: object) -> StudentConfig:
@@ -28,7 +28,7 @@ def run_student() -> Student:
 LABELS = {"class_labels": torch.zeros(2, dtype=torch.long)}
 CALLED = {
     "dataset-draws": (lambda: TrajectoryDataset("data", 4, draws="columns"), "unknown draws 'columns'"),
-    "dataset-teacher": (lambda: TrajectoryDataset("data", 4, "0" * 64), "recorded from another teacher"),
+    "dataset-teacher": (lambda: TrajectoryDataset("data", 4, "0" * 64), "got another teacher"),
     "dataset-knots": (lambda: TrajectoryDataset("data", [0, 9]), "rising from 0 to 8"),
     "config-mask": (lambda: tiny_config(mask="M5"), "unknown mask 'M5'"),
     "config-output": (lambda: tiny_config(output="raw"), "unknown output 'raw'"),

@@ -14,8 +14,7 @@ from ardistill.families import FAMILIES, family_of, register_family
 from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
-from ardistill.teacher import Teacher
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.teacher import Teacher, knots_from_scheduler
 from ardistill.training import distill
 from ardistill.training.losses import regression_loss
 from ardistill.trajectories import TrajectoryDataset, record

@@ -17,7 +17,7 @@ from faults.killing import (
 )
 
 from ardistill.cli import main
-from ardistill.trajectories.maintenance import verify
+from ardistill.trajectories import verify
 
 
 @pytest.fixture(scope="module")

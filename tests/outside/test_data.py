@@ -25,7 +25,7 @@ from ardistill.training import encode as encode_images
 from ardistill.training.labelled_images import _of_data_set
 from ardistill.training.labels import match_classes
 from ardistill.training.real_images import load_real, save_real
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import load_prompts
 
 QUIET = {"solver_steps": 4, "num_steps": (2,), "shard_size": 4, "progress": False}
 ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane", 4: "n01440764 ray_fish"}

@@ -14,13 +14,12 @@ from tiny_pipelines import PIPELINES
 
 from ardistill.cli import main
 from ardistill.families import PUBLISHED_AS, family_of, transformer_class
-from ardistill.files.store import Store
+from ardistill.files import Store
 from ardistill.publishing import load
 from ardistill.student import Student
-from ardistill.teacher import Teacher
-from ardistill.teacher.loading import Companions, find, split_name
+from ardistill.teacher import Companions, Teacher, find_source, split_name
 from ardistill.teacher.schedule import check_scheduler, knots_from_scheduler
-from ardistill.trajectories.manifest import Manifest
+from ardistill.trajectories import Manifest
 
 PROMPTS = ["a red cat", "the moon"]
 SIZE = {"height": 64, "width": 64}
@@ -185,8 +184,8 @@ def test_case_06_names_have_a_revision_and_a_variant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "model@v1").mkdir(parents=True)  # written as a Hub id with a revision, but it is here
     assert split_name("runs/model@v1:fp16") == ("runs/model@v1", None, "fp16")
-    assert find("runs/model@v1:fp16").name == str(tmp_path / "runs" / "model@v1") + ":fp16"
-    assert find("zoo/fashion").name == "zoo/fashion"
+    assert find_source("runs/model@v1:fp16").name == str(tmp_path / "runs" / "model@v1") + ":fp16"
+    assert find_source("zoo/fashion").name == "zoo/fashion"
 
 
 # Case 7: scheduler options

@@ -19,13 +19,11 @@ from tiny_pipelines import save
 from ardistill import Student, Teacher, TrajectoryDataset, record
 from ardistill.config import CostConfig
 from ardistill.evaluation import draw_samples
-from ardistill.files.store import SEAL, Store, seal
+from ardistill.files import SEAL, Store, seal
 from ardistill.planning import cost, describe
-from ardistill.teacher.teacher import pad_tokens
-from ardistill.trajectories import OnlineTrajectories
+from ardistill.teacher import pad_tokens
+from ardistill.trajectories import Manifest, OnlineTrajectories, export_parquet, repair, verify
 from ardistill.trajectories.conditions import PART, find_parts, num_used, publish_conditions
-from ardistill.trajectories.maintenance import export_parquet, repair, verify
-from ardistill.trajectories.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +235,7 @@ def test_case_21_embeddings_keep_the_encoders_precision(tmp_path, encoder, dtype
     exact = teacher.encode(words(2))["encoder_hidden_states"]
     if encoder:
         teacher.companions["text_encoder"].to(getattr(torch, encoder))
-        vars(teacher).pop("_text_pipeline", None)
+        vars(teacher._text).pop("pipeline", None)
     record(teacher, tmp_path / "data", 2, prompts=words(2), dtype=dtype, **OPTIONS)
     table = safetensors.torch.load_file(tmp_path / "data" / "conditions.safetensors")
     assert table["encoder_hidden_states"].dtype == stored

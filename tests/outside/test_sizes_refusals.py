@@ -13,8 +13,8 @@ from refusals import Refusal, check_refusal
 from tiny_pipelines import save
 
 from ardistill import Teacher, TrajectoryDataset, record
+from ardistill.files import SEAL, seal
 from ardistill.files.images import open_images
-from ardistill.files.store import SEAL, seal
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ardistill.evaluation import distance_to_solver
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
-from ardistill.trajectories.knots import condition_uniformly, same_states, select_knots
+from ardistill.trajectories import condition_uniformly, same_states, select_knots
 
 STEPS = 4
 

@@ -16,9 +16,8 @@ from diffusers import (
 )
 
 from ardistill.core.knots import Knots
-from ardistill.teacher import Teacher
-from ardistill.teacher.schedule import knots_from_scheduler
-from ardistill.trajectories.knots import condition_uniformly, knot_indices, nested_indices, same_states, select_knots
+from ardistill.teacher import Teacher, knots_from_scheduler
+from ardistill.trajectories import condition_uniformly, knot_indices, nested_indices, same_states, select_knots
 
 
 def states(teacher, count=3):

@@ -15,8 +15,7 @@ from ardistill.publishing import load
 from ardistill.student import Student
 from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
-from ardistill.trajectories import TrajectoryDataset, record
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
 TEXT = [name for name in PIPELINES if name != "dit"]

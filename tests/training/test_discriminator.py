@@ -14,7 +14,8 @@ from ardistill.cli import main
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.families import family_of
 from ardistill.student import Student
-from ardistill.teacher.teacher import Teacher, _scale, _unscale
+from ardistill.teacher import Teacher
+from ardistill.teacher.vae import scale, unscale
 from ardistill.training import distill, encode
 from ardistill.training.adversary import Adversary
 from ardistill.training.coverage import lies_among
@@ -161,7 +162,7 @@ def test_images_are_encoded_as_they_are_decoded(name, tmp_path):
     latents = teacher.encode_images(images)
     assert latents.shape == (2, *teacher.sample_shape)
     vae = teacher.companions["vae"]
-    again = _scale(vae, _unscale(vae, latents))
+    again = scale(vae, unscale(vae, latents))
     assert torch.allclose(again.reshape(latents.shape), latents, atol=1e-5)
 
 

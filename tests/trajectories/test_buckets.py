@@ -14,8 +14,7 @@ from ardistill.config import TrainingConfig
 from ardistill.publishing import load
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
-from ardistill.teacher import Teacher
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.teacher import Teacher, knots_from_scheduler
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
 

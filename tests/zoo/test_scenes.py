@@ -14,8 +14,8 @@ from transformers import CLIPTokenizer
 from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
-from ardistill.teacher.teacher import ZOO, Teacher
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.teacher import ZOO, Teacher
+from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import (
     CATEGORIES,
     COMBINED,

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from ardistill.config import JudgeConfig
 from ardistill.evaluation import FeatureStatistics, Judge, frechet_distance, real_floor
 from ardistill.evaluation.reference import NETWORKS, Reference, load_reference, reference_path
-from ardistill.teacher.teacher import ZOO, Teacher
+from ardistill.teacher import ZOO, Teacher
 from ardistill.zoo import CLASS_CONDITIONAL, FOLDERS
 from ardistill.zoo.classifier import classifier_path, load_classifier
 from ardistill.zoo.data import CLASS_NAMES as DATA_NAMES

@@ -28,7 +28,7 @@ def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, m
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
     from ardistill.teacher import load_recorded_teacher
-    from ardistill.trajectories.prompts import load_prompts
+    from ardistill.trajectories import load_prompts
 
     if options.prompt is not None and options.prompts:
         raise ValueError("expected a prompt or a file of prompts, got both")

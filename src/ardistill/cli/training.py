@@ -38,10 +38,9 @@ def distill(
     from ardistill import training
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
-    from ardistill.files.store import Store
+    from ardistill.files import Store
     from ardistill.teacher import load_recorded_teacher
-    from ardistill.trajectories.knots import steps_or_knots
-    from ardistill.trajectories.manifest import Manifest
+    from ardistill.trajectories import Manifest, steps_or_knots
 
     out = options.out
     training.check_run_folder(out)

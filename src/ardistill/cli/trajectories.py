@@ -26,9 +26,9 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
     or many, or `accelerate launch -m ardistill record ...`.
     """
     from ardistill import trajectories
-    from ardistill.files.store import Store
+    from ardistill.files import Store
     from ardistill.teacher import Teacher
-    from ardistill.trajectories.prompts import load_prompts
+    from ardistill.trajectories import load_prompts
 
     scales = options.guidance_scale if isinstance(options.guidance_scale, list) else [options.guidance_scale]
     if not 1 <= len(scales) <= 2:
@@ -90,30 +90,31 @@ def _latent_shape(teacher: Teacher, height: int | None, width: int | None, num_f
 
 def info(data: RecordedTrajectories) -> Result:
     """Describe a recording: its settings, how much of it is there, and the students that it serves."""
-    from ardistill.trajectories import maintenance
+    from ardistill import trajectories
 
-    found = maintenance.info(data.trajectories)
-    return Result(found, maintenance.describe(found))
+    found = trajectories.info(data.trajectories)
+    return Result(found, trajectories.describe(found))
 
 
 def verify(data: RecordedTrajectories) -> Result:
     """Read every byte and check every checksum; exit status 1 if anything is missing or broken."""
-    from ardistill.trajectories import maintenance
+    from ardistill import trajectories
 
-    found = maintenance.verify(data.trajectories)
-    text = maintenance.describe_inspection(found)
+    found = trajectories.verify(data.trajectories)
+    text = trajectories.describe_inspection(found)
     return Result(asdict(found) | {"whole": found.whole}, text, exit_status=0 if found.whole else 1)
 
 
 def repair(data: RecordedTrajectories, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
     """Record again what is missing or broken, and remove the partial files of killed processes."""
-    from ardistill.files.store import Store
+    from ardistill import trajectories
+    from ardistill.files import Store
     from ardistill.teacher import load_recorded_teacher
-    from ardistill.trajectories import maintenance
-    from ardistill.trajectories.manifest import Manifest
 
-    teacher = load_recorded_teacher(Manifest.read(Store(data.trajectories)), recorded.teacher, machine.device)
-    found = maintenance.repair(teacher, data.trajectories)
+    teacher = load_recorded_teacher(
+        trajectories.Manifest.read(Store(data.trajectories)), recorded.teacher, machine.device
+    )
+    found = trajectories.repair(teacher, data.trajectories)
     text = f"{len(found.remade)} files recorded again in {data.trajectories}"
     difference = found.largest_difference
     if difference is not None:
@@ -124,16 +125,16 @@ def repair(data: RecordedTrajectories, recorded: RecordedTeacher, machine: Compu
 
 def show(data: RecordedTrajectories, options: ShowOptions, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
     """Draw decoded trajectories, one per row, from noise to image."""
+    from ardistill import trajectories
     from ardistill.evaluation import trajectory_grid
     from ardistill.teacher import load_recorded_teacher
-    from ardistill.trajectories import TrajectoryDataset, maintenance
 
     if options.count < 1:
         raise ValueError(f"expected 1 trajectory or more, got {options.count}")
     num_steps = options.num_steps
     if num_steps is None:
-        num_steps = maintenance.info(data.trajectories)["num_steps"][-1]
-    dataset = TrajectoryDataset(data.trajectories, num_steps)
+        num_steps = trajectories.info(data.trajectories)["num_steps"][-1]
+    dataset = trajectories.TrajectoryDataset(data.trajectories, num_steps)
     first = options.first
     rows = range(first, min(first + options.count, len(dataset)) if first < len(dataset) else first + 1)
     teacher = load_recorded_teacher(dataset.manifest, recorded.teacher, machine.device)
@@ -143,8 +144,8 @@ def show(data: RecordedTrajectories, options: ShowOptions, recorded: RecordedTea
 
 def export_trajectories(data: RecordedTrajectories, options: ExportTrajectoriesOptions) -> Result:
     """Write trajectories as Parquet files for `datasets`; `hf upload --repo-type dataset` publishes them."""
-    from ardistill.trajectories import maintenance
+    from ardistill import trajectories
 
-    count = maintenance.export_parquet(data.trajectories, options.out)
+    count = trajectories.export_parquet(data.trajectories, options.out)
     text = f'{count} trajectories: datasets.load_dataset("{options.out}", split="train")'
     return Result({"out": options.out, "count": count}, text)

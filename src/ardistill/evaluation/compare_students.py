@@ -18,12 +18,11 @@ from ardistill.evaluation.diagnostics import exposure_bias
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.runs import check_held_out, run_of
 from ardistill.evaluation.sampler import Sampler
-from ardistill.files.store import check_folder, write_whole
+from ardistill.files import check_folder, write_whole
 from ardistill.student import Student
 from ardistill.teacher import Teacher, load_recorded_teacher
 from ardistill.teacher.identity import Identity, check_same_teacher
-from ardistill.trajectories import TrajectoryDataset
-from ardistill.trajectories.manifest import Manifest
+from ardistill.trajectories import Manifest, TrajectoryDataset
 
 MEASURED = 200
 """Trajectories that errors per step are averaged over."""

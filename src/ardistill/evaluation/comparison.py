@@ -14,7 +14,7 @@ from ardistill.evaluation.adherence import Score, adherence_table
 from ardistill.evaluation.metrics import BootstrapInterval
 from ardistill.evaluation.plots import exposure_bias_plot, sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
-from ardistill.files.store import write_whole
+from ardistill.files import write_whole
 
 Figures = dict[str, float | int | None]
 """Figures of one arm; the keys are those of `report.COLUMNS`."""

@@ -10,7 +10,7 @@ from ardistill.families import Condition
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
 from ardistill.training.losses import inputs_and_targets
-from ardistill.trajectories.knots import knot_indices, select_knots
+from ardistill.trajectories import knot_indices, select_knots
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from torch import Tensor
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.families import Condition
+from ardistill.files import check_target, whole_file
 from ardistill.files.pixels import to_rgb
-from ardistill.files.store import check_target, whole_file
 from ardistill.progress import bar
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
-from ardistill.trajectories.prompts import distinct_prompts
+from ardistill.trajectories import distinct_prompts
 
 
 @torch.no_grad()

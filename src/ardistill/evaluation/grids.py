@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ardistill.evaluation.plots import PICTURES, sample_grid
-from ardistill.files.store import check_target
+from ardistill.files import check_target
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset

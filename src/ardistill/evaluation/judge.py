@@ -16,8 +16,7 @@ from ardistill.evaluation.metrics import FeatureStatistics
 from ardistill.evaluation.reference import NETWORKS, load_reference, reference_path
 from ardistill.evaluation.text_scores import TextScorer
 from ardistill.files.images import open_images
-from ardistill.teacher import Teacher
-from ardistill.teacher.teacher import seeded_generator
+from ardistill.teacher import Teacher, seeded_generator
 from ardistill.zoo import CLASS_CONDITIONAL
 from ardistill.zoo.classifier import load_classifier
 

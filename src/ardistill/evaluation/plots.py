@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ardistill.evaluation.report import arm_label
-from ardistill.files.store import whole_file
+from ardistill.files import whole_file
 
 PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
 """Suffixes of picture files that can be written; the suffix gives the format."""

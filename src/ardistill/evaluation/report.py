@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ardistill.files.store import write_whole
+from ardistill.files import write_whole
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "fd": ("FD\n↓", "{:.3f}".format),

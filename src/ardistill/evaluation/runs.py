@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from ardistill.errors import say
-from ardistill.files.store import read_json
+from ardistill.files import read_json
 from ardistill.student import StudentConfig
 from ardistill.teacher.identity import Identity, check_same_teacher
-from ardistill.trajectories.manifest import Manifest
+from ardistill.trajectories import Manifest
 
 
 def is_run(path: Path) -> bool:

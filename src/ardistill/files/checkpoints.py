@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there: sharded safetensors, a checksum of every file, the last few kept.
+"""Checkpoints: sharded safetensors with a checksum of every file, published whole, of which the last few are kept.
 
 A checkpoint is a folder of safetensors files, one or more per process, written by torch's distributed checkpoint, so
-that it loads into any number of processes, sharded or not; ``state.json`` holds what is no tensor, ``manifest.json``
-the checksums. It is made under a temporary name and renamed: a name without ``.tmp`` is only ever that of a whole one,
-unless the disk damaged it, which the checksums show. Nothing in it is a pickle.
+that it loads into any number of processes, sharded or not. ``state.json`` holds everything that is not a tensor,
+``manifest.json`` the checksums. A folder whose name does not end in ``.tmp`` is complete; damage done by the disk shows
+in the checksums. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ardistill.files.store import sync_folder, write_whole
+from ardistill.files.whole import publish_folder, write_whole
 
 VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _split(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by their dotted path, and the tree without them."""
+    """Separate a tree into its tensors, by dotted path, and the tree without them."""
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
     for key, value in tree.items():
@@ -45,58 +45,49 @@ def _split(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], d
 
 
 def _join(tree: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """The tree with its tensors, which were filled in place, and else what was saved."""
+    """Combine a tree's tensors, which were filled in place, with the saved values of everything else."""
     saved = {key: _join(tree.get(key, {}), value) if isinstance(value, dict) else value for key, value in rest.items()}
     return saved | {key: value for key, value in tree.items() if isinstance(value, Tensor)}
 
 
 def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: int = 0) -> Path:
-    """Publish a checkpoint, then drop all but the newest ``keep`` and a good one. Called by every process at once.
+    """Publish a checkpoint, then remove all but the newest ``keep`` and a good one. Every process calls it at once.
 
     Args:
-        folder: Of all checkpoints of a run; seen by every process.
+        folder: Folder of all checkpoints of a run; every process sees it.
         step: Optimiser steps done.
-        tree: Nested dicts of tensors (whole on every process, or DTensors) and of what JSON can hold; keys are strings.
-        keep: 1 or more.
-        good: Step of one to keep however old it is, if it is there.
+        tree: Nested dicts of tensors (whole on every process, or DTensors) and of JSON values; keys are strings.
+        keep: How many to keep, 1 or more.
+        good: Step of a checkpoint to keep however old it is, if it exists.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: It cannot be written; those before it are as they were.
+        OSError: It cannot be written; earlier checkpoints are unchanged.
     """
     folder = Path(folder)
     path, temporary = folder / f"step-{step:08d}", folder / f"step-{step:08d}.tmp"
     first, many = not dist.is_initialized() or dist.get_rank() == 0, dist.is_initialized()
     if first:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*.tmp"):  # of a process that was killed
+        for stale in folder.glob("*.tmp"):  # left by a killed process
             shutil.rmtree(stale)
         temporary.mkdir()
     if many:
         dist.barrier()
     tensors, rest = _split(tree)
-    writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
     try:
-        _run(dcp.save, tensors, storage_writer=writer)
-    except dcp.api.CheckpointException as error:  # of whatever process
+        _run(dcp.save, tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+    except dcp.api.CheckpointException as error:  # raised on every process, whichever failed
         if first:
-            shutil.rmtree(temporary, ignore_errors=True)  # what is full has room again
+            shutil.rmtree(temporary, ignore_errors=True)  # frees the space of a full disk
         raise OSError(
             f"{path} cannot be written ({_causes(error)}); the checkpoints before it are whole: free space there, then "
             "the same command again goes on"
         ) from error
     if first:
-        write_whole(temporary / "state.json", json.dumps(rest).encode())
-        files = {file.name: _facts(file) for file in sorted(temporary.iterdir())}
-        write_whole(temporary / "manifest.json", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
-        sync_folder(temporary)
-        for broken in _all(folder):  # of this step or a later one: else training had begun there
-            if step_of(broken) >= step:
-                _remove(broken)
-        temporary.rename(path)
-        sync_folder(folder)
+        _publish(temporary, path, rest)
         for old in _all(folder)[keep:]:
             if step_of(old) != good:
                 _remove(old)
@@ -105,14 +96,25 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
     return path
 
 
-def newest(folder: str | Path) -> Path | None:
-    """The last whole checkpoint; each that is not whole and had to be passed over is told of in one line.
+def _publish(temporary: Path, path: Path, rest: dict[str, Any]) -> None:
+    """Add the state and the checksums to a folder of tensors, and give it its name.
 
-    Returns:
-        None: There is none yet.
+    Checkpoints of the same or a later step are removed first: training resumed before them because they are broken.
+    """
+    write_whole(temporary / "state.json", json.dumps(rest).encode())
+    files = {file.name: _facts(file) for file in sorted(temporary.iterdir())}
+    write_whole(temporary / "manifest.json", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
+    for broken in _all(path.parent):
+        if step_of(broken) >= step_of(path):
+            _remove(broken)
+    publish_folder(temporary, path)
+
+
+def newest(folder: str | Path) -> Path | None:
+    """The last complete checkpoint, or None if there is no checkpoint yet. Each damaged one that is skipped is logged.
 
     Raises:
-        ValueError: There are some, none of them whole, or a newer version wrote the last one.
+        ValueError: All checkpoints are damaged, or a newer version wrote the last one.
     """
     found = _all(Path(folder))
     for path in found:
@@ -126,10 +128,10 @@ def newest(folder: str | Path) -> Path | None:
 
 
 def check(path: Path) -> None:
-    """See that one checkpoint is whole.
+    """Check every file of a checkpoint.
 
     Raises:
-        ValueError: It is not, or a newer version wrote it.
+        ValueError: It is incomplete or damaged, or a newer version wrote it.
     """
     fault = _fault(path)
     if fault is not None:
@@ -137,19 +139,20 @@ def check(path: Path) -> None:
 
 
 def load(path: Path, tree: dict[str, Any], collectively: bool = True) -> dict[str, Any]:
-    """Fill the tensors of a tree, in place.
+    """Fill the tensors of a tree in place.
 
     Args:
-        path: A whole checkpoint.
-        tree: As it was saved or a part of it, with tensors of the same names and shapes; they may be sharded in another
-            way.
-        collectively: Every process calls it at once, and each reads what it holds; else this one reads by itself.
+        path: A complete checkpoint.
+        tree: The saved tree or a part of it, with tensors of the same names and shapes; they may be sharded
+            differently.
+        collectively: True if every process calls this at once and reads the part that it holds; False if this process
+            reads alone.
 
     Returns:
-        The tree with what was saved.
+        The tree with the saved values.
 
     Raises:
-        ValueError: It holds other tensors than the tree.
+        ValueError: The checkpoint's tensors do not fit the tree.
     """
     tensors, _ = _split(tree)
     try:
@@ -174,7 +177,7 @@ def _causes(error: dcp.api.CheckpointException) -> str:
 
 
 def last_step(folder: Path) -> int:
-    """Optimiser steps done at the last checkpoint, whole or not; 0 if there is none."""
+    """Optimiser steps done at the last checkpoint, damaged or not; 0 if there is none."""
     return max(map(step_of, _all(folder)), default=0)
 
 
@@ -184,14 +187,14 @@ def step_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """First of all its name: half of a checkpoint must not look like one."""
+    """Remove a checkpoint; it loses its name first, so that a partly removed one does not look complete."""
     gone = path.with_suffix(".old.tmp")
     path.rename(gone)
     shutil.rmtree(gone)
 
 
 def _all(folder: Path) -> list[Path]:
-    """Published checkpoints, the newest first."""
+    """Published checkpoints, newest first."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
@@ -199,7 +202,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None.
+    """A description of what is wrong with a checkpoint; None if nothing is.
 
     Raises:
         ValueError: A newer version wrote it.
@@ -212,7 +215,7 @@ def _fault(path: Path) -> str | None:
         if "state.json" not in files:
             return "its manifest lacks state.json"
         for name, facts in files.items():
-            if Path(name).name != name:  # never a path that leads out of the folder
+            if Path(name).name != name:  # a path could lead out of the folder
                 return f"its manifest names {name!r}"
             if not (path / name).is_file():
                 return f"{name} is missing"
@@ -231,9 +234,10 @@ def _fault(path: Path) -> str | None:
 
 
 class _Newer(Exception):
-    pass
+    """A newer version of the package wrote the checkpoint."""
 
 
 def _facts(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file."""
     with open(file, "rb") as opened:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}

@@ -1,8 +1,8 @@
-"""The one reader of image files: whatever their kind, mode and bit depth, they become 8-bit grey or RGB pixels.
+"""The only reader of image files: any supported format, mode and bit depth becomes 8-bit grey or RGB pixels.
 
-Images are read one batch at a time, so that a folder may hold any number of them and none stays open. What has to be
-decided for a file (transparency, further frames) is logged once; a file that cannot be read is an error that names it.
-Colour profiles are not applied.
+Images are read one batch at a time, so that a folder may hold any number of them and no file stays open. A decision
+about a file's content (transparency, several frames) is logged once per kind; an unreadable file is an error that
+names it. Colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ardistill.files.pixels import from_bytes
 from ardistill.progress import bar as progress_bar
 
 _LOG = logging.getLogger(__name__)
@@ -30,46 +31,50 @@ _LOG = logging.getLogger(__name__)
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TIFF", "WEBP", "TGA",
 )  # fmt: skip
-"""Formats that are read, as Pillow calls them; one that runs another program (EPS) or is no picture is left out."""
+"""Pillow's names of the formats that are read; EPS, which runs another program, and formats that are not pictures are
+left out."""
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def _formats() -> list[str]:
-    """Those of FORMATS that this build of Pillow opens."""
+    """The FORMATS that this build of Pillow can open."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def suffixes() -> tuple[str, ...]:
-    """Suffixes of files that are read as images, in lower case; a file's own may be in any case."""
+    """Suffixes of files that are read as images, in lower case; a file's suffix may be in any case."""
     formats = _formats()
     return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in formats))
 
 
 def named(paths: Sequence[Any], at_most: int = 5) -> str:
-    """The first few of many, for a message."""
+    """The first few items and the number of the others, for a message."""
     more = f" and {len(paths) - at_most:,} more" if len(paths) > at_most else ""
     return ", ".join(map(str, paths[:at_most])) + more
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether an image has no colour, by its mode."""
+    """Whether an image's mode has no colour."""
     return image.mode in _GREY_MODES or image.mode.startswith("I;16")
 
 
 def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
-    """Images in a folder and its subfolders, sorted by their paths within it; links to folders are followed.
+    """Find the images in a folder and its subfolders; links to folders are followed.
 
-    Hidden files and folders (``.DS_Store``, ``.ipynb_checkpoints``) are left out. Files that are not read as images are
-    logged, so that none is left out in silence.
+    Hidden files and folders (``.DS_Store``, ``.ipynb_checkpoints``) are skipped. Other files that are not images are
+    logged.
 
     Args:
-        folder: Where to look.
-        known: Names of further files at its top that have another use, such as ``metadata.csv``.
+        folder: The folder to search.
+        known: Names of files at its top level that have another use, such as ``metadata.csv``, and are not logged.
+
+    Returns:
+        Paths, sorted.
 
     Raises:
-        ValueError: There is no such folder, or no image in it.
+        ValueError: There is no such folder, or it holds no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -78,7 +83,7 @@ def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
     for where, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         here = Path(where)
         above = [os.path.realpath(x) for x in (here, *here.parents) if x.is_relative_to(folder)]
-        if len(set(above)) < len(above):  # a link to a folder above it
+        if len(set(above)) < len(above):  # a link to a folder that contains it
             folders.clear()
             continue
         folders[:] = sorted(x for x in folders if not x.startswith("."))
@@ -97,31 +102,31 @@ def find_images(folder: str | Path, known: Sequence[str] = ()) -> list[Path]:
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
-    """A folder that cannot be read: `os.walk` would leave it out in silence."""
+    """Refuse an unreadable folder, which `os.walk` would skip silently."""
     raise ValueError(f"{error.filename} cannot be read ({error.strerror}); allow it, or take it out") from error
 
 
 class ImageReader:
-    """Reads images and logs, once for each kind of decision, what it decided."""
+    """Reads images and logs each kind of decision about their content once."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
     def say_once(self, kind: str, text: str, *arguments: Any) -> None:
-        """Log a message unless one of its kind was logged before."""
+        """Log a message unless one of the same kind was logged before."""
         if kind not in self._said:
             self._said.add(kind)
             _LOG.warning(f"{text}; so are all others like it", *arguments)
 
     def read(self, source: Path | bytes, name: str = "") -> Image.Image:
-        """An image upright, of mode ``L`` where its file is grey, else ``RGB``.
+        """Read an image: upright, in mode ``L`` if the file is grey, else in ``RGB``.
 
-        16-bit pixels are scaled to 8 bits, floating-point ones are taken as 0 to 1, transparent ones lie on white, and
-        of several frames the first is taken.
+        16-bit pixels are scaled to 8 bits, floating-point pixels must be in 0 to 1, transparent pixels are composed
+        with white, and of several frames the first is used.
 
         Args:
             source: A file or its bytes.
-            name: What messages call it; the path if not given.
+            name: Name for messages; the path if not given.
 
         Raises:
             ValueError: The file cannot be read as an image, or its pixels have no known range.
@@ -129,12 +134,12 @@ class ImageReader:
         name = name or str(source)
         with _open(source, name) as opened:
             opened.load()
-            if getattr(opened, "is_animated", False) and opened.format != "MPO":  # whose second one is a preview
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":  # its second frame is a preview
                 self.say_once("frames", "%s has several frames: the first one is taken", name)
             return self._plain(opened, name)
 
     def _plain(self, opened: Image.Image, name: str) -> Image.Image:
-        """8 bits, upright, without transparency."""
+        """Convert an opened image to 8 bits, upright and opaque."""
         image = ImageOps.exif_transpose(opened)
         if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
             return Image.fromarray(_scaled(np.asarray(image), opened))
@@ -156,14 +161,14 @@ class ImageReader:
 
 
 class _Refused(ValueError):
-    """Pixels that are read, but cannot be understood."""
+    """The file could be read, but its content is not accepted."""
 
 
 @contextlib.contextmanager
 def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
-    """An image of which the header is read; whatever goes wrong within becomes an error that names it.
+    """Open an image and read its header; any error inside the block becomes one that names the image.
 
-    Pillow is not given the path: it would map uncompressed TIFF files, and mixes up the pixels of turned ones.
+    Pillow is not given the path: it would map uncompressed TIFF files, and it mixes up the pixels of rotated ones.
     """
     try:
         with (
@@ -174,7 +179,7 @@ def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
             yield image
     except _Refused as error:
         raise ValueError(f"{name}: {error}") from error
-    except Exception as error:  # each decoder has its own
+    except Exception as error:  # each decoder raises its own kind
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "it is of no known format" if unknown else " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -183,10 +188,10 @@ def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
 
 
 def _scaled(values: np.ndarray, opened: Image.Image) -> np.ndarray:
-    """Bytes of pixels that have more bits, (h, w)."""
+    """Scale pixels of more than 8 bits to bytes, shape (h, w)."""
     values = values.astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    tags: Any = getattr(opened, "tag_v2", {})  # of a TIFF file
+    tags: Any = getattr(opened, "tag_v2", {})  # a TIFF file
     save = "save it as a PNG file of 8 or 16 bits"
     if opened.mode == "F":
         top = 1.0
@@ -207,55 +212,60 @@ def _scaled(values: np.ndarray, opened: Image.Image) -> np.ndarray:
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Images of one size and mode as pixels in [-1, 1], shape (n, c, h, w)."""
+    """Images of one size and mode as tensors in [-1, 1], shape (n, c, h, w)."""
     pixels = np.stack([np.asarray(image) for image in images])
-    return bytes_to_pixels(pixels[..., None] if pixels.ndim == 3 else pixels)
+    return _to_tensors(pixels[..., None] if pixels.ndim == 3 else pixels)
 
 
-def bytes_to_pixels(pixels: np.ndarray) -> Tensor:
-    """Bytes (n, h, w, c) as pixels in [-1, 1], shape (n, c, h, w)."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+def _to_tensors(pixels: np.ndarray) -> Tensor:
+    """Bytes, shape (n, h, w, c), as images in [-1, 1], shape (n, c, h, w)."""
+    return from_bytes(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, read one batch at a time; made by `open_images`."""
+    """Images of one size, read one batch at a time; `open_images` makes it."""
 
     source: str
+    """The folder or file, for messages."""
     count: int
+    """Number of images."""
     size: tuple[int, int]
-    """Width and height."""
+    """Width and height, in pixels."""
     channels: int
     """1 for grey, 3 for colour."""
     read: Callable[[int], Iterator[np.ndarray]]
-    """Batch size -> bytes, (b, h, w, c), of one batch after the other."""
+    """Maps a batch size to an iterator over batches of bytes, shape (b, h, w, c)."""
     batch_size: int = 64
+    """Images of a batch."""
     progress: bool = True
+    """Whether iteration shows a bar."""
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Pixels in [-1, 1], shape (b, c, h, w), of one batch after the other, with a bar."""
+        """Iterate over batches of images in [-1, 1], shape (b, c, h, w)."""
         with progress_bar(total=self.count, desc="images", unit="image", disable=not self.progress) as bar:
             for batch in self.read(self.batch_size):
-                yield bytes_to_pixels(batch)
+                yield _to_tensors(batch)
                 bar.update(len(batch))
 
 
 def open_images(source: str | Path, channels: int | None = None, *, progress: bool = True) -> ImageSet:
-    """Images of one size in a folder with its subfolders, or in an ``.npz`` file for ADM's evaluation suite.
+    """Open images of one size in a folder with its subfolders, or in an ``.npz`` file for ADM's evaluation suite.
 
-    The header of every file is read here; pixels are read as batches are asked for.
+    All headers are read at once; pixels are read batch by batch during iteration.
 
     Args:
-        source: A folder; or an ``.npz`` file with ``arr_0``, bytes (n, h, w, 3).
-        channels: 1 where images shall be grey, 3 where they shall have colour (grey ones among them are repeated); as
-            they are, all alike, if not given.
+        source: A folder; or an ``.npz`` file with ``arr_0``, bytes of shape (n, h, w, 3).
+        channels: 1 to require grey images, 3 for colour (single grey images among them are converted); if not given,
+            all images must be grey or all in colour.
         progress: Show bars.
 
     Raises:
-        ValueError: There are no images, their sizes differ, a file cannot be read, or they are not of ``channels``.
+        ValueError: There are no images, their sizes differ, a file cannot be read, or their colour does not fit
+            ``channels``.
     """
     if Path(source).is_file():
         return _open_archive(Path(source), channels, progress)
@@ -263,16 +273,16 @@ def open_images(source: str | Path, channels: int | None = None, *, progress: bo
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Size of an upright image, and whether it is grey."""
+    """Width and height of an image once it is upright, and whether it is grey."""
     with _open(path, str(path)) as image:
-        tags: Any = getattr(image, "tag_v2", {})  # of a TIFF file, whose size may be turned already
+        tags: Any = getattr(image, "tag_v2", {})  # a TIFF file: Pillow may have swapped its size already
         width, height = tags.get(256, image.width), tags.get(257, image.height)
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the tag of the orientation
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the orientation tag
         return ((height, width) if turned else (width, height)), is_grey(image)
 
 
 def check_headers(paths: Sequence[Path], progress: bool = True) -> list[tuple[tuple[int, int], bool]]:
-    """Size (width, height) of every image, upright, and whether it is grey, without reading its pixels.
+    """Width and height of every image once it is upright, and whether it is grey, without reading pixels.
 
     Raises:
         ValueError: A file cannot be read as an image.
@@ -319,7 +329,7 @@ def _open_folder(folder: Path, channels: int | None, progress: bool) -> ImageSet
 
 
 def _in_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
-    """In that mode; grey is made of colour only where there is none."""
+    """Convert an image to a mode; an RGB image becomes grey only if its channels are equal."""
     if mode == "L" and image.mode == "RGB":
         red, green, blue = image.split()
         if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
@@ -330,7 +340,7 @@ def _in_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def _open_archive(path: Path, channels: int | None, progress: bool) -> ImageSet:
-    """An array of images that is read from its archive as it goes on: published ones have 10 GB."""
+    """Open an array of images that is read from its archive batch by batch: published files have 10 GB."""
     wanted = f"expected images in {path}: arr_0, bytes of shape (n, h, w, 3), as ADM's evaluation suite reads them"
     remedy = "give a folder of images or such a file"
     try:

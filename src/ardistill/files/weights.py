@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, written whole, and the fingerprint that tells one set of weights from another."""
+"""Tensors in safetensors files, written whole, and the fingerprint that identifies a set of weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ardistill.files.store import whole_file
+from ardistill.files.whole import whole_file
 
 
 def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -26,7 +26,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Publish a safetensors file once all of it is on disk.
 
     Raises:
-        OSError: It cannot be written; what was there before is unchanged.
+        OSError: It cannot be written; an earlier file of that name is unchanged.
     """
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

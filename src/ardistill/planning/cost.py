@@ -23,12 +23,12 @@ from ardistill.core.knots import Knots
 from ardistill.devices import resolve_device, synchronize
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, class_name, family_of, transformer_class
-from ardistill.files.store import read_json
+from ardistill.files import read_json
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
 from ardistill.student.sample import sample
-from ardistill.teacher.loading import find, read_transformer_config
-from ardistill.trajectories.knots import nested_indices
+from ardistill.teacher import find_source, read_transformer_config
+from ardistill.trajectories import nested_indices
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     f"DiT-{size}/{patch}": {
@@ -94,7 +94,7 @@ def transformer_config(name: str) -> dict[str, Any]:
             raise ValueError(f"{name}: expected the config.json of a diffusers transformer, with its _class_name")
         return found
     try:
-        source = find(name, parts=["transformer/config.json"])
+        source = find_source(name, parts=["transformer/config.json"])
         return read_transformer_config(source.folder, source.name)
     except ValueError as error:
         raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from ardistill.student import Student
-from ardistill.teacher.loading import split_name
+from ardistill.teacher import split_name
 
 
 def model_card(student: Student, figures: str = "", has_picture: bool = True) -> str:

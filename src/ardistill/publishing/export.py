@@ -12,14 +12,12 @@ from typing import Any
 import diffusers
 
 from ardistill.evaluation import draw_samples
-from ardistill.files.store import check_folder, whole_folder
+from ardistill.files import check_folder, whole_folder
 from ardistill.publishing.card import model_card
 from ardistill.publishing.module import pipeline_source
 from ardistill.student import Student
 from ardistill.student.files import save_transformer
-from ardistill.teacher import Teacher
-from ardistill.teacher.identity import Identity, check_same_teacher
-from ardistill.teacher.loading import Companions
+from ardistill.teacher import Companions, Identity, Teacher, check_same_teacher
 
 
 def export(

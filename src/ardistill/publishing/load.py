@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 
 from ardistill.core import pipeline
-from ardistill.teacher.loading import Companions, find
+from ardistill.teacher import Companions, find_source
 
 
 def load(folder: str | Path) -> diffusers.DiffusionPipeline:
@@ -21,7 +21,7 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
         ValueError: The folder holds no exported student.
     """
     remedy = "name the folder that export wrote, or the id that it was uploaded to"
-    found = find(folder, parts=["*"], remedy=remedy).folder
+    found = find_source(folder, parts=["*"], remedy=remedy).folder
     companions = Companions(found)
     index = companions.index
     if "student" not in index:

@@ -16,9 +16,15 @@ from torch.distributed.tensor import DTensor
 
 from ardistill.core.config import StudentConfig
 from ardistill.families import transformer_class
-from ardistill.files import checkpoints
-from ardistill.files.store import read_json, sealed_json, write_whole
-from ardistill.files.weights import load_tensors, save_tensors, weight_fingerprint
+from ardistill.files import (
+    checkpoints,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sealed_json,
+    weight_fingerprint,
+    write_whole,
+)
 from ardistill.student.model import FewStepModel
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -11,8 +11,7 @@ from ardistill.devices import Device, resolve_device
 from ardistill.student import files
 from ardistill.student.lora import add_adapters, share_weights
 from ardistill.student.model import FewStepModel
-from ardistill.teacher import Teacher
-from ardistill.teacher.identity import Identity, check_same_teacher
+from ardistill.teacher import Identity, Teacher, check_same_teacher
 
 
 class Student(FewStepModel):

@@ -12,15 +12,13 @@ import numpy as np
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
-from ardistill.files.store import read_json
+from ardistill.files import read_json
 from ardistill.student import Student
 from ardistill.studies.recipe import RECORD, STUDENT, Recipe
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary
-from ardistill.trajectories import TrajectoryDataset, record
-from ardistill.trajectories.knots import steps_or_knots
-from ardistill.trajectories.prompts import load_prompts
+from ardistill.trajectories import TrajectoryDataset, load_prompts, record, steps_or_knots
 
 Steps = int | Sequence[int] | Knots
 """Steps of a student, uniform; or indices of the solver's states between which they run; or the knots themselves."""

@@ -1,7 +1,15 @@
 """The teacher: a frozen diffusion transformer, its guidance and the ODE that it defines."""
 
+from ardistill.teacher.companions import Companions as Companions
+from ardistill.teacher.identity import Identity as Identity
+from ardistill.teacher.identity import check_same_teacher as check_same_teacher
+from ardistill.teacher.loading import read_transformer_config as read_transformer_config
+from ardistill.teacher.ode import Trajectory as Trajectory
+from ardistill.teacher.padding import pad_tokens as pad_tokens
 from ardistill.teacher.recorded import load_recorded_teacher as load_recorded_teacher
+from ardistill.teacher.schedule import knots_from_scheduler as knots_from_scheduler
+from ardistill.teacher.seeding import seeded_generator as seeded_generator
+from ardistill.teacher.source import ZOO as ZOO
+from ardistill.teacher.source import find_source as find_source
+from ardistill.teacher.source import split_name as split_name
 from ardistill.teacher.teacher import Teacher as Teacher
-from ardistill.teacher.teacher import Trajectory as Trajectory
-
-__all__ = ["Teacher", "Trajectory", "load_recorded_teacher"]

@@ -1,4 +1,4 @@
-"""Which teacher a recording, a student or a folder belongs to, and the one check that two of them agree."""
+"""Which teacher a recording, a student or a folder belongs to, and the check that two of them agree."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 
 class Identity(NamedTuple):
-    """A teacher by the fingerprint of its weights; its name is for people."""
+    """A teacher, identified by the fingerprint of its weights; the name is for messages only."""
 
     name: str
-    """As given to ``Teacher.from_pretrained``; empty if it is not known."""
+    """Name given to ``Teacher.from_pretrained``; empty if unknown."""
     fingerprint: str
-    """SHA-256 of the weights; empty if it is not known."""
+    """SHA-256 of the weights; empty if unknown."""
 
     @classmethod
     def of(cls, owner: Any) -> Identity:
-        """The teacher itself, or the one that a manifest or a student's configuration names."""
+        """The identity of a teacher, or of the teacher that a manifest or a student's configuration names."""
         if callable(owner.fingerprint):
             return cls(owner.name, owner.fingerprint())
         return cls(owner.teacher, owner.fingerprint)
@@ -25,13 +25,13 @@ class Identity(NamedTuple):
 
 
 def check_same_teacher(what: str, expected: Identity, found: Identity, remedy: str) -> None:
-    """Refuse to combine what belongs to two different teachers; an unknown fingerprint agrees with any.
+    """Refuse to combine things that belong to two different teachers. An unknown fingerprint agrees with any.
 
     Args:
-        what: What is checked, as the subject of the message, such as "the student in runs/a".
+        what: The subject of the message, such as "the student in runs/a".
         expected: The teacher that it belongs to.
         found: The teacher that it is to be used with.
-        remedy: What to do.
+        remedy: What to do, for the message.
 
     Raises:
         ValueError: Their weights differ.

@@ -1,4 +1,4 @@
-"""The original DiT checkpoints (facebookresearch/DiT ``.pt`` files) as diffusers models."""
+"""Original DiT checkpoints (``.pt`` files of facebookresearch/DiT), converted to diffusers models."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from torch import Tensor
 
 NUM_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""By width: S, B, L and XL of Peebles & Xie 2023, arXiv:2212.09748, Table 1; a state dict does not say."""
+"""Width -> number of heads of S, B, L and XL (Peebles & Xie 2023, arXiv:2212.09748, Table 1), which a state dict does
+not tell."""
 
 
 def convert_weights(original: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under diffusers' names; those of a final layer are taken from ``final_layer``.
+    """Rename an original DiT's weights to diffusers' names.
 
-    diffusers gives each block an embedder of time and label of its own; the original's one is copied into all.
+    diffusers has an embedder of time and label in each block; the original's only one is copied into all of them.
     """
     converted: dict[str, Tensor] = {}
 
@@ -46,18 +47,18 @@ def convert_weights(original: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count_blocks(original: dict[str, Tensor]) -> int:
-    """Depth of the model that a state dict is of."""
+    """Number of transformer blocks in a state dict."""
     return 1 + max(int(name.split(".")[1]) for name in original if name.startswith("blocks."))
 
 
 def load_original_dit(path: str | Path) -> tuple[DiTTransformer2DModel, DDIMScheduler]:
-    """A transformer and the schedule it was trained with, from a ``.pt`` file (its EMA weights where it has several).
+    """Load a transformer and the scheduler it was trained with from a ``.pt`` file, with EMA weights if it has them.
 
-    diffusers spaces the frequencies of the time embedding by 1/127, the original by 1/128; so does the model here, as
-    the published facebook/DiT-XL-2-256 does, so that it is the same after saving and loading.
+    The frequencies of the time embedding are spaced by 1/127, as in diffusers and the published facebook/DiT-XL-2-256;
+    the original code spaces them by 1/128. The model is therefore the same after saving and loading.
 
     Raises:
-        ValueError: The file is no state dict of the original DiT, or of a width that is not known.
+        ValueError: The file is not a state dict of the original DiT, or its width is unknown.
     """
     try:
         original = torch.load(path, map_location="cpu", weights_only=True)

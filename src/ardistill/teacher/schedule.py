@@ -23,34 +23,35 @@ _SOLVER_OPTIONS: dict[str, tuple[Any, ...]] = {
     "interpolation_type": ("linear",),
     "algorithm_type": ("dpmsolver++", "dpmsolver", "deis", "data_prediction", "noise_prediction"),
 }
-"""Options of diffusers' schedulers that change the path from noise to image -> the values that leave it alone."""
-_NO_TEACHERS = {
+"""Options of diffusers' schedulers that change the path from noise to image -> the values that leave it unchanged."""
+_UNFIT = {
     "LCM": "it belongs to a model that was distilled already",
     "TCD": "it belongs to a model that was distilled already",
     "Inverse": "it runs from image to noise",
 }
-"""Part of a scheduler's class name -> why its model's probability-flow ODE is no teacher's."""
+"""Part of a scheduler's class name -> why its model cannot be a teacher."""
 
 
 def _is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is a flow-matching one; otherwise it has to be variance-preserving."""
     return "FlowMatch" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas"))
 
 
 def check_scheduler(scheduler: Any) -> None:
     """Refuse a scheduler whose path from noise to image the solver would not follow.
 
-    What only chooses how the same ODE is integrated is accepted: the solver's order, ``timestep_spacing`` and
+    Options that only choose how the same ODE is integrated are accepted: the solver's order, ``timestep_spacing`` and
     ``steps_offset`` (the solver always starts at pure noise), ``lower_order_final``, ``variance_type``, and classes
-    that add noise, such as DDPM. ``clip_sample`` is not followed either, since a student could not.
+    that add noise, such as DDPM. ``clip_sample`` is accepted and ignored, because a student cannot follow it.
 
     Args:
-        scheduler: Of diffusers.
+        scheduler: A scheduler of diffusers.
 
     Raises:
-        ValueError: An option or the class is not honoured; the message names it and the value to set.
+        ValueError: The class or an option is not supported; the message names it and the value to set.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    for part, reason in _NO_TEACHERS.items():
+    for part, reason in _UNFIT.items():
         if part in name:
             raise ValueError(
                 f"{name} is no teacher's scheduler: {reason}; set another _class_name in "
@@ -83,7 +84,7 @@ def check_scheduler(scheduler: Any) -> None:
 
 
 def _shifted(sigma: list[float], config: Any, mu: float | None) -> list[float]:
-    """Flow-matching sigmas under the scheduler's shift; a dynamic one is ``mu``."""
+    """Apply the scheduler's shift to flow-matching sigmas; ``mu`` is the shift if it is dynamic."""
     if not config.get("use_dynamic_shifting"):
         shift = config.get("shift", config.get("flow_shift", 1.0))
         found = [shift * s / (1 + (shift - 1) * s) for s in sigma]
@@ -99,7 +100,7 @@ def _shifted(sigma: list[float], config: Any, mu: float | None) -> list[float]:
 
 
 def _last_signal(scheduler: Any) -> float:
-    """alpha² of the state that a variance-preserving scheduler ends in: the clean image's, or that of timestep 0."""
+    """alpha² of a variance-preserving scheduler's last state: 1 for the clean image, or the value at timestep 0."""
     known, config = inspect.signature(type(scheduler).__init__).parameters, scheduler.config
     noisy = "set_alpha_to_one" in known and not config.get("set_alpha_to_one", True)
     noisy |= "final_sigmas_type" in known and config.get("final_sigmas_type") == "sigma_min"
@@ -113,23 +114,23 @@ def knots_from_scheduler(
     shift_times: bool = True,
     grid: Callable[[Any, int], list[float]] = uniform_grid,
 ) -> Knots:
-    """The grid of ``num_steps`` solver steps under a diffusers scheduler's noise schedule.
+    """The grid of ``num_steps`` solver steps under the noise schedule of a diffusers scheduler.
 
-    Variance-preserving schedulers (those with ``alphas_cumprod``): timesteps round(T (1 - i/S)) - 1, as diffusers'
-    ``timestep_spacing="trailing"``, whatever the scheduler's own is: the others do not start at pure noise (Lin et al.
-    2023, arXiv:2305.08891). Flow matching (``FlowMatch...``, or ``use_flow_sigmas``, as in Wan's UniPC): sigma from 1
-    to 0 as ``grid`` spaces it, then shifted.
+    For variance-preserving schedulers (those with ``alphas_cumprod``) the timesteps are round(T (1 - i/S)) - 1, as in
+    diffusers' ``timestep_spacing="trailing"``, whatever spacing the scheduler is configured with: the other spacings do
+    not start at pure noise (Lin et al. 2023, arXiv:2305.08891). For flow matching (``FlowMatch...``, or
+    ``use_flow_sigmas``, as in Wan's UniPC) sigma goes from 1 to 0 as ``grid`` spaces it, and is then shifted.
 
     Args:
-        scheduler: Of diffusers.
-        num_steps: Solver steps.
-        mu: For schedulers with ``use_dynamic_shifting``: how far.
-        shift_times: Whether the network is told the shifted times, as nearly all are.
+        scheduler: A scheduler of diffusers.
+        num_steps: Number of solver steps.
+        mu: The shift, for schedulers with ``use_dynamic_shifting``.
+        shift_times: Whether the network is conditioned on the shifted times, as nearly all are.
         grid: (scheduler, num_steps) -> flow-matching sigmas before the shift, noisiest first.
 
     Raises:
-        ValueError: The scheduler has no noise schedule that we know or an option that is not honoured, or more steps
-            than training times are asked for.
+        ValueError: The noise schedule is unknown, an option is not supported, or there are more steps than training
+            timesteps.
     """
     config = scheduler.config
     check_scheduler(scheduler)

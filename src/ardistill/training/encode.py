@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ardistill.families import Condition
+from ardistill.files import check_target
 from ardistill.files.images import ImageReader, check_headers, to_pixels
-from ardistill.files.store import check_target
 from ardistill.progress import bar
 from ardistill.teacher import Teacher
 from ardistill.training.labelled_images import LabelledImages, labelled_images

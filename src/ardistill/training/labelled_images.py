@@ -11,7 +11,7 @@ from typing import Any
 from ardistill.files.images import find_images, named
 from ardistill.teacher import Teacher
 from ardistill.training.labels import ClassNames, match_classes, read_id2label
-from ardistill.trajectories.prompts import COLUMNS, checked_texts, choose_column, column_of, load_dataset, read_rows
+from ardistill.trajectories import COLUMNS, checked_texts, choose_column, column_of, load_dataset, read_rows
 
 _LOG = logging.getLogger(__name__)
 

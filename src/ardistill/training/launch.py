@@ -15,10 +15,9 @@ from diffusers.optimization import SchedulerType
 
 from ardistill.config import TrainingConfig
 from ardistill.student import Student
-from ardistill.teacher.identity import Identity, check_same_teacher
+from ardistill.teacher import Identity, check_same_teacher
 from ardistill.training.adversary import Adversary
-from ardistill.trajectories import TrajectoryDataset
-from ardistill.trajectories.knots import same_states
+from ardistill.trajectories import TrajectoryDataset, same_states
 
 
 def check_data(student: Student, data: TrajectoryDataset) -> None:

@@ -12,8 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ardistill.families import Condition
-from ardistill.files.store import whole_file
-from ardistill.files.weights import weight_fingerprint
+from ardistill.files import weight_fingerprint, whole_file
 from ardistill.teacher import Teacher
 
 

@@ -21,8 +21,7 @@ from filelock import FileLock, Timeout
 from ardistill.config import TrainingConfig
 from ardistill.devices import Device, device_name, resolve_device
 from ardistill.errors import version
-from ardistill.files import checkpoints
-from ardistill.files.store import check_folder, read_json, sealed_json, write_whole
+from ardistill.files import check_folder, checkpoints, read_json, sealed_json, write_whole
 from ardistill.student import StudentConfig
 
 Settings = dict[str, dict[str, Any]]

@@ -1,21 +1,17 @@
-"""Embeddings of a recording's prompts: those that its trajectories use, encoded part by part, mapped when read.
+"""Embeddings of the prompts that a recording's trajectories use: encoded part by part, mapped when they are read.
 
-A part is a file of consecutive prompts whose name says which; the last one ends where the used prompts end, so that a
-recording that grows adds parts and changes none. A single part of all prompts is called ``conditions.safetensors``.
-Each part is published whole: an encoding that was killed goes on with the next part.
+A part is a file with the embeddings of consecutive prompts, whose numbers are in its name. The last part ends with the
+last used prompt, so that a growing recording adds parts and changes none. A single part of all prompts is called
+``conditions.safetensors``. Each part is published whole: an interrupted encoding goes on with the next part.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
-import os
-import random
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -23,19 +19,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ardistill.families import Condition
-from ardistill.files.store import SEAL, Store, check_seal, seal
+from ardistill.files import SEAL, Store, check_seal, seal
 from ardistill.progress import bar as progress_bar
-from ardistill.teacher.teacher import Teacher, pad_tokens
+from ardistill.teacher import Teacher, pad_tokens
+from ardistill.trajectories.last_used import LastUsed
 from ardistill.trajectories.manifest import CONDITIONS, PROMPTS, Manifest
+from ardistill.trajectories.sharing import choose
 
 PART = 64
-"""Prompts of a part: 0.2 GB of SD3.5's in 16 bits. A multiple of the prompts that are encoded at once."""
+"""Prompts of a part (0.2 GB for SD3.5 in 16 bits): a multiple of the number that is encoded at once."""
 _REMEDY = "delete it and run the same record command, which makes it again"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the embeddings of prompts ``first`` to ``last`` - 1."""
+    """A file with the embeddings of prompts ``first`` to ``last`` - 1."""
 
     name: str
     first: int
@@ -48,12 +46,20 @@ def _part(first: int, last: int, total: int) -> Part:
 
 
 def num_used(manifest: Manifest) -> int:
-    """Distinct prompts that the trajectories use: trajectory i has prompt i modulo their number."""
+    """Number of distinct prompts that the trajectories use: trajectory i has prompt i modulo their number."""
     return min(manifest.num_conditions, manifest.num_trajectories) if manifest.prompts else 0
 
 
 def find_parts(names: Sequence[str] | dict[str, int], manifest: Manifest) -> tuple[list[Part], list[Part]]:
-    """Parts that are there and parts that are missing, in order; together they hold each used prompt once."""
+    """Determine which parts are present and which are missing, in order; together they hold each used prompt once.
+
+    Args:
+        names: Names of the files in the store.
+        manifest: The recording's manifest.
+
+    Returns:
+        Present parts and missing parts.
+    """
     there: dict[int, Part] = {}
     for name in names:
         found = re.fullmatch(r"conditions-(\d{8})-(\d{8})\.safetensors", name)
@@ -80,16 +86,16 @@ def publish_conditions(
     device: torch.device | str | None,
     progress: bool = True,
 ) -> None:
-    """Encode the prompts that are used and not yet there, and publish them part by part.
+    """Encode the used prompts whose embeddings are missing, and publish them part by part.
 
-    Any number of processes may do so at a time: each takes its own parts first, then helps the others.
+    Any number of processes may do so at a time: each takes its part of the work first, then helps the others.
 
     Args:
-        store: Of the recording.
-        manifest: Of the recording.
-        teacher: Whose text encoders.
-        prompts: All distinct ones.
-        device: Where the text encoders run.
+        store: The recording's store.
+        manifest: The recording's manifest.
+        teacher: The teacher, which has the text encoders.
+        prompts: All distinct prompts.
+        device: Where the text encoders run; the teacher's device if None.
         progress: Show a bar.
 
     Raises:
@@ -97,11 +103,10 @@ def publish_conditions(
     """
     if not store.exists(PROMPTS):
         store.publish(PROMPTS, json.dumps(list(prompts), ensure_ascii=False, indent=0).encode())
-    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     missing = find_parts(store.sizes(), manifest)[1]
     if not missing:
         return
-    chance, used = random.SystemRandom(), num_used(manifest)
+    used = num_used(manifest)
     longest = teacher.longest_prompt(prompts)
     teacher.say_cut_prompts(prompts[:used])
     dtype = torch.float16 if manifest.dtype == "float16" else None
@@ -110,8 +115,7 @@ def publish_conditions(
         progress_bar(total=used, desc="encode prompts", unit="prompt", disable=not progress) as bar,
     ):
         while missing:
-            own = [part for part in missing if world_size > 1 and part.first // PART % world_size == rank]
-            part = own[0] if own else chance.choice(missing)
+            part = choose(missing, lambda part: part.first // PART)
             some = prompts[part.first : part.last]
             rows = teacher.encode(some, device=device, longest=longest, dtype=None, first=part.first)
             store.publish(part.name, _sealed(_stored(rows, dtype, part)))
@@ -119,8 +123,33 @@ def publish_conditions(
             bar.update(used - sum(x.last - x.first for x in missing) - bar.n)
 
 
+def read_prompts(store: Store, manifest: Manifest) -> list[str]:
+    """Read the distinct prompts of a recording; empty for class labels.
+
+    Raises:
+        ValueError: They are missing, or not the ones that were recorded.
+    """
+    if not manifest.prompts:
+        return []
+    where, raw = store.where(PROMPTS), bytes(store.read(PROMPTS))
+    try:
+        found = json.loads(raw)
+        intact = hashlib.sha256(json.dumps(found).encode()).hexdigest() == manifest.prompts
+    except ValueError:
+        intact = False
+    if not intact:
+        raise ValueError(
+            f"{where} does not hold the prompts that were recorded; delete it and all files conditions*, record again"
+        )
+    return list(found)
+
+
 def _stored(rows: Condition, dtype: torch.dtype | None, part: Part) -> Condition:
-    """Rows as they are stored: embeddings of 32 bits in ``dtype``, if that is given."""
+    """Convert rows to what is stored: embeddings of 32 bits in ``dtype``, if that is given.
+
+    Raises:
+        ValueError: An embedding is not finite, or too large for ``dtype``.
+    """
     found = {name: x.to(dtype) if dtype and x.dtype == torch.float32 else x for name, x in rows.items()}
     for name, value in found.items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -137,10 +166,10 @@ def _sealed(rows: Condition) -> bytes:
 
 
 def read_part(store: Store, part: Part) -> Condition:
-    """A part's embeddings, checked, mapped where the store is local.
+    """Read and check a part's embeddings; those of a local store are mapped.
 
     Raises:
-        ValueError: It is missing, broken, or of another number of prompts.
+        ValueError: The part is missing, damaged, or has the wrong number of rows.
     """
     where, raw = store.where(part.name), store.read(part.name)
     check_seal(raw, where)
@@ -154,12 +183,13 @@ def read_part(store: Store, part: Part) -> Condition:
 
 
 class ConditionTable:
-    """Embeddings of the prompts of a recording, one row per prompt; parts are opened as they are needed.
+    """Embeddings of a recording's prompts, one row per prompt; parts are opened when they are needed.
 
     Args:
-        store: Of the recording.
-        manifest: Of the recording; it has prompts.
-        keep: Parts that are held open, the last ones used: 1,024 of a folder, mapped; 64 of a URL, in memory.
+        store: The recording's store.
+        manifest: The manifest of a recording with prompts.
+        keep: Number of parts that are kept open; if not given, 1,024 of a folder, which are mapped, and 64 of a URL,
+            which are in memory.
 
     Raises:
         ValueError: A part is missing.
@@ -172,29 +202,17 @@ class ConditionTable:
             where = store.where(missing[0].name)
             raise ValueError(f"{where} is missing; run the same record command again, it makes what is missing")
         self._starts = torch.tensor([part.first for part in self._parts], device="cpu")
-        self._keep = keep or (64 if store.folder is None else 1024)
-        self._open: OrderedDict[int, Condition] = OrderedDict()
+        self._opened = LastUsed(self._open, keep or (64 if store.folder is None else 1024))
         self._tokens: dict[str, int] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For workers that are started anew: each opens and checks its own parts."""
-        return self.__dict__ | {"_open": OrderedDict()}
-
-    def _load(self, index: int) -> Condition:
-        found = self._open.pop(index, None)  # each call here is atomic: threads may load twice, and lose nothing
-        if found is None:
-            found = read_part(self.store, self._parts[index])
-        self._open[index] = found
-        while len(self._open) > self._keep:
-            with contextlib.suppress(KeyError):
-                self._open.popitem(last=False)
-        return found
+    def _open(self, index: int) -> Condition:
+        return read_part(self.store, self._parts[index])
 
     def _longest(self) -> dict[str, int]:
-        """Tokens of the longest prompt, for each tensor that has tokens, from the heads of all files."""
+        """Number of tokens of the longest prompt, for each tensor that has tokens, from the headers of all parts."""
         if self._tokens is None:
             if len(self._parts) == 1:
-                shapes = [{name: tuple(x.shape) for name, x in self._load(0).items()}]
+                shapes = [{name: tuple(x.shape) for name, x in self._opened(0).items()}]
             else:
                 shapes = [_shapes(self.store, part) for part in self._parts]
             tokens = [{name: shape[1] for name, shape in found.items() if len(shape) > 1} for found in shapes]
@@ -207,16 +225,19 @@ class ConditionTable:
         return self._tokens
 
     def rows(self, numbers: Tensor) -> Condition:
-        """Embeddings of prompts by their numbers, one row each, in float32, padded to the longest prompt of all.
+        """Embeddings of prompts, one row each, in float32, padded to the longest prompt of the recording.
 
         Args:
-            numbers: (n,), n of 1 or more.
+            numbers: Numbers of the prompts, (n,), n of 1 or more.
+
+        Raises:
+            ValueError: A part is damaged.
         """
         places = torch.searchsorted(self._starts, numbers, right=True) - 1
         found: Condition = {}
         for index in places.unique().tolist():
             at = torch.nonzero(places == index).flatten()
-            for name, value in self._load(index).items():
+            for name, value in self._opened(index).items():
                 taken = value[numbers[at] - self._parts[index].first]
                 taken = taken.float() if taken.is_floating_point() else taken
                 if name in (tokens := self._longest()) and taken.shape[1] < tokens[name]:
@@ -228,12 +249,12 @@ class ConditionTable:
 
 
 def _shapes(store: Store, part: Part) -> dict[str, tuple[int, ...]]:
-    """Shapes of a part's tensors, from the head of its file."""
+    """Shapes of a part's tensors, from the header of its file."""
     where = store.where(part.name)
     try:
         size = int.from_bytes(store.read_head(part.name, 8), "little")
         if not 0 < size < 1 << 20:
-            raise ValueError(f"its head has {size} bytes")
+            raise ValueError(f"its header has {size} bytes")
         head = json.loads(store.read_head(part.name, 8 + size)[8:])
         return {name: tuple(map(int, x["shape"])) for name, x in head.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -241,7 +262,7 @@ def _shapes(store: Store, part: Part) -> dict[str, tuple[int, ...]]:
 
 
 def open_conditions(store: Store, manifest: Manifest) -> ConditionTable | None:
-    """The table of a recording's prompts; None where it has class labels.
+    """Open the embeddings of a recording's prompts; None for class labels.
 
     Raises:
         ValueError: A part is missing.
@@ -250,6 +271,12 @@ def open_conditions(store: Store, manifest: Manifest) -> ConditionTable | None:
 
 
 def look_up(table: ConditionTable | None, labels: Tensor, guidance: Tensor) -> Condition:
-    """Rows of the table of conditions, and the guidance; without a table the labels are the condition."""
+    """The condition of some trajectories, guidance scale included.
+
+    Args:
+        table: Embeddings of the prompts; None for class labels.
+        labels: Class, or number of the prompt, of each row, (n,).
+        guidance: Guidance scale of each row, (n,).
+    """
     rows = {"class_labels": labels} if table is None else table.rows(labels)
     return rows | {"guidance": guidance}

@@ -1,4 +1,4 @@
-"""Which of the solver's recorded states the steps of a student run between."""
+"""The knots of a student: the solver states that its steps run between."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import replace
 from ardistill.core.knots import Knots
 
 CONDITIONINGS = ("recorded", "uniform")
-"""Times that a student's network is conditioned on: those of the recorded states, or evenly spaced (the authors' code).
-"""
+"""Times that a student's network can be conditioned on: those of the recorded states, or even ones, as the authors'."""
 
 
 def check_conditioning(conditioning: str) -> None:
@@ -23,10 +22,10 @@ def check_conditioning(conditioning: str) -> None:
 
 
 def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
-    """Which of ``solver_steps`` + 1 states are nearest to ``num_steps`` uniform steps (τ_s = T s / S in the paper).
+    """Indices of the solver states nearest to the knots of ``num_steps`` uniform steps (τ_s = T s / S in the paper).
 
     Raises:
-        ValueError: More steps than the solver has.
+        ValueError: There are more steps than solver steps.
     """
     if not 1 <= num_steps <= solver_steps:
         raise ValueError(
@@ -54,10 +53,10 @@ def steps_or_knots(num_steps: int, knots: Sequence[int] | None) -> int | Sequenc
 
 
 def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int, ...]:
-    """Which of the solver's states a student's steps run between; the first index is 0, the last the solver's steps.
+    """Indices of the solver states that a student's steps run between, from 0 to the number of solver steps.
 
     Args:
-        solver: All states that the ODE was solved at.
+        solver: The solver's knots.
         steps: A number of steps, uniform in the index; or the indices themselves; or a student's knots.
 
     Raises:
@@ -79,7 +78,7 @@ def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int
 
 
 def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
-    """The knots at ``indices``, in rising order; steps that start there keep their conditioning times."""
+    """The knots at ``indices``, which rise; a step keeps the conditioning time of the knot that it starts from."""
     return Knots(
         knots.prediction_type,
         tuple(knots.timesteps[i] for i in indices[:-1]),
@@ -89,11 +88,11 @@ def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
 
 
 def same_states(first: Knots, second: Knots) -> bool:
-    """Whether both mean the same states, whatever times the network is conditioned on."""
+    """Whether two sets of knots have the same states, whatever times the network is conditioned on."""
     return (first.prediction_type, first.alpha, first.sigma) == (second.prediction_type, second.alpha, second.sigma)
 
 
 def condition_uniformly(knots: Knots, num_train_timesteps: int = 1000) -> Knots:
-    """The same states under the conditioning times of the authors' code: (T - 1) (1 - s / S) at step s."""
+    """The same states with the conditioning times of the authors' code, (T - 1) (1 - s / S) at step s."""
     steps = knots.num_steps
     return replace(knots, timesteps=tuple((num_train_timesteps - 1) * (1 - s / steps) for s in range(steps)))

@@ -1,4 +1,4 @@
-"""The manifest of a recording: the facts that all shards of a folder have in common."""
+"""The manifest of a recording: the facts that all of its shards have in common."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from ardistill.core.knots import Knots
-from ardistill.files.store import SEAL, Store, check_seal, seal
-from ardistill.teacher.teacher import seeded_generator
+from ardistill.files import SEAL, Store, check_seal, seal
+from ardistill.teacher import seeded_generator
 from ardistill.trajectories.shards import DTYPES, Layout, check_size
 
 VERSION = 4
-"""Version 3, which is read, too, identified a recording by its number of trajectories as well."""
+"""Version of the format. Version 3, whose identity includes the number of trajectories, can be read too."""
 MANIFEST = "manifest.json"
 PROMPTS = "prompts.json"
-"""Distinct prompts, in the order of their numbers."""
+"""File of the distinct prompts, in the order of their numbers."""
 CONDITIONS = "conditions.safetensors"
-"""Embeddings of the distinct prompts, one row each."""
+"""File of the embeddings of the distinct prompts, one row each, if they are in one file."""
 
 
 def shard_name(shard: int) -> str:
+    """Name of a shard's file."""
     return f"shard-{shard:05d}.arrow"
 
 
@@ -72,57 +73,63 @@ _TESTS: dict[str, Callable[[Any], bool]] = {
     "shard_size": _is_count,
     "former_identity": lambda x: x == "" or _is_hash(x),
 }
-"""What each entry of a manifest must be; nothing in it names a file."""
+"""Entry of a manifest -> test of its JSON value. No entry names a file."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What all shards of a folder have in common."""
+    """The facts that all shards of a recording have in common."""
 
     teacher: str
-    """Name the teacher was loaded by; the fingerprint decides."""
+    """Name that the teacher was loaded by; the fingerprint identifies it."""
     fingerprint: str
     """SHA-256 of the teacher's weights."""
     scheduler: dict[str, Any]
-    """The teacher's scheduler config."""
+    """Configuration of the teacher's scheduler."""
     solver_steps: int
-    """Steps the ODE was solved in."""
+    """Steps of the ODE solver."""
     kept: tuple[int, ...]
-    """Which of the solver_steps + 1 states are stored, 0 the noise."""
+    """Indices of the stored states among all solver_steps + 1; 0 is the noise."""
     knots: Knots
     """Times of all solver steps."""
     guidance_range: tuple[float, float]
-    """Lowest and highest guidance scale, drawn uniformly for each trajectory; most often the same number twice."""
+    """Lowest and highest guidance scale, drawn uniformly for each trajectory; usually the same number twice."""
     guidance_channels: int | None
+    """Number of guided channels; all if None."""
     sample_shapes: tuple[tuple[int, ...], ...]
-    """(c, h, w) or (c, f, h, w) of the states; a shard has one of them."""
+    """Shapes of the states, (c, h, w) or (c, f, h, w); each shard has one of them."""
     num_conditions: int
-    """Classes, or distinct prompts; trajectory i is of condition i modulo this."""
+    """Number of classes or distinct prompts; trajectory i has condition i modulo this number."""
     prompts: str
-    """SHA-256 of the prompts, which lie in ``prompts.json``; empty for a teacher of class labels."""
+    """SHA-256 of the prompts in ``prompts.json``; empty for class labels."""
     negative_prompt: str
+    """Prompt of the unguided branch."""
     mixed_precision: str
+    """``no`` or ``bf16``: what the teacher's matrix products were computed in."""
     dtype: str
-    """What states are stored in."""
+    """``float32`` or ``float16``: what states are stored in."""
     seed: int
+    """Seed of the noise, the guidance scales and the order of the sample shapes."""
     num_trajectories: int
-    """May grow: all other facts are fixed."""
+    """Number of trajectories; it can grow, all other facts are fixed."""
     shard_size: int
+    """Trajectories of a shard; the last one may have fewer."""
     former_identity: str = ""
-    """What the shards of a recording call it that began as version 3; empty of any other."""
+    """Identity by which the shards of a recording that began as version 3 know it; empty for any other."""
 
     @property
     def num_shards(self) -> int:
+        """Number of shards."""
         return -(-self.num_trajectories // self.shard_size)
 
     def num_rows(self, shard: int) -> int:
-        """Trajectories of a shard; the last one may be smaller."""
+        """Number of trajectories of a shard; the last one may have fewer."""
         return min(self.shard_size, self.num_trajectories - shard * self.shard_size)
 
     def shape_of(self, shard: int) -> int:
-        """Which of the sample shapes a shard has: each once in as many shards, in an order that the seed shuffles.
+        """Index of a shard's sample shape: of n consecutive shards each has one of the n shapes, in shuffled order.
 
-        Not in turn: then a shape could meet the same conditions in every shard.
+        A fixed order could combine a shape with the same conditions in every shard.
         """
         count = len(self.sample_shapes)
         if count == 1:
@@ -131,11 +138,11 @@ class Manifest:
         return int(order[shard % count])
 
     def labels(self, shard: int) -> Tensor:
-        """Class or number of the prompt of a shard's trajectories, (rows,)."""
+        """Class, or number of the prompt, of each of a shard's trajectories, (rows,)."""
         return (torch.arange(self.num_rows(shard), device="cpu") + shard * self.shard_size) % self.num_conditions
 
     def guidance(self, shard: int) -> Tensor:
-        """Guidance scale of a shard's trajectories, (rows,)."""
+        """Guidance scale of each of a shard's trajectories, (rows,)."""
         (low, high), rows = self.guidance_range, self.num_rows(shard)
         if low == high:
             return torch.full((rows,), float(low), dtype=torch.float32, device="cpu")
@@ -144,22 +151,20 @@ class Manifest:
         )
 
     def layout(self, shard: int) -> Layout:
-        """What a shard's file must be."""
+        """The facts that a shard's file must match."""
         shape = self.sample_shapes[self.shape_of(shard)]
         return Layout(self.recording, shard, self.num_rows(shard), len(self.kept), shape, self.dtype)
 
     @cached_property
     def recording(self) -> str:
-        """Identity of the recording, which each shard holds: SHA-256 of all facts but the number of trajectories, which
-        may grow.
-        """
+        """Identity of the recording, which each shard holds: SHA-256 of all facts but the number of trajectories."""
         if self.former_identity:
             return self.former_identity
         fixed = {name: value for name, value in asdict(self).items() if name != "num_trajectories"}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
     def as_version_3(self) -> Manifest:
-        """The same recording, identified as version 3 did."""
+        """The same recording, with the identity that version 3 gave it."""
         facts = {name: value for name, value in asdict(self).items() if name != "former_identity"}
         text = json.dumps({"version": 3, "seal": SEAL, **facts}, indent=1)
         return replace(self, former_identity=hashlib.sha256(text.encode()).hexdigest())
@@ -168,34 +173,31 @@ class Manifest:
         return json.dumps({"version": VERSION, "seal": SEAL, **asdict(self)}, indent=1)
 
     def publish(self, store: Store) -> None:
+        """Write ``manifest.json``."""
         store.publish(MANIFEST, seal(self._json().encode()))
 
-    def joins(self, other: Manifest) -> bool:
-        """Whether both say the same recording, however many trajectories of it."""
-        return not self.differences(other)
-
     def differences(self, found: Manifest) -> list[str]:
-        """What another manifest says otherwise, in words; nothing of the number of trajectories.
+        """Describe each fact that differs in another manifest; empty if both belong to the same recording.
 
-        Times may differ by rounding, as kinds of hardware do. The teacher's name may differ, too, as it does where a
-        folder was moved: its fingerprint decides.
+        The number of trajectories may differ; so may times, by the rounding of different hardware, and the teacher's
+        name, because a folder can be moved: the fingerprint identifies the teacher.
         """
         skipped = ("num_trajectories", "former_identity", "knots", "teacher")
         names = [
             x.name for x in fields(self) if x.name not in skipped and getattr(self, x.name) != getattr(found, x.name)
         ]
         words = [
-            f"{name} is {_told(getattr(found, name))} there, {_told(getattr(self, name))} asked for" for name in names
+            f"{name} is {_shown(getattr(found, name))} there, {_shown(getattr(self, name))} asked for" for name in names
         ]
         if not _close(self.knots, found.knots) and "solver_steps" not in names:
-            words.append("the times of the solver's steps (knots) are others")
+            words.append("the times of the solver's steps (knots) differ")
         return words
 
     def present(self, store: Store) -> set[int]:
-        """Shards whose file is there; it may still be broken inside.
+        """Numbers of the shards whose file is there; its content is not checked.
 
         Raises:
-            ValueError: One is too small for its rows: it is cut.
+            ValueError: A file is too small for its rows.
         """
         sizes = store.sizes()
         found = {shard for shard in map(_shard_number, sizes) if shard is not None and shard < self.num_shards}
@@ -208,7 +210,7 @@ class Manifest:
         """Read ``manifest.json``.
 
         Raises:
-            ValueError: There is none, it is not whole, or another version wrote it.
+            ValueError: It is missing or damaged, or another version wrote it.
         """
         if not store.exists(MANIFEST):
             raise ValueError(f"expected trajectories (manifest.json) in {store}, found none; make them with record")
@@ -216,7 +218,7 @@ class Manifest:
         remedy = "delete it and run the same record command, which makes it again and keeps the shards"
         try:
             data = json.loads(bytes(raw))
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
             raise ValueError(f"{where} is not a whole manifest ({error}); {remedy}") from error
         version = data.pop("version", None) if type(data) is dict else None
         if version is None:
@@ -244,13 +246,13 @@ class Manifest:
         return cls(knots=knots, **data)
 
 
-def _told(value: Any) -> str:
-    """A fact as an error names it; of a checksum its beginning."""
+def _shown(value: Any) -> str:
+    """A fact as an error shows it: shortened, and only the beginning of a checksum."""
     return value[:12] if _is_hash(value) else repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}..."
 
 
 def _close(ours: Knots, theirs: Knots) -> bool:
-    """Whether times are the same but for rounding."""
+    """Whether times are equal up to rounding."""
     flat = [[*knots.timesteps, *knots.alpha, *knots.sigma] for knots in (ours, theirs)]
     return (
         ours.prediction_type == theirs.prediction_type
@@ -260,7 +262,7 @@ def _close(ours: Knots, theirs: Knots) -> bool:
 
 
 def _shard_number(name: str) -> int | None:
-    """Number of a shard's file; None of any other file."""
+    """Number of a shard's file; None for any other file."""
     number = name.removeprefix("shard-").removesuffix(".arrow")
     if not (number.isascii() and number.isdigit() and len(number) < 16):
         return None

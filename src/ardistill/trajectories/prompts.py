@@ -1,4 +1,4 @@
-"""Prompts and other columns of text from files and data sets, each read by its kind."""
+"""Prompts and other columns of text from files and data sets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ardistill.files.images import named
 _LOG = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "text", "caption")
-"""Columns that a prompt may stand in, in upper or lower case."""
+"""Names of columns that are read as prompts, in upper or lower case."""
 
 Rows = list[dict[str, Any]]
 
 
 def load_prompts(source: str) -> list[str]:
-    """Prompts from a file or a data set, in its order; they may repeat.
+    """Read prompts from a file or a data set, in its order; they may repeat.
 
     Args:
-        source: A file: ``.txt`` (one a line), ``.jsonl`` or ``.ndjson`` (a string or an object a line), ``.json`` (a
-            list of either), ``.csv``, ``.tsv`` or ``.parquet``; or the Hub id of a data set, split train. Where there
-            are columns, the one called prompt, text or caption; another one is named behind a colon,
-            ``prompts.csv:Description``. The scene world makes its own: ``zoo/scenes`` are captions to train on,
-            ``zoo/scenes/seen`` and the other splits prompts to judge by, 4,096 each.
+        source: A file: ``.txt`` (one per line), ``.jsonl`` or ``.ndjson`` (a string or an object per line), ``.json``
+            (a list of either), ``.csv``, ``.tsv`` or ``.parquet``; or the Hub id of a data set, of which the split
+            train is read. Of several columns, the one called prompt, text or caption is used; another one is named
+            after a colon, ``prompts.csv:Description``. The embedded scene world generates 4,096 prompts:
+            ``zoo/scenes`` are training captions, ``zoo/scenes/seen`` and the other splits evaluation prompts.
 
     Raises:
-        ValueError: The source is of another kind, cannot be read, does not say which column, or a prompt is missing.
+        ValueError: The source has another format or cannot be read, its column is ambiguous, or a prompt is missing.
     """
     if source == "zoo/scenes" or source.startswith("zoo/scenes/"):
         from ardistill.zoo.scenes.data import caption, prompts
@@ -61,7 +61,7 @@ def load_prompts(source: str) -> list[str]:
 
 
 def _split_column(source: str) -> tuple[str, str | None]:
-    """The file or data set, and the column that is named behind a colon."""
+    """Split a source into file or data set and the column after the colon, if there is one."""
     name, colon, column = source.rpartition(":")
     if Path(source).is_file() or not colon or "/" in column or "\\" in column:
         return source, None
@@ -69,7 +69,7 @@ def _split_column(source: str) -> tuple[str, str | None]:
 
 
 def load_dataset(name: str) -> Any:
-    """The split train of a data set of the Hub.
+    """Load the split train of a data set on the Hub.
 
     Raises:
         ValueError: The package ``datasets`` is missing, or the data set cannot be read.
@@ -82,8 +82,8 @@ def load_dataset(name: str) -> Any:
         ) from error
     try:
         return datasets.load_dataset(name, split="train")
-    except Exception as error:  # of many kinds, for a name that is not there
-        if cache_variable(error) is not None:  # it is not the data set that is at fault
+    except Exception as error:  # datasets raises many kinds
+        if cache_variable(error) is not None:  # the cache is at fault, not the data set
             raise
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -92,10 +92,10 @@ def load_dataset(name: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without its mark; lines end in ``\\n``.
+    """Read a text file in UTF-8, with or without a byte-order mark; lines end in ``\\n``.
 
     Raises:
-        ValueError: It cannot be read as such.
+        ValueError: It cannot be read, or is not UTF-8.
     """
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -130,7 +130,7 @@ def _json(path: Path) -> list[Any]:
 
 
 def _delimited(path: Path, delimiter: str) -> Rows:
-    """Rows under the names that the first line has."""
+    """Read the rows of a table whose first line names its columns."""
     text = read_text(path)
     try:
         lines = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True))
@@ -165,8 +165,8 @@ def _parquet(path: Path) -> Rows:
             if pa.types.is_nested(field.type) or pa.types.is_binary(field.type)
         }
         if others:
-            told = [f"{name} ({kind})" for name, kind in others.items()]
-            _LOG.warning("%s: columns that hold neither text nor numbers are left out: %s", path, named(told))
+            skipped = [f"{name} ({kind})" for name, kind in others.items()]
+            _LOG.warning("%s: columns that hold neither text nor numbers are left out: %s", path, named(skipped))
         return file.read(columns=[name for name in file.schema_arrow.names if name not in others]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}); write or download it again") from error
@@ -180,14 +180,17 @@ READERS: dict[str, Callable[[Path], list[Any]]] = {
     ".tsv": lambda path: _delimited(path, "\t"),
     ".parquet": _parquet,
 }
-"""Suffix in lower case -> what reads such a file."""
+"""Suffix in lower case -> function that reads the rows of such a file."""
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Rows of a file, by its kind: objects, or strings where its JSON has such.
+    """Read the rows of a file in the format that its suffix names.
+
+    Returns:
+        One dict per row; or strings, from JSON that holds strings.
 
     Raises:
-        ValueError: The kind is not known, the file cannot be read, or it mixes both.
+        ValueError: The format is unknown, the file cannot be read, or it mixes dicts and strings.
     """
     read = READERS.get(path.suffix.lower())
     if read is None:
@@ -204,10 +207,16 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def choose_column(source: str, there: Sequence[str], wanted: Sequence[str], column: str | None = None) -> str:
-    """The column that is named, or the only one whose name is wanted.
+    """Choose a column of a table.
+
+    Args:
+        source: Name of the table, for messages.
+        there: Names of its columns.
+        wanted: Names to look for, in lower case; a column's name may have capitals.
+        column: Name of the column, if it is known.
 
     Raises:
-        ValueError: There is none, or more than one.
+        ValueError: ``column`` does not exist, or not exactly one column has a wanted name.
     """
     if column is not None:
         if column not in there:
@@ -224,7 +233,7 @@ def choose_column(source: str, there: Sequence[str], wanted: Sequence[str], colu
 
 
 def column_of(source: str, rows: Rows, wanted: Sequence[str], column: str | None = None) -> list[Any]:
-    """A column of rows; None where a row lacks it."""
+    """The values of the column that `choose_column` chooses; None for a row that lacks it."""
     if not rows:
         return []
     there = list(dict.fromkeys(key for row in rows for key in row))
@@ -233,10 +242,10 @@ def column_of(source: str, rows: Rows, wanted: Sequence[str], column: str | None
 
 
 def checked_texts(source: str, found: Sequence[Any]) -> list[str]:
-    """Texts as they are, if they are some.
+    """Check that values are texts, and return them.
 
     Raises:
-        ValueError: There are none, or one is empty or no text.
+        ValueError: There are none, or one is empty or not a text.
     """
     if not found:
         raise ValueError(f"{source} holds no prompts; give a file with one or more")
@@ -250,10 +259,10 @@ def checked_texts(source: str, found: Sequence[Any]) -> list[str]:
 
 
 def check_characters(source: str, texts: Sequence[str]) -> None:
-    """Refuse text that is no text: halves of characters, which JSON lets pass where an emoji was cut.
+    """Refuse unpaired surrogates, halves of characters, which JSON accepts where an emoji was cut in two.
 
     Raises:
-        ValueError: One holds such a half.
+        ValueError: A text holds one.
     """
     for number, text in enumerate(texts, start=1):
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -264,10 +273,10 @@ def check_characters(source: str, texts: Sequence[str]) -> None:
 
 
 def distinct_prompts(prompts: Sequence[str]) -> list[str]:
-    """Each prompt once, in the order of their first.
+    """Remove repeated prompts; the others keep their order.
 
     Raises:
-        ValueError: They are one text instead of several, or one is no text, or not of whole characters.
+        ValueError: A single text was given instead of a list, a prompt is not a text, or it holds half a character.
     """
     if isinstance(prompts, str):
         raise ValueError(f"expected a list of prompts, got the text {prompts[:60]!r}; give [{prompts[:60]!r}]")

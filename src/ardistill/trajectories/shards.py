@@ -1,7 +1,7 @@
-"""One shard: an Arrow IPC file of one record batch, a row a trajectory, sealed with its own checksum.
+"""The file format of a shard: an Arrow IPC file of one record batch, one row per trajectory, sealed with a checksum.
 
-``states`` and ``denoised`` are fixed-size binary: a row is read where it lies, without parsing. The schema's metadata
-say which recording the shard is of and which of its shards it is, so that one put in another's place is noticed.
+``states`` and ``denoised`` are fixed-size binary columns, so that a row is read in place, without parsing. The schema's
+metadata name the recording and the number of the shard, so that a file in the wrong place is noticed.
 """
 
 from __future__ import annotations
@@ -14,51 +14,55 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from ardistill.files.store import SEAL, check_seal, seal
+from ardistill.files import SEAL, check_seal, seal
 
 DTYPES: dict[str, Any] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-"""What states can be stored in."""
+"""Names of the dtypes that states can be stored in."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a reader knows of a shard beforehand, from the manifest."""
+    """The facts of a shard that follow from the manifest."""
 
     recording: str
-    """Identity of the recording: the manifest's checksum."""
+    """Identity of the recording, `Manifest.recording`."""
     shard: int
+    """Number of the shard."""
     rows: int
+    """Number of trajectories."""
     kept: int
-    """Stored states of a trajectory; one more than denoised estimates."""
+    """Number of stored states of a trajectory; one more than denoised estimates."""
     sample_shape: tuple[int, ...]
+    """Shape of a state, (c, h, w) or (c, f, h, w)."""
     dtype: str
+    """What states are stored in, a key of `DTYPES`."""
 
     @property
     def payload(self) -> int:
-        """Bytes of the states alone; the file is larger."""
+        """Size of states and denoised estimates in bytes; the file is larger."""
         values = self.rows * (2 * self.kept - 1) * int(np.prod(self.sample_shape, dtype=object))
         return values * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows in memory, or mapped."""
+    """A shard's trajectories, in memory or mapped."""
 
     states: np.ndarray
-    """(rows, kept, c, h, w), in the dtype they are stored in."""
+    """x_t, noisiest first, (rows, kept, c, h, w), in the stored dtype."""
     denoised: np.ndarray
-    """(rows, kept - 1, c, h, w)."""
+    """x̂0 of the step that arrives at each state but the first, (rows, kept - 1, c, h, w), in the stored dtype."""
     labels: np.ndarray
-    """Class or number of the prompt, (rows,), int64."""
+    """Class, or number of the prompt, (rows,), int64."""
     guidance: np.ndarray
     """Guidance scale, (rows,), float32."""
 
 
 def make_shard(layout: Layout, states: Tensor, denoised: Tensor, labels: Tensor, guidance: Tensor) -> Shard:
-    """Cast to what is stored.
+    """Convert tensors to the stored dtype.
 
     Raises:
-        ValueError: The teacher's states are not finite, or too large for half precision.
+        ValueError: A value is not finite, or too large for half precision.
     """
     found: list[np.ndarray] = []
     for name, value in (("states", states), ("denoised", denoised)):
@@ -74,7 +78,7 @@ def make_shard(layout: Layout, states: Tensor, denoised: Tensor, labels: Tensor,
 
 
 def encode_shard(layout: Layout, shard: Shard) -> bytes:
-    """The file of a shard: a pure function of its arguments and of pyarrow."""
+    """The content of a shard's file: a pure function of the arguments and of pyarrow's version."""
 
     def binary(x: np.ndarray) -> pa.Array:
         width = x[0].nbytes
@@ -95,24 +99,27 @@ def encode_shard(layout: Layout, shard: Shard) -> bytes:
 
 
 def decode_shard(layout: Layout, data: memoryview, where: str) -> Shard:
-    """Views of the rows in ``data``, once every byte has been checked.
+    """Check every byte of a shard's file and view its rows.
 
     Args:
-        layout: What the shard must be.
-        data: The file.
-        where: Named in errors.
+        layout: The facts that the file must match.
+        data: Content of the file.
+        where: Its path or URL, for messages.
 
     Raises:
-        ValueError: The file is cut, is not what its checksum says, is of another recording, or in another's place.
+        ValueError: The file is cut or damaged, or belongs to another recording or another shard.
     """
     return view_shard(layout, data, find_columns(layout, data, where))
 
 
 def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
-    """Where ``states``, ``denoised``, ``labels`` and ``guidance`` begin in a file, once every byte has been checked.
+    """Check every byte of a shard's file and find where its columns begin.
+
+    Returns:
+        Offsets in bytes of ``states``, ``denoised``, ``labels`` and ``guidance``.
 
     Raises:
-        ValueError: As ``decode_shard``.
+        ValueError: The file is cut or damaged, or belongs to another recording or another shard.
     """
     check_size(layout, len(data), where)
     if bytes(data[-6:]) != b"ARROW1":
@@ -156,8 +163,9 @@ def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
 
 
 def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard:
-    """Views of the rows of a file whose columns begin there: of the file, not of Arrow's buffers, which would keep 2 KB
-    of readers and schemas alive with each shard.
+    """View the rows of a checked file, given the offsets of its columns.
+
+    The views are of the file itself, not of Arrow's buffers, which keep 2 KB of readers and schemas alive per shard.
     """
     return Shard(
         *(
@@ -168,6 +176,7 @@ def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard
 
 
 def _columns(layout: Layout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
+    """Name, dtype and shape of each column."""
     latents, rows = DTYPES[layout.dtype], layout.rows
     return [
         ("states", latents, (rows, layout.kept, *layout.sample_shape)),
@@ -178,10 +187,15 @@ def _columns(layout: Layout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
 
 
 def check_size(layout: Layout, size: int, where: str) -> None:
-    """Refuse a file that is too small for its rows, from its size alone.
+    """Refuse a file that is too small for its rows.
+
+    Args:
+        layout: The facts that the file must match.
+        size: Size of the file in bytes.
+        where: Its path or URL, for the message.
 
     Raises:
-        ValueError: It is cut.
+        ValueError: The file is too small.
     """
     if size < layout.payload:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The order in which a stream of shards is read: shuffled, shared out over ranks and workers, exact on resume."""
+"""The order in which a training loop streams shards: shuffled, divided over ranks and workers, exact on resume."""
 
 from __future__ import annotations
 
@@ -8,32 +8,50 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from ardistill.teacher.teacher import seeded_generator
-from ardistill.trajectories.record import TrajectoryDataset
+from ardistill.teacher import seeded_generator
+from ardistill.trajectories.dataset import TrajectoryDataset
 
 
 class ShardSampler(Sampler[list[int]]):
-    """Batches of trajectory numbers, without end, that touch each shard once an epoch and few shards at a time.
+    """An endless stream of batches that reads each shard once per epoch and few shards at a time, for your own loop.
 
-    The shards of an epoch are shuffled and dealt out to all workers of all ranks; a worker shuffles the rows of
-    ``window`` shards at a time and cuts them into batches of one sample shape. What is left of a window is left out of
-    that epoch. Everything follows from (seed, number of the batch): to resume, start at the number of batches taken.
+    The shards of an epoch are shuffled and divided over all workers of all ranks. A worker shuffles the rows of
+    ``window`` shards at a time and cuts them into batches of one sample shape; rows that do not fill a batch are left
+    out in that epoch. The order is a function of the seed and the number of the batch: to resume, set ``start`` to the
+    number of batches taken so far.
 
-    For ``DataLoader(data, batch_sampler=ShardSampler(data, ...), num_workers=...)``, which gives batch i to worker
-    i modulo ``num_workers``: no shard is read by two workers.
+    Pass it to ``DataLoader`` as ``batch_sampler``. A loader gives batch i to worker i modulo ``num_workers``, so that
+    no shard is read by two workers.
 
     Args:
-        data: Whose shards.
+        data: Recorded trajectories.
         batch_size: Rows of a batch.
-        seed: Of the order.
-        start: Batches that this rank has taken before.
-        rank: Of this process.
+        seed: Seed of the order.
+        start: Number of batches that this rank has taken before.
+        rank: Rank of this process.
         world_size: Number of processes.
-        num_workers: Of the loader; 0 is as 1.
-        window: Shards whose rows are mixed; the dataset should ``keep`` as many.
+        num_workers: Number of the loader's workers; 0 is treated as 1.
+        window: Number of shards whose rows are mixed; let the data set ``keep`` as many.
 
     Raises:
-        ValueError: There are fewer shards than workers in all, or too few rows in a window for a batch.
+        ValueError: There are fewer shards than workers of all processes, or a window does not fill a batch.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.utils.data import DataLoader
+        >>> from ardistill import ShardSampler, Teacher, TrajectoryDataset, record
+        >>> teacher, folder = Teacher.from_pretrained("zoo/fashion", device="cpu"), tempfile.mkdtemp()
+        >>> options = {"solver_steps": 4, "num_steps": [2], "shard_size": 4, "progress": False}
+        >>> manifest = record(teacher, folder, num_trajectories=16, **options)
+        >>> data = TrajectoryDataset(folder, num_steps=2)
+        >>> loader = DataLoader(data, batch_sampler=ShardSampler(data, batch_size=8))
+        >>> batches = iter(loader)
+        >>> next(batches)["states"].shape
+        torch.Size([8, 3, 1, 28, 28])
+        >>> resumed = iter(DataLoader(data, batch_sampler=ShardSampler(data, batch_size=8, start=1)))
+        >>> import torch
+        >>> torch.equal(next(resumed)["states"], next(batches)["states"])
+        True
     """
 
     def __init__(
@@ -74,6 +92,7 @@ class ShardSampler(Sampler[list[int]]):
         return itertools.islice((next(stream) for stream in itertools.cycle(streams)), self.start, None)
 
     def _stream(self, stream: int) -> Iterator[list[int]]:
+        """The endless batches of one worker of one rank."""
         for epoch in itertools.count():
             yield from self._epoch(epoch, stream)
 
@@ -87,6 +106,7 @@ class ShardSampler(Sampler[list[int]]):
             yield from self._batches(mine[at : at + self.window], generator)
 
     def _batches(self, shards: list[int], generator: torch.Generator) -> list[list[int]]:
+        """The batches of one window of shards, in random order."""
         manifest, batches = self.manifest, []
         for shape in sorted({manifest.shape_of(shard) for shard in shards}):
             rows = torch.cat(
@@ -99,5 +119,5 @@ class ShardSampler(Sampler[list[int]]):
             rows = rows[torch.randperm(len(rows), generator=generator, device="cpu")]
             whole = len(rows) // self.batch_size * self.batch_size
             batches += rows[:whole].view(-1, self.batch_size).tolist()
-        order = torch.randperm(len(batches), generator=generator, device="cpu")  # of the shapes, too
+        order = torch.randperm(len(batches), generator=generator, device="cpu")  # mixes the shapes
         return [batches[i] for i in order.tolist()]

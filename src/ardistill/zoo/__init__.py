@@ -1,7 +1,7 @@
-"""Embedded teachers, small enough to ship, each with what its samples are judged by; all is loaded by its name.
+"""Embedded teachers, small enough to ship, each with a network and reference statistics that judge its samples.
 
-A folder holds the data set's module, ``teacher/`` (a diffusers folder) and the judge: ``classifier.safetensors`` where
-the teacher takes classes, ``detector.safetensors`` where it takes prompts, and ``reference.safetensors``.
+A folder holds the data set's module, ``teacher/`` (a diffusers folder), a network (``classifier.safetensors`` for a
+teacher that takes classes, ``detector.safetensors`` for one that takes prompts) and ``reference.safetensors``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDERS = {name: Path(__file__).parent / name for name in ("emoji", "fashion", "scenes")}
-"""Name of a teacher's data set to its folder."""
+"""Name of a teacher's data set -> its folder."""
 CLASS_CONDITIONAL = ("emoji", "fashion")
-"""Those whose teachers take classes."""
+"""Names of the data sets whose teachers take classes."""

@@ -1,6 +1,6 @@
-"""The embedded teachers' independent classifiers: class accuracy and the default feature networks of the evaluation.
+"""Classifiers of the embedded teachers' data sets, which give class accuracy and the default features of an evaluation.
 
-Trained by ``examples/train_classifier.py``; they share nothing with the teachers but the data sets.
+``examples/train_classifier.py`` trains them; they share nothing with the teachers but the data sets.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from ardistill.devices import Device, resolve_device
 from ardistill.zoo import FOLDERS
 
 NUM_FEATURES = 128
+"""Width of the features."""
 _SHAPES = {"emoji": ((3, 32, 32), (10, 6)), "fashion": ((1, 28, 28), (10,))}
-"""Data set to the shape of its images and the number of values of each label."""
+"""Data set -> shape of its images, and the number of values of each label."""
 
 
 class ResidualBlock(nn.Module):
@@ -40,10 +41,10 @@ def conv(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """A small residual CNN (0.40 M parameters) that tells the class, and what else is labelled, of an image.
+    """A small residual CNN (0.40 M parameters) that predicts the labels of an image, the class first.
 
     Args:
-        name: Of the data set, ``"emoji"`` (32x32 in colour: noun, background) or ``"fashion"`` (28x28 grey: class).
+        name: Data set: ``"emoji"`` (32x32 in colour; noun, background) or ``"fashion"`` (28x28 grey; class).
     """
 
     def __init__(self, name: str) -> None:
@@ -68,7 +69,7 @@ class Classifier(nn.Module):
             Features, shape (n, 128), non-negative, on the classifier's device.
 
         Raises:
-            ValueError: ``images`` have another shape than the data set's.
+            ValueError: ``images`` do not have the data set's shape.
         """
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
@@ -85,16 +86,16 @@ class Classifier(nn.Module):
 
 
 def classifier_path(name: str) -> Path:
-    """Where the shipped weights of a data set's classifier are."""
+    """Path of the weights of a data set's classifier."""
     return FOLDERS[name] / "classifier.safetensors"
 
 
 def load_classifier(name: str, device: Device = None) -> Classifier:
-    """Load a data set's shipped classifier, frozen, in eval mode, float32 (stored in float16).
+    """Load a data set's classifier, frozen, in evaluation mode, in float32 (it is stored in float16).
 
     Args:
-        name: As of ``Classifier``.
-        device: Where it is put; the best device there is if not given.
+        name: Data set, ``"emoji"`` or ``"fashion"``.
+        device: Device of the classifier; the best available if not given.
     """
     classifier = Classifier(name)
     stored = load_file(classifier_path(name))

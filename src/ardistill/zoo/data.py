@@ -1,4 +1,4 @@
-"""The data sets of the embedded teachers, for the scripts that make these teachers; a user of one never needs them."""
+"""The data sets that the embedded teachers were trained on, for the scripts that make and judge these teachers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ardistill.zoo.fashion.data import CLASS_NAMES as FASHION_NAMES
 from ardistill.zoo.fashion.data import load_fashion_mnist
 
 CLASS_NAMES = {"fashion": FASHION_NAMES, "emoji": EMOJI_NAMES}
-"""Data set to the names of its classes."""
-_EMOJI_SPLITS = {"train": (0, 60_000), "test": (1, 10_000)}  # seed and number of scenes
+"""Data set -> names of its classes."""
+_EMOJI_SPLITS = {"train": (0, 60_000), "test": (1, 10_000)}
+"""Split -> seed and number of scenes."""
 
 
 def load_data(name: str, split: str, data_dir: str | Path | None = None) -> tuple[Tensor, Tensor]:
@@ -22,14 +23,14 @@ def load_data(name: str, split: str, data_dir: str | Path | None = None) -> tupl
     Args:
         name: ``"fashion"`` or ``"emoji"``.
         split: ``"train"`` or ``"test"``.
-        data_dir: Folder of the Fashion-MNIST idx files; emoji are rendered.
+        data_dir: Folder of the Fashion-MNIST idx files; not needed for emoji, which are rendered.
 
     Returns:
-        Images, float32 in [-1, 1], shape (n, c, h, w), and labels, int64, shape (n, k): the class, then whatever else
-        is known of each image (emoji: the background).
+        Images, float32 in [-1, 1], shape (n, c, h, w), and labels, int64, shape (n, k): the class, then other
+        known facts (emoji: the background).
 
     Raises:
-        ValueError: There is no such data set, or Fashion-MNIST is asked for without its folder.
+        ValueError: There is no such data set, or ``data_dir`` is missing for Fashion-MNIST.
     """
     if name == "emoji":
         return load_emoji(*_EMOJI_SPLITS[split])

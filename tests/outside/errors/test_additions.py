@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from ardistill import Student, TrainingConfig, TrajectoryDataset, distill, record
 from ardistill.cli import main
-from ardistill.files.store import SEAL, Store, seal
-from ardistill.trajectories.maintenance import verify
+from ardistill.files import SEAL, Store, seal
+from ardistill.trajectories import verify
 from ardistill.trajectories.manifest import Manifest, shard_name
 from ardistill.trajectories.shards import decode_shard, encode_shard
 

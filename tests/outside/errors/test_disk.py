@@ -15,7 +15,7 @@ from tiny_pipelines import save as save_pipeline
 
 from ardistill import Student, Teacher, TrajectoryDataset, record
 from ardistill.cli import main
-from ardistill.files.store import whole_file, whole_folder
+from ardistill.files import whole_file, whole_folder
 from ardistill.training.real_images import save_real
 
 FULL = {

@@ -1,8 +1,8 @@
 """The emoji world: one of ten nouns on one of six plain backgrounds, 32x32 in colour.
 
-The class is the noun; background, size, place and mirroring vary within it and are no part of the condition, but each
-is known, as the image is a function of (seed, index). Scenes never end, yet only 9,960 differ: 10 nouns x 6
-backgrounds x 2 mirrorings x 83 squares. The ten pictures lie in ``nouns/`` (Noto emoji, Apache-2.0).
+The class is the noun. Background, size, place and mirroring vary within a class and are not part of the condition, but
+they are known, because an image is a function of (seed, index). There are 9,960 different images: 10 nouns x 6
+backgrounds x 2 mirrorings x 83 squares. The ten pictures are in ``nouns/`` (Noto emoji, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ardistill.files.pixels import from_bytes
+
 CLASS_NAMES = ("dog", "cat", "apple", "car", "house", "tree", "fish", "star", "tulip", "airplane")
 BACKGROUNDS = {
     "white": (245, 245, 245),
@@ -25,17 +27,18 @@ BACKGROUNDS = {
     "purple": (160, 125, 215),
     "orange": (240, 195, 130),
 }
-"""Name to red, green, blue in 0..255."""
+"""Name -> red, green, blue in 0..255."""
 IMAGE_SIZE = 32
+"""Edge of an image, pixels."""
 NOUN_SIZES = (20, 24, 28)
-"""Edges of the square that the noun fills, pixels."""
+"""Possible edges of the square that the noun fills, pixels."""
 GRID = 2
-"""Left and top of the square are multiples of this, pixels."""
+"""Left and top of the square are multiples of this number of pixels."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows."""
+    """The content of one image."""
 
     noun: int
     """Index into `CLASS_NAMES`."""
@@ -51,7 +54,7 @@ class Scene:
     """Flipped left to right."""
 
     def render(self) -> np.ndarray:
-        """Draw it: red, green, blue, uint8, shape (32, 32, 3)."""
+        """Draw the scene: red, green, blue, uint8, shape (32, 32, 3)."""
         colour, alpha = _sprite(self.noun, self.size, self.mirrored)
         image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
         image[:] = list(BACKGROUNDS.values())[self.background]
@@ -63,7 +66,7 @@ class Scene:
 def scene(seed: int, index: int) -> Scene:
     """The scene of (``seed``, ``index``): nouns in turn, everything else uniformly at random.
 
-    Seed 0 is for training; the others are held out.
+    Seed 0 is for training; other seeds are held out.
     """
     random = np.random.default_rng((seed, index))
     size = NOUN_SIZES[random.integers(len(NOUN_SIZES))]
@@ -81,12 +84,12 @@ def load_emoji(seed: int, count: int) -> tuple[Tensor, Tensor]:
     scenes = [scene(seed, index) for index in range(count)]
     pixels = torch.from_numpy(np.stack([s.render() for s in scenes]))  # (n, 32, 32, 3)
     labels = torch.tensor([(s.noun, s.background) for s in scenes])
-    return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1, labels
+    return from_bytes(pixels.permute(0, 3, 1, 2).contiguous()), labels
 
 
 @cache
 def _sprite(noun: int, size: int, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Colour in 0..255, shape (size, size, 3), and opacity in [0, 1], shape (size, size, 1), anti-aliased."""
+    """A noun's colour in 0..255, shape (size, size, 3), and opacity in [0, 1], shape (size, size, 1), anti-aliased."""
     picture = Image.open(Path(__file__).parent / "nouns" / f"{CLASS_NAMES[noun]}.png").convert("RGBA")
     if mirrored:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -1,7 +1,7 @@
 """Fashion-MNIST (Zalando SE, MIT): 60,000 + 10,000 grey 28x28 images of 10 balanced classes.
 
-The data set itself is not shipped. Only the scripts that make the embedded teacher read it; a user of the embedded
-teacher never needs it.
+The data set is not shipped. Only the scripts that make the embedded teacher read it; to use the teacher it is not
+needed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from ardistill.files.pixels import from_bytes
 
 CLASS_NAMES = (
     "T-shirt",
@@ -33,7 +35,7 @@ def read_idx(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: Neither ``path`` nor ``path`` + ``.gz`` exists.
-        ValueError: The header is not that of an unsigned byte idx file, or the file is cut.
+        ValueError: The file is cut, or is not an idx file of unsigned bytes.
     """
     packed = path.with_name(path.name + ".gz")
     if packed.is_file():
@@ -56,7 +58,7 @@ def load_fashion_mnist(data_dir: str | Path, split: str) -> tuple[Tensor, Tensor
     """Load one split of Fashion-MNIST.
 
     Args:
-        data_dir: Folder of the four idx files (as torchvision's ``FashionMNIST/raw``).
+        data_dir: Folder of the four idx files, such as torchvision's ``FashionMNIST/raw``.
         split: ``"train"`` (60,000) or ``"test"`` (10,000).
 
     Returns:
@@ -65,4 +67,4 @@ def load_fashion_mnist(data_dir: str | Path, split: str) -> tuple[Tensor, Tensor
     prefix = _PREFIX[split]
     images = read_idx(Path(data_dir) / f"{prefix}-images-idx3-ubyte")
     labels = read_idx(Path(data_dir) / f"{prefix}-labels-idx1-ubyte")
-    return torch.from_numpy(images.copy())[:, None].float() / 127.5 - 1, torch.from_numpy(labels.copy()).long()
+    return from_bytes(torch.from_numpy(images.copy())[:, None]), torch.from_numpy(labels.copy()).long()

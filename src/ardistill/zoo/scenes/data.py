@@ -1,12 +1,12 @@
 """The scene world: captioned pictures of one noun, of up to four of a kind, or of two nouns, 32x32 in colour.
 
-A scene is a function of (seed, index), and so is its caption: sixteen nouns tinted in one of six colours, small or
-large, counted, or the one left of or above the other, on a light or dark background of which no caption tells. A
-caption may leave out colour, size and relation, never a noun or a number, so that a picture shows what its caption
-names and nothing else. Some combinations (noun and colour, noun and number, two nouns and their relation) are never
-drawn in the split ``seen``, and some wordings never used: what a model does with these is measured apart.
+A scene and its caption are functions of (seed, index). There are sixteen nouns in six colours, small or large, alone,
+in a number of two to four, or one left of or above another, on a light or dark background that no caption mentions. A
+caption may leave out colour, size and relation, but never a noun or a number, so that a picture shows what its caption
+names and nothing else. Some combinations (noun and colour, noun and number, two nouns and their relation) and some
+wordings never occur in the split ``seen``; a model's results on these are measured separately.
 
-The pictures are those of the emoji world, ``../emoji/nouns`` (Noto emoji, Apache-2.0, ``../emoji/LICENSE``).
+The pictures of the nouns are in ``../emoji/nouns`` (Noto emoji, Apache-2.0, ``../emoji/LICENSE``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ardistill.files.pixels import from_bytes
 from ardistill.zoo import FOLDERS
 
 NOUNS = (
@@ -35,32 +36,35 @@ COLOURS = {
     "blue": (50, 95, 235),
     "pink": (245, 110, 200),
 }
-"""Name to red, green, blue in 0..255: what a noun is tinted with."""
+"""Name -> red, green, blue in 0..255 of a noun's tint."""
 SIZES = {"small": 14, "large": 26}
-"""Name to the edge of the square that a noun fills, pixels; where there are several nouns, all are small."""
+"""Name -> edge of the square that a noun fills, pixels; several nouns in one picture are small."""
 NUMBERS = {2: "two", 3: "three", 4: "four"}
+"""Number of nouns -> its word."""
 RELATIONS = ("left of", "above")
-"""Of the first noun to the second."""
+"""Possible relations of the first noun to the second."""
 BACKGROUNDS = ((240, 240, 240), (55, 55, 65))
-"""Red, green, blue in 0..255."""
+"""Red, green, blue in 0..255 of the light and the dark background."""
 CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attr")
-"""GenEval's names (Ghosh et al. 2023, arXiv:2310.11513); the last is attribute binding."""
+"""Categories of prompts, with GenEval's names (Ghosh et al. 2023, arXiv:2310.11513); the last is attribute binding."""
 SPLITS = ("seen", "unseen_combinations", "unseen_wordings")
+"""Sets of evaluation prompts."""
 COMBINED = ("counting", "colors", "position", "color_attr")
 """Categories whose prompts name a combination that can be unseen."""
 IMAGE_SIZE = 32
+"""Edge of a picture, pixels."""
 CELL = 16
-"""Edge of the four cells, pixels: one noun at most in each."""
+"""Edge of the four cells of a picture, pixels; each holds at most one noun."""
 ACROSS = 4
-"""Least distance of two different nouns from the edges that they do not lean to, pixels."""
+"""Smallest distance of two different nouns from the edges across their relation's direction, pixels."""
 GRID = 4
-"""Left and top of a noun are multiples of this, pixels: the edge of the teacher's patches, so that a noun has one look
-and not four to learn."""
+"""Left and top of a noun are multiples of this number of pixels: the edge of the teacher's patches, so that each noun
+falls on the patches in one way only."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """One of the nouns in a picture."""
+    """A noun in a picture."""
 
     noun: int
     """Index into `NOUNS`."""
@@ -76,16 +80,17 @@ class Noun:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows: one noun, two to four alike, or two of different nouns."""
+    """The content of one image: one noun, two to four equal nouns, or two different ones."""
 
     nouns: tuple[Noun, ...]
+    """The nouns, one to four."""
     relation: int | None
-    """Of the first of two different nouns to the second, index into `RELATIONS`."""
+    """Relation of the first of two different nouns to the second, index into `RELATIONS`; else None."""
     background: int
     """Index into `BACKGROUNDS`."""
 
     def render(self) -> np.ndarray:
-        """Draw it: red, green, blue, uint8, shape (32, 32, 3)."""
+        """Draw the scene: red, green, blue, uint8, shape (32, 32, 3)."""
         image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
         image[:] = BACKGROUNDS[self.background]
         for x in self.nouns:
@@ -97,10 +102,10 @@ class Scene:
 
     @property
     def unseen(self) -> frozenset[str]:
-        """Which of "colour", "number" and "relation" make a combination that the split ``seen`` does not have.
+        """Which of "colour", "number" and "relation" make a combination that does not occur in the split ``seen``.
 
-        Each noun lacks one of the six colours, three of four nouns one of the three numbers; of the 480 relations of a
-        noun to another, 70 are missing.
+        There, each noun lacks one of the six colours, three of four nouns lack one of the three numbers, and 70 of the
+        480 relations of a noun to another are missing.
         """
         nouns, colours = tuple(x.noun for x in self.nouns), tuple(x.colour for x in self.nouns)
         return _unseen(nouns, colours, 1 if self.relation is not None else len(nouns), self.relation)
@@ -108,25 +113,26 @@ class Scene:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption with what it says, in the terms that a picture is judged by; what is None it leaves open."""
+    """A caption with its meaning, by which a picture is judged; a field that is None is not specified."""
 
     text: str
+    """The caption."""
     nouns: tuple[int, ...]
-    """Indices into `NOUNS`: one, or two that differ."""
+    """Indices into `NOUNS`: one, or two different ones."""
     count: int = 1
-    """Of the noun; where there are two nouns, one of each."""
+    """How often the noun is shown; 1 for each of two different nouns."""
     colours: tuple[int, ...] | None = None
-    """Of each noun, indices into `COLOURS`."""
+    """Colour of each noun, index into `COLOURS`."""
     relation: int | None = None
-    """Of the first noun to the second, index into `RELATIONS`."""
+    """Relation of the first noun to the second, index into `RELATIONS`."""
     size: str | None = None
     """Key of `SIZES`."""
     category: str = ""
-    """One of `CATEGORIES`, for a prompt to judge by."""
+    """One of `CATEGORIES`, for an evaluation prompt."""
 
     @property
     def unseen(self) -> frozenset[str]:
-        """Which of "colour", "number" and "relation" it asks for in a combination that the split ``seen`` lacks."""
+        """Which of "colour", "number" and "relation" it combines in a way that does not occur in the split ``seen``."""
         return _unseen(self.nouns, self.colours or (), self.count, self.relation)
 
 
@@ -134,19 +140,20 @@ WORDINGS = {
     "seen": ("{}", "{} after", "a picture of {}", "there is {}"),
     "unseen": ("a picture of {} after", "there is {} after", "there is a picture of {}"),
 }
-"""Split to wordings; "after" puts the colour behind the noun, "a cat that is red", and goes with one noun and its
-colour alone. All words of the unseen ones are used in the seen ones."""
+"""Split -> wordings. "after" puts the colour after the noun, "a cat that is red", and is used only for one noun with
+its colour. All words of the unseen wordings occur in the seen ones."""
 
 
 def scene(seed: int, index: int, split: str = "seen") -> Scene:
     """The scene of (``seed``, ``index``): one noun, several alike or two nouns, in shares of 30, 30 and 40 %.
 
-    Seed 0 is for training; the others are held out.
+    Seed 0 is for training; other seeds are held out.
 
     Args:
-        seed: Of a set of scenes.
-        index: Of the scene.
-        split: ``"unseen_combinations"`` draws only what is ``unseen`` in one way at least, the others never do.
+        seed: Seed of a set of scenes.
+        index: Number of the scene in the set.
+        split: ``"unseen_combinations"`` draws only scenes with an unseen combination, the other splits only scenes
+            without.
     """
     random = np.random.default_rng((seed, index))
     while True:
@@ -156,11 +163,11 @@ def scene(seed: int, index: int, split: str = "seen") -> Scene:
 
 
 def caption(seed: int, index: int) -> tuple[Scene, Prompt]:
-    """A scene to train on, with a caption in a seen wording that tells part of what could be said.
+    """A training scene, with a caption in a seen wording that names a random part of its facts.
 
     Args:
-        seed: Of a set of scenes.
-        index: Of the scene.
+        seed: Seed of a set of scenes.
+        index: Number of the scene in the set.
     """
     found = scene(seed, index)
     random = np.random.default_rng((seed, index, 1))
@@ -179,16 +186,16 @@ def caption(seed: int, index: int) -> tuple[Scene, Prompt]:
 def describe(
     scene: Scene, wording: str, *, colour: bool, size: bool, relation: bool, swapped: bool = False, category: str = ""
 ) -> Prompt:
-    """Say what a scene shows.
+    """Describe a scene in words.
 
     Args:
-        scene: Of one noun, several alike or two.
+        scene: The scene.
         wording: One of `WORDINGS`.
-        colour: Whether to tell the colours.
-        size: Whether to tell the size, where there is one noun.
-        relation: Whether to tell the relation, where there are two nouns.
-        swapped: Whether to name the second of two nouns first, where their relation is not told.
-        category: Of the prompt.
+        colour: Whether to name the colours.
+        size: Whether to name the size of a single noun.
+        relation: Whether to name the relation of two nouns.
+        swapped: Whether to name the second of two nouns first, if their relation is not named.
+        category: The prompt's category.
     """
     two, count = scene.relation is not None, len(scene.nouns)
     relation, size = relation and two, size and count == 1
@@ -224,13 +231,13 @@ def describe(
 
 
 def read_caption(text: str) -> Prompt | None:
-    """What a caption says, the inverse of `describe`; None if it is no caption of the scene world.
+    """Parse a caption, the inverse of `describe`; None if it is not a caption of the scene world.
 
     Its category is the first of position, attribute binding, two objects, counting, colours and single object that it
-    asks for. The detector's own figures are of prompts that ask for one thing alone, as `prompts` makes them.
+    asks for. The detector was measured on prompts that ask for only one thing, as `prompts` makes them.
 
     Args:
-        text: In any wording, seen or not; capitals, more than one space and a full stop at the end do not matter.
+        text: A caption in any wording, seen or not; capitals, repeated spaces and a final full stop are ignored.
     """
     plain = " ".join(text.lower().split()).removesuffix(".")
     told = re.fullmatch(r"(?:there (?:is|are) )?(?:a picture of )?(.+)", plain)
@@ -258,15 +265,14 @@ def read_caption(text: str) -> Prompt | None:
 
 
 def prompts(split: str, count: int, seed: int = 1) -> list[Prompt]:
-    """Prompts to judge by, the categories in turn; those of `COMBINED` alone where the combinations are unseen.
+    """Evaluation prompts, with the categories in turn; for unseen combinations only those of `COMBINED`.
 
-    Each says what its category asks for and no more, and in ``"unseen_combinations"`` its unseen combination is what
-    it asks for.
+    Each names what its category asks for and nothing else; in ``"unseen_combinations"`` that is its unseen combination.
 
     Args:
         split: One of `SPLITS`.
-        count: How many; a shorter list is the beginning of a longer one.
-        seed: Of the list; not 0, which is for training.
+        count: Number of prompts; a shorter list is the beginning of a longer one.
+        seed: Seed of the list; 0 is for training.
 
     Raises:
         ValueError: There is no such split.
@@ -277,7 +283,7 @@ def prompts(split: str, count: int, seed: int = 1) -> list[Prompt]:
 
 
 def example(split: str, index: int, seed: int = 1) -> tuple[Scene, Prompt]:
-    """The prompt at ``index`` of `prompts`, with a scene that it describes."""
+    """The prompt at ``index`` in the list of `prompts`, with a scene that it describes."""
     categories = COMBINED if split == "unseen_combinations" else CATEGORIES
     category = categories[index % len(categories)]
     kind = {"single_object": "one", "colors": "one", "counting": "several"}.get(category, "two")
@@ -292,7 +298,7 @@ def example(split: str, index: int, seed: int = 1) -> tuple[Scene, Prompt]:
             break
     wordings = WORDINGS["unseen" if split == "unseen_wordings" else "seen"]
     if split == "unseen_wordings" and category != "colors":
-        wordings = wordings[-1:]  # without a colour behind the noun the others are seen
+        wordings = wordings[-1:]  # the others are unseen only with a colour after the noun
     wording, swapped = wordings[random.integers(len(wordings))], bool(random.integers(2))
     options = {"colour": colour, "size": False, "relation": relation, "swapped": swapped}
     return found, describe(found, wording, **options, category=category)
@@ -301,11 +307,11 @@ def example(split: str, index: int, seed: int = 1) -> tuple[Scene, Prompt]:
 def as_images(scenes: Iterable[Scene]) -> Tensor:
     """Render scenes: float32 in [-1, 1], shape (n, 3, 32, 32)."""
     pixels = torch.from_numpy(np.stack([x.render() for x in scenes]))  # (n, 32, 32, 3)
-    return pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return from_bytes(pixels.permute(0, 3, 1, 2).contiguous())
 
 
 def plural(noun: str) -> str:
-    """Of a noun in `NOUNS`."""
+    """The plural of a noun in `NOUNS`."""
     return noun if noun == "fish" else noun + ("es" if noun.endswith(("s", "h", "x")) else "s")
 
 
@@ -314,17 +320,17 @@ _PHRASE = re.compile(
     rf"(?: (?P<colour>{'|'.join(COLOURS)}))? (?P<noun>{'|'.join(x for noun in NOUNS for x in (plural(noun), noun))})"
     rf"(?: that (?:is|are) (?P<after>{'|'.join(COLOURS)}))?"
 )
-"""A noun, or several alike, with what is said of it."""
+"""Pattern of a noun, or of a number of equal nouns, with its properties."""
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can have, sorted."""
+    """Every word that can occur in a caption, sorted."""
     words = [*NOUNS, *map(plural, NOUNS), *COLOURS, *SIZES, *NUMBERS.values(), *RELATIONS]
     return sorted({x for text in [*words, "there is are a an picture of and that"] for x in text.split()})
 
 
 def _unseen(nouns: tuple[int, ...], colours: tuple[int, ...], count: int, relation: int | None) -> frozenset[str]:
-    """Which of "colour", "number" and "relation" make a combination that the split ``seen`` does not have."""
+    """Which of "colour", "number" and "relation" make a combination that does not occur in the split ``seen``."""
     found = set()
     if any((noun + colour) % 6 == 0 for noun, colour in zip(nouns, colours, strict=False)):
         found.add("colour")
@@ -336,7 +342,7 @@ def _unseen(nouns: tuple[int, ...], colours: tuple[int, ...], count: int, relati
 
 
 def _draw(random: np.random.Generator, kind: str) -> Scene:
-    """A scene of one noun, of several alike or of two, everything else uniformly at random."""
+    """Draw a scene of ``"one"`` noun, ``"several"`` equal ones or ``"two"`` different ones, otherwise at random."""
     background = int(random.integers(len(BACKGROUNDS)))
     small = SIZES["small"]
     if kind == "two":
@@ -363,7 +369,7 @@ def _draw(random: np.random.Generator, kind: str) -> Scene:
 
 @cache
 def _picture(noun: int, size: str) -> tuple[np.ndarray, np.ndarray]:
-    """Brightness, 1 in the noun's brighter half, and opacity, both in [0, 1], shape (size, size, 1)."""
+    """A noun's brightness, 1 in its brighter half, and opacity, both in [0, 1], shape (size, size, 1)."""
     picture = Image.open(FOLDERS["emoji"] / "nouns" / f"{NOUNS[noun]}.png").convert("RGBA")
     picture = picture.crop(picture.getbbox())
     edge = SIZES[size]
@@ -379,7 +385,7 @@ def _picture(noun: int, size: str) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _sprite(noun: int, colour: int, size: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the noun adds to a picture, 0..255, shape (size, size, 3), and the share of it that it leaves."""
+    """A noun's paint, 0..255, shape (size, size, 3), and transparency, shape (size, size, 1), for composition."""
     brightness, opacity = _picture(noun, size)
     paint = opacity * brightness * np.array(list(COLOURS.values())[colour], np.float32)
     return paint, 1 - opacity

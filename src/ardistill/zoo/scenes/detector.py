@@ -1,6 +1,6 @@
-"""Finds the nouns in a picture of the scene world: what adherence to a prompt is judged by.
+"""A detector of the nouns in a picture of the scene world, which measures adherence to a prompt.
 
-Trained by ``examples/train_detector.py`` on renders of every combination, seen and unseen, and of pictures that no
+``examples/train_detector.py`` trains it on renders of every combination, seen and unseen, and on pictures that no
 caption describes; it shares nothing with the teacher but the nouns' pictures.
 """
 
@@ -19,16 +19,18 @@ from ardistill.zoo.classifier import ResidualBlock, conv
 from ardistill.zoo.scenes.data import COLOURS, IMAGE_SIZE, NOUNS, SIZES
 
 NUM_FEATURES = 96
+"""Width of the features."""
 STRIDE = 4
-"""Edge of the cells in which nouns are looked for, pixels."""
+"""Edge of the cells that are searched for nouns, pixels."""
 NUM_VALUES = (len(NOUNS), len(COLOURS), len(SIZES))
-"""Of noun, colour and size."""
+"""Number of nouns, colours and sizes."""
 WEIGHTS = FOLDERS["scenes"] / "detector.safetensors"
+"""Path of the shipped detector's weights."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A noun that the detector sees."""
+    """A noun that the detector found."""
 
     noun: int
     """Index into `NOUNS`."""
@@ -37,13 +39,13 @@ class Found:
     size: str
     """Key of `SIZES`."""
     x: float
-    """Of its middle, pixels from the left."""
+    """Horizontal position of its centre, pixels from the left."""
     y: float
-    """Same, from the top."""
+    """Vertical position of its centre, pixels from the top."""
 
 
 class Detector(nn.Module):
-    """A small residual CNN (0.26 M parameters) that says of each cell whether a noun is centred there, and which."""
+    """A small residual CNN (0.26 M parameters) that predicts for each cell whether and which noun is centred there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class Detector(nn.Module):
             Features, shape (n, 96), non-negative, on the detector's device.
 
         Raises:
-            ValueError: ``images`` have another shape.
+            ValueError: ``images`` have a different shape.
         """
         return self._cells(images).mean(dim=(2, 3))
 
@@ -83,23 +85,23 @@ class Detector(nn.Module):
             images: In [-1, 1], shape (n, 3, 32, 32).
 
         Raises:
-            ValueError: ``images`` have another shape.
+            ValueError: ``images`` have a different shape.
         """
         return self.head(self._cells(images)).split((1, *NUM_VALUES), 1)
 
     @torch.no_grad()
     def find(self, images: Tensor, batch_size: int = 500) -> list[list[Found]]:
-        """The nouns of each image, in the order of rows, then columns.
+        """Find the nouns of each image, in the order of rows, then columns.
 
-        A noun is where its presence is more likely than not and than in the eight cells around; its middle is the mean
-        of these nine, weighted by presence.
+        A cell holds a noun if its presence is more likely than not, and at least as likely as in the eight cells around
+        it. The noun's centre is the mean of these nine cells, weighted by presence.
 
         Args:
             images: In [-1, 1], shape (n, 3, 32, 32).
-            batch_size: Images at once.
+            batch_size: Images processed at once.
 
         Raises:
-            ValueError: ``images`` have another shape.
+            ValueError: ``images`` have a different shape.
         """
         device, sizes = self.head.weight.device, tuple(SIZES)
         found: list[list[Found]] = [[] for _ in range(len(images))]
@@ -118,11 +120,11 @@ class Detector(nn.Module):
 
 
 def load_detector(path: str | Path = WEIGHTS, device: Device = None) -> Detector:
-    """Load the shipped detector, frozen, in eval mode, float32 (stored in float16).
+    """Load a detector, frozen, in evaluation mode, in float32 (it is stored in float16).
 
     Args:
-        path: Its weights.
-        device: Where it is put; the best device there is if not given.
+        path: Path of its weights; the shipped ones if not given.
+        device: Device of the detector; the best available if not given.
     """
     detector = Detector()
     detector.load_state_dict({name: x.to(torch.float32) for name, x in load_file(path).items()})

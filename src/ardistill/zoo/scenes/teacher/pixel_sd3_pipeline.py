@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusi
 
 
 class PixelSD3Pipeline(StableDiffusion3Pipeline):
-    """Stable Diffusion 3 without a VAE and without T5: pixels, and the text tokens of two small CLIP encoders alone."""
+    """Stable Diffusion 3 without VAE and T5: it draws pixels, from the text tokens of two small CLIP encoders."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class PixelSD3Pipeline(StableDiffusion3Pipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     def encode_prompt(self, *args: Any, **options: Any) -> Any:
-        """As in ``StableDiffusion3Pipeline``, ``max_sequence_length`` what the folder says."""
+        """Encode prompts like ``StableDiffusion3Pipeline``, by default with the folder's ``max_sequence_length``."""
         return super().encode_prompt(*args, **{"max_sequence_length": self.config.max_sequence_length, **options})
 
     @torch.no_grad()
@@ -50,8 +50,8 @@ class PixelSD3Pipeline(StableDiffusion3Pipeline):
     ) -> Any:
         """Draw one image per prompt; ``output_type`` is pil, np (n, h, w, c) or pt (n, c, h, w), in [0, 1].
 
-        What else there is to say is as in ``StableDiffusion3Pipeline``, which pads 256 tokens where T5 is missing; here
-        ``max_sequence_length`` is what the folder says, 0, and ``sigmas`` are uniform from 1, 0 left out.
+        Other options are those of ``StableDiffusion3Pipeline``, with two other defaults: ``max_sequence_length`` is the
+        folder's, 0 (the base class pads 256 tokens where T5 is missing), and ``sigmas`` are uniform from 1, without 0.
         """
         grid = [1 - i / num_inference_steps for i in range(num_inference_steps)]
         options = {"max_sequence_length": self.config.max_sequence_length, "sigmas": grid, **options}

@@ -1,0 +1,41 @@
+"""Sizes of images and videos in pixels and frames, and the shapes of their latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ardistill.families import family_of
+
+
+def latent_shape(
+    transformer: Any, vae: Any, pixels_per_latent: int, height: int | None, width: int | None, num_frames: int
+) -> tuple[int, ...]:
+    """Shape of the latents of an image, (c, h, w), or a video, (c, f, h, w).
+
+    Args:
+        transformer: A transformer of a known family.
+        vae: The pipeline's VAE; None if it draws pixels.
+        pixels_per_latent: Edge in pixels of the square that one latent stands for.
+        height: In pixels.
+        width: In pixels.
+        num_frames: Number of frames of a video.
+
+    Raises:
+        ValueError: Height or width is missing or not a multiple of what VAE and packing need, the class only takes
+            squares, or the VAE does not support the number of frames.
+    """
+    family = family_of(transformer)
+    if height is None or width is None:
+        raise ValueError("expected both height and width, or neither")
+    unit = pixels_per_latent * family.packing
+    if height < 1 or width < 1 or height % unit or width % unit:
+        raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
+    if family.square and height != width:
+        raise ValueError(f"{type(transformer).__name__} draws squares alone, got {height}x{width}")
+    every = (vae is not None and vae.config.get("scale_factor_temporal")) or 1
+    frames, rest = divmod(num_frames - 1, every)
+    shape = family.latent_shape(transformer, height // pixels_per_latent, width // pixels_per_latent, frames + 1)
+    if num_frames < 1 or rest or (num_frames > 1 and len(shape) == 3):
+        known = f"1 and a multiple of {every}" if len(shape) == 4 else "1: it draws images"
+        raise ValueError(f"expected a number of frames of {known}, got {num_frames}")
+    return shape
