@@ -4,13 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from ardistill.config import QuickstartConfig as QuickstartConfig
     from ardistill.config import TrainingConfig as TrainingConfig
     from ardistill.evaluation import compare as compare
     from ardistill.families import Family as Family
     from ardistill.families import register_family as register_family
-    from ardistill.publishing import export as export
     from ardistill.publishing import load as load
+    from ardistill.publishing.export import export as export
     from ardistill.student import Student as Student
     from ardistill.student import StudentConfig as StudentConfig
     from ardistill.student import sample as sample
@@ -45,6 +47,8 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> object:  # imported at first use, so that the command line answers at once
+    if name == "__version__":
+        return import_module("ardistill.errors").version()
     if name not in _HOME:
         raise AttributeError(f"module 'ardistill' has no attribute {name!r}")
     return getattr(import_module(f"ardistill.{_HOME[name]}"), name)
