@@ -1,6 +1,6 @@
-"""Real processes for the tests: alone, or several that find each other over gloo, as torchrun starts them.
+"""Real processes for the tests: one alone, or several connected over gloo, as torchrun starts them.
 
-A server process imports torch once and forks them, so that each starts in a moment.
+A server process imports torch once and forks them, so that each starts quickly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _enter(rank: int, count: int, port: int, log: str, function: Callable[..., A
 
 
 def start(count: int, log: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Start ``function(*args)`` in so many processes; what goes wrong in them is in ``log``."""
+    """Start ``function(*args)`` in ``count`` processes; their tracebacks go to ``log``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +54,7 @@ def start(count: int, log: Path, function: Callable[..., Any], *args: Any) -> li
 
 
 def run(count: int, log: Path, function: Callable[..., Any], *args: Any) -> None:
-    """Same, and wait until all have ended well."""
+    """Start ``function(*args)`` in ``count`` processes and wait until all have succeeded."""
     processes = start(count, log, function, *args)
     for process in processes:
         process.join(550)
@@ -65,12 +65,12 @@ def run(count: int, log: Path, function: Callable[..., Any], *args: Any) -> None
 
 
 def leavings(folder: Path) -> dict[str, Any]:
-    """Whatever a run leaves, by name: weights, EMA, optimiser, schedule, counters, log."""
+    """Everything that a run leaves, by name: weights, EMA, optimiser, schedule, counters, log."""
     from safetensors.torch import load_file
 
     found: dict[str, Any] = {}
     for path in (x for x in sorted(folder.rglob("*")) if x.is_file()):
-        if path.suffix == ".safetensors":  # several processes divide tensors that all have among them as it comes
+        if path.suffix == ".safetensors":  # processes divide replicated tensors among them arbitrarily
             for name, value in load_file(path).items():
                 place = f"{path.parent.relative_to(folder)}/{name}"
                 found.setdefault(place, []).append((str(value.dtype), value.shape, value.numpy().tobytes()))
@@ -80,7 +80,7 @@ def leavings(folder: Path) -> dict[str, Any]:
 
 
 def train(name: str, data: str, run: str, training: dict[str, Any], student: dict[str, Any] | None = None) -> Any:
-    """Distil the tiny teacher ``name``; in each of the processes. Each pass's loss goes to ``run.losses-rank``.
+    """Distil the tiny teacher ``name`` in this process; the loss of each pass goes to ``run.losses-rank``.
 
     Returns:
         The student.
@@ -115,7 +115,7 @@ def train(name: str, data: str, run: str, training: dict[str, Any], student: dic
 
 
 def train_all(folder: str, jobs: list[tuple]) -> None:
-    """Several runs of the tiny DiT, (name, training, student), in the same processes."""
+    """Run several distillations of the tiny DiT, (name, training, student), in the same processes."""
     import torch
     from accelerate.state import AcceleratorState
     from torch.distributed.tensor import DTensor
@@ -134,7 +134,7 @@ def train_all(folder: str, jobs: list[tuple]) -> None:
 
 
 def finetune_all(folder: str, jobs: list[tuple]) -> None:
-    """Several runs of the tiny DiT against a discriminator, (name, training), in the same processes."""
+    """Run several distillations of the tiny DiT against a discriminator, (name, training), in the same processes."""
     import torch
     from accelerate.state import AcceleratorState
     from diffusers import DDIMScheduler
@@ -167,7 +167,7 @@ def finetune_all(folder: str, jobs: list[tuple]) -> None:
 
 
 def compare_families(folder: str) -> None:
-    """Loss and gradients, whole and divided, of each family."""
+    """Compare loss and gradient norm of each family with whole and with divided weights."""
     import torch
     from tiny_families import TINY, open_gates
     from torch import nn

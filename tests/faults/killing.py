@@ -1,4 +1,4 @@
-"""Starts real commands, kills them at random moments, starts them again, and compares what is left in the end."""
+"""Starts real commands, kills them at random moments and starts them again."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def start(arguments: Sequence[str], log: Path, fresh: bool) -> int:
-    """Start `ardistill` with these arguments in a process of its own; its number.
+    """Start `ardistill` in a process; the result is its number.
 
     Args:
-        arguments: Behind `ardistill`.
-        log: What it says goes to the end of this file.
-        fresh: Whether it is a new interpreter. Else it is forked from this one, and saves the seconds of imports, in
-            which there is nothing to lose.
+        arguments: Arguments of `ardistill`.
+        log: File that its output is appended to.
+        fresh: Whether to start a new interpreter. Otherwise the process is forked from this one, which saves the
+            seconds of imports.
     """
     if pid := os.fork():
         return pid
@@ -67,10 +67,10 @@ def start(arguments: Sequence[str], log: Path, fresh: bool) -> int:
 
 
 def end(pid: int, log: Path) -> int:
-    """Wait for a process; 0 or minus the signal.
+    """Wait for a process; the result is 0, or minus the signal that ended it.
 
     Raises:
-        RuntimeError: It failed by itself.
+        RuntimeError: It failed without a signal.
     """
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status > 0:
@@ -91,28 +91,28 @@ def kill_and_restart(
     fresh: bool,
     look: Callable[[], dict[str, Any]] = dict,
 ) -> list[dict[str, Any]]:
-    """Start a command several times at once, kill each process at a random moment, and again; let a last one end.
+    """Start a command in several processes, kill each at a random moment, repeat, and let a last process finish.
 
-    Moments are so many units of progress after the start of a round, and up to 30 ms; half of the kills then wait for a
-    write that is under way.
+    A kill comes after a random amount of progress since the start of the round, and up to 30 ms; half of the kills then
+    wait until a write is under way.
 
     Args:
-        arguments: Of `ardistill`: a command that goes on when it is run again.
-        log: What the processes say.
-        processes: Started at the same time.
-        rounds: Times that all are started and killed.
-        progress: Grows as they get on.
-        writing: Whether one of them is in the middle of a write.
-        most: Units of progress in a round, up to the last kill.
-        seed: Of the moments.
+        arguments: Arguments of `ardistill`: a command that continues when it is run again.
+        log: File that the processes' output is appended to.
+        processes: Number of processes at a time.
+        rounds: Number of times that all are started and killed.
+        progress: Measures progress.
+        writing: Whether one of the processes is in the middle of a write.
+        most: Largest progress in a round before the last kill.
+        seed: Seed of the moments.
         fresh: As in ``start``.
-        look: What to note of what is left after a round.
+        look: Measures the state after a round.
 
     Returns:
-        One record a round: progress at each kill, how many were killed before they had ended, and what ``look`` saw.
+        One record per round: progress at each kill, how many were killed before they had ended, and the state.
 
     Raises:
-        RuntimeError: A process failed by itself.
+        RuntimeError: A process failed without being killed.
     """
     chance, record = random.Random(seed), []
     for _ in range(rounds):
@@ -145,15 +145,15 @@ def record_arguments(teacher: Path, out: Path, num_trajectories: int, shard_size
 
 
 def files_of_recording(out: Path) -> int:
-    """How many are published: the progress of a recording."""
+    """Number of published files, which measures the progress of a recording."""
     return sum(path.name[0] != "." for path in out.iterdir()) if out.is_dir() else 0
 
 
 def is_recording(out: Path) -> bool:
-    """Whether a write is under way, or was cut."""
+    """Whether a write is under way, or was interrupted."""
     return any(out.glob(".*.tmp"))
 
 
 def state_of_recording(out: Path) -> dict[str, int]:
-    """How far it is, and how many writes were cut."""
+    """Number of published files and of interrupted writes."""
     return {"published": files_of_recording(out), "half_written": len(list(out.glob(".*.tmp")))}

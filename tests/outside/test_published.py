@@ -1,4 +1,4 @@
-"""Teachers as they are published: class names, weights, names, scheduler options and grids of the twelve families."""
+"""Teachers as they are published: class names, weights, names, and the commands of the README."""
 
 import dataclasses
 import json
@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers.models.model_loading_utils import _CLASS_REMAPPING_DICT
 from publish import STORAGE, Storage, publish, read
-from refusals import Refusal, check_refusal
 from tiny_pipelines import PIPELINES
 
 from ardistill.cli import main
@@ -18,10 +17,11 @@ from ardistill.files import Store
 from ardistill.publishing import load
 from ardistill.student import Student
 from ardistill.teacher import Companions, Teacher, find_source, split_name
-from ardistill.teacher.schedule import check_scheduler, knots_from_scheduler
 from ardistill.trajectories import Manifest
 
 PROMPTS = ["a red cat", "the moon"]
+
+
 SIZE = {"height": 64, "width": 64}
 
 
@@ -52,9 +52,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-# Case 4: class names
-
-
 def test_case_04_older_class_names_are_those_that_diffusers_maps():
     assert PUBLISHED_AS == _CLASS_REMAPPING_DICT
     for norm_type, name in PUBLISHED_AS["Transformer2DModel"].items():
@@ -72,9 +69,6 @@ def test_case_04_every_command_takes_older_class_names(folders, here, family):
         "--solver_steps", 4, "--num_steps", "[2]", *guided(family))  # fmt: skip
     loaded = Teacher.from_pretrained(teacher)
     assert type(loaded.transformer).__name__ == PUBLISHED_AS["Transformer2DModel"][loaded.transformer.config.norm_type]
-
-
-# Case 5: weights
 
 
 def same_as_plain(folder, family, tmp_path, **storage):
@@ -147,9 +141,6 @@ def test_case_05_a_hub_id_with_one_variant_is_loaded_offline_from_the_cache(here
         Teacher.from_pretrained("me/teacher@v2")
 
 
-# Case 6: names
-
-
 def test_case_06_a_teacher_recorded_under_a_relative_path_is_found_from_elsewhere(here, monkeypatch):
     publish("dit", here / "models" / "teacher", Storage())
     run("record", "--teacher", "models/teacher", "--out", "data", "--num_trajectories", 4, "--guidance_scale", 1.0,
@@ -188,58 +179,6 @@ def test_case_06_names_have_a_revision_and_a_variant(tmp_path, monkeypatch):
     assert find_source("zoo/fashion").name == "zoo/fashion"
 
 
-# Case 7: scheduler options
-
-
-@pytest.mark.parametrize("family", STORAGE)
-def test_case_07_no_published_scheduler_is_refused(family):
-    config = read(family, "scheduler/scheduler_config.json")
-    check_scheduler(getattr(diffusers, config["_class_name"]).from_config(config))
-
-
-def test_case_07_what_only_chooses_how_the_ode_is_solved_is_accepted():
-    for scheduler in (
-        diffusers.DDIMScheduler(clip_sample=True, timestep_spacing="leading", steps_offset=1),
-        diffusers.EulerDiscreteScheduler(),
-        diffusers.EulerAncestralDiscreteScheduler(),
-        diffusers.DPMSolverMultistepScheduler(solver_order=3, lower_order_final=False),
-        diffusers.DEISMultistepScheduler(),
-        diffusers.SASolverScheduler(),
-        diffusers.FlowMatchHeunDiscreteScheduler(),
-    ):
-        assert knots_from_scheduler(scheduler, 4).num_steps == 4
-
-
-def test_case_07_the_last_state_is_the_schedulers():
-    """An option that the class does not have changes nothing: HunyuanDiT's DDPM is published with set_alpha_to_one."""
-    assert knots_from_scheduler(diffusers.DDIMScheduler(set_alpha_to_one=False), 4).sigma[-1] > 0
-    config = read("hunyuandit", "scheduler/scheduler_config.json")
-    assert knots_from_scheduler(diffusers.DDPMScheduler.from_config(config), 4).sigma[-1] == 0
-    solver = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
-    solver.set_timesteps(4)
-    knots = knots_from_scheduler(solver, 4)
-    assert knots.sigma[-1] / knots.alpha[-1] == pytest.approx(float(solver.sigmas[-1]), rel=1e-5)
-
-
-def test_case_07_clipping_that_is_not_followed_is_said(tmp_path, caplog):
-    folder = publish("dit", tmp_path / "teacher", Storage())
-    Teacher.from_pretrained(folder)
-    assert "clip_sample" not in caplog.text
-    diffusers.DDIMScheduler(clip_sample=True).save_pretrained(folder / "scheduler")
-    Teacher.from_pretrained(folder)
-    assert "clip_sample is not followed" in caplog.text and "set it to false" in caplog.text
-
-
-def test_case_07_a_shift_terminal_holds_without_dynamic_shifting():
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1)
-    knots = knots_from_scheduler(scheduler, 4)
-    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
-    assert torch.allclose(torch.tensor(knots.sigma), scheduler.sigmas, atol=1e-6)
-
-
-# Case 8: each pipeline's own grid
-
-
 @pytest.mark.parametrize("family", [name for name in STORAGE if name not in ("dit", "pixart", "hunyuandit")])
 def test_case_08_the_solver_goes_by_the_grid_of_its_pipeline(folders, family):
     """Sigmas and times that the stock pipeline has set by itself, at 4 steps and under the published scheduler."""
@@ -253,18 +192,6 @@ def test_case_08_the_solver_goes_by_the_grid_of_its_pipeline(folders, family):
     assert torch.allclose(torch.tensor(knots.sigma), pipeline.scheduler.sigmas.float(), atol=2e-6)
     atol = 1.0 if pipeline.scheduler.timesteps.dtype == torch.int64 else 1e-2  # UniPC rounds times down
     assert torch.allclose(torch.tensor(knots.timesteps), pipeline.scheduler.timesteps.float(), atol=atol)
-
-
-@pytest.mark.parametrize("steps", [1, 4, 28])
-def test_case_08_sd3_goes_down_to_its_own_last_sigma(steps):
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    knots = knots_from_scheduler(scheduler, steps, grid=family_of("SD3Transformer2DModel").grid)
-    scheduler.set_timesteps(steps)
-    assert torch.allclose(torch.tensor(knots.sigma), scheduler.sigmas, atol=1e-6)
-    assert steps != 28 or knots.sigma[-2] == pytest.approx(0.0089, abs=1e-4)
-
-
-# All of it: the README's commands
 
 
 @pytest.mark.slow
@@ -318,116 +245,6 @@ def test_case_03_exported_companions_load_in_one_dtype_with_diffusers_alone(tmp_
     for name in ("vae", "text_encoder", "text_encoder_3"):
         assert again[name].dtype == torch.float32, name
     assert not [x for x in exported.rglob("*") if ".fp16" in x.name]
-
-
-# What is refused
-
-
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory):
-    """A folder with teachers that have one fault each."""
-    base = tmp_path_factory.mktemp("broken")
-    dit = publish("dit", base / "dit", Storage())
-
-    def spoilt(name, path, **changes):
-        shutil.copytree(dit, base / name)
-        file = base / name / path
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-    for option in ("thresholding", "clip"):
-        spoilt(option, "scheduler/scheduler_config.json", **({option: True} if option == "thresholding" else {}))
-    spoilt("zero_snr", "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
-    spoilt("scheduler", "scheduler/scheduler_config.json", _class_name="NoSuchScheduler")
-    at_odds = {"_class_name": "UniPCMultistepScheduler", "shift_terminal": 0.1, "use_flow_sigmas": False}
-    spoilt("at_odds", "scheduler/scheduler_config.json", **at_odds)
-    spoilt("lcm", "scheduler/scheduler_config.json", _class_name="LCMScheduler")
-    spoilt("quantised", "transformer/config.json", quantization_config={"quant_method": "bitsandbytes"})
-    spoilt("old", "transformer/config.json", norm_type="layer_norm")
-    spoilt("part", "model_index.json", vae=["diffusers", "AutoencoderOfOldTimes"])
-    shutil.copytree(dit, base / "empty")
-    for file in (base / "empty" / "transformer").glob("diffusion*"):
-        file.unlink()
-    shutil.copytree(dit, base / "torn")
-    (base / "torn" / "scheduler" / "scheduler_config.json").write_text("{")
-    both = publish("dit", base / "both", Storage(torch.float16, variant="fp16"))
-    (both / "transformer" / "diffusion_pytorch_model.bf16.safetensors").write_bytes(b"")
-    (base / "single.safetensors").write_bytes(b"")
-    shutil.rmtree(base / "clip")
-    return base
-
-
-def record(teacher):
-    options = "--num_trajectories 2 --guidance_scale 1.0 --solver_steps 4 --num_steps [2]"
-    return f"record --teacher {teacher} --out data {options}"
-
-
-def of_scheduler(name, **options):
-    def act(_):
-        knots_from_scheduler(getattr(diffusers, name)(**options), 4)
-
-    return act
-
-
-FLOW, SOLVER = "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"
-FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-SET = "in scheduler/scheduler_config.json"
-REFUSALS = {
-    "karras": Refusal(of_scheduler(FLOW, use_karras_sigmas=True), "use_karras_sigmas=True.*not", f"to false {SET}"),
-    "exponential": Refusal(
-        of_scheduler(FLOW, use_exponential_sigmas=True), "use_exponential_sigmas=True", f"to false {SET}"
-    ),
-    "lu": Refusal(of_scheduler(SOLVER, use_lu_lambdas=True), "use_lu_lambdas=True", f"to false {SET}"),
-    "stochastic": Refusal(of_scheduler(FLOW, stochastic_sampling=True), "stochastic_sampling=True", f"to false {SET}"),
-    "invert": Refusal(of_scheduler(FLOW, invert_sigmas=True), "invert_sigmas=True", f"to false {SET}"),
-    "sde": Refusal(
-        of_scheduler(SOLVER, algorithm_type="sde-dpmsolver++"), "algorithm_type='sde", r'"dpmsolver\+\+" ' + SET
-    ),
-    "timestep_type": Refusal(
-        of_scheduler("EulerDiscreteScheduler", timestep_type="continuous"), "timestep_type='con", f'to "discrete" {SET}'
-    ),
-    "flow sigmas of a model of noise": Refusal(
-        of_scheduler(SOLVER, use_flow_sigmas=True), "prediction_type flow_prediction, got 'epsilon'", f"set .* {SET}"
-    ),
-    "noise left": Refusal(
-        of_scheduler("UniPCMultistepScheduler", final_sigmas_type="sigma_min", **FLOW_SIGMAS), "leaves", f'"zero" {SET}'
-    ),
-    "interpolation": Refusal(
-        of_scheduler("EulerDiscreteScheduler", interpolation_type="log_linear"), "interpolation_type=", "to .linear"
-    ),
-    "another kind": Refusal(of_scheduler("KarrasVeScheduler"), "unknown scheduler Karras", "expected one with alphas"),
-    "options at odds": Refusal(record("at_odds"), "scheduler_config.json: .*shift_terminal", "use_flow_sigmas"),
-    "home of nobody": Refusal(record("~nobody-here/dit"), "home of a user", "write it out"),
-    "address": Refusal(record("https://huggingface.co/facebook/DiT-XL-2-256"), "such as facebook/", "with --teacher"),
-    "inverse": Refusal(of_scheduler("DDIMInverseScheduler"), "runs from image to noise", "set another _class_name"),
-    "thresholding": Refusal(record("thresholding"), "thresholding=True of DDIMScheduler", f"to false {SET}"),
-    "zero_snr": Refusal(record("zero_snr"), "pure noise .*epsilon", f"set rescale_betas_zero_snr to false {SET}"),
-    "unknown scheduler": Refusal(record("scheduler"), "unknown scheduler 'NoSuchScheduler'", "diffusers has none such"),
-    "distilled": Refusal(record("lcm"), "LCMScheduler.*distilled already", "name the model that it was made from"),
-    "quantised": Refusal(record("quantised"), "weights are quantised .bitsandbytes", "name the model"),
-    "class": Refusal(record("old"), "unknown transformer class 'Transformer2DModel'", "register_family"),
-    "part": Refusal(record("part"), "diffusers has no class 'AutoencoderOfOldTimes'", "update diffusers"),
-    "no weights": Refusal(record("empty"), "transformer: its weights cannot be loaded", "download or save it again"),
-    "torn": Refusal(record("torn"), "scheduler_config.json cannot be read", "download the pipeline again"),
-    "variants": Refusal(record("both"), "variants bf16, fp16 alone", "name one of them .*NAME:bf16"),
-    "variant": Refusal(record("both:fp8"), "bf16, fp16 alone, not fp8", "name one of them"),
-    "no variant": Refusal(record("dit:fp16"), "no weights of the variant fp16, but of no variant", "leave :fp16 out"),
-    "revision": Refusal(record("./dit/../dit@main"), "found nothing", "with --teacher"),
-    "single file": Refusal(record("single.safetensors"), "expected a diffusers folder", "from_single_file"),
-    "zoo": Refusal(record("zoo/fashon"), "expected a teacher of the zoo, zoo/", "zoo/fashion"),
-    "hub": Refusal(record("runs/teacher"), "found no folder .*/runs/teacher, and could not load", "with --teacher"),
-    "cost of nothing": Refusal("cost --teacher runs/teacher", "found no folder .*/runs/teacher", "with --teacher"),
-    "cost of an old class": Refusal("cost --teacher old", "unknown transformer class", "register_family"),
-    "export of nothing": Refusal(lambda _: load("runs/none"), "found no folder .*/runs/none", "name the folder"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_refusals(name, broken, monkeypatch, capsys):
-    monkeypatch.chdir(broken)
-    before = sorted(broken.iterdir())
-    row = REFUSALS[name]
-    check_refusal(row, capsys, *([broken] if callable(row.act) else []))
-    assert sorted(broken.iterdir()) == before
 
 
 def test_every_family_is_published():

@@ -81,7 +81,7 @@ def test_what_cannot_be_a_teacher_is_refused(teacher, tmp_path):
 
 
 def test_solvers_of_other_kinds_with_flow_sigmas_are_flow_matching():
-    """As Wan is published."""
+    """Wan is published with this scheduler."""
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     expected = knots_from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0), 24)
     for scheduler in (UniPCMultistepScheduler, DPMSolverMultistepScheduler):

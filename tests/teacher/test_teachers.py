@@ -30,7 +30,7 @@ SIZE = {
     "flux2": 16,
     "cogview4": 64,
 }
-"""Of the images, where the transformer's config does not say."""
+"""Size of the images, where the transformer's config does not name one."""
 
 SCRIPT = """
 import json, sys, torch

@@ -1,4 +1,4 @@
-"""Trajectories of several sizes and guidance scales, and students that are told of the scale."""
+"""Trajectories of several sizes and guidance scales, and students that take the scale as an input."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ KNOTS = knots_from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(), 3)
 
 
 def told(name, history_layers=2):
-    """A student told of guidance 1 to 4 whose new weights are not zero, and one of the same weights that is not."""
+    """A student that takes guidance 1 to 4 and whose new weights are not zero, and one of the same weights without it."""
     config = StudentConfig(KNOTS, history_layers, guidance_range=(1.0, 4.0))
     student = Student(TINY[name].transformer(), config)
     absorbed = Student(TINY[name].transformer(), StudentConfig(KNOTS, history_layers))
@@ -142,7 +142,7 @@ def test_settings_meet_every_class(teacher, tmp_path):
 
 
 def test_a_user_chooses_size_and_guidance_of_what_is_drawn(pixart, tmp_path, capsys):
-    """By the commands, from record to the exported pipeline."""
+    """The commands, from record to the exported pipeline."""
     (tmp_path / "prompts.txt").write_text("a red cat\nthe moon")
     record_ = ["record", "--teacher", tmp_path / "teacher", "--out", tmp_path / "data", "--num_trajectories", 8]
     record_ += ["--prompts", tmp_path / "prompts.txt", "--guidance_scale", "[1.0, 3.0]", "--shard_size", 2]

@@ -122,7 +122,7 @@ def test_nouns_are_inside_the_picture_apart_and_placed_as_told():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Of the training script, a tiny teacher, interrupted and resumed."""
+    """The training script's run of a tiny teacher, interrupted and resumed."""
     out = tmp_path_factory.mktemp("scenes")
     tiny = ["--width", "32", "--num-layers", "2", "--batch-size", "4", "--checkpoint-every", "2", "--warmup", "1"]
     for steps in ("2", "4"):
