@@ -1,4 +1,4 @@
-"""The summary of the text-to-image benchmark: summary.json, docs/text-to-image-results.md and its picture, from the results.
+"""The text-to-image benchmark's summary: summary.json, docs/text-to-image-results.md and its picture, from the results.
 
 Run by ``python benchmarks/text_to_image/text_to_image.py --summary``.
 """
