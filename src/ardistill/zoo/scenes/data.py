@@ -120,7 +120,7 @@ class Prompt:
     nouns: tuple[int, ...]
     """Indices into `NOUNS`: one, or two different ones."""
     count: int = 1
-    """How often the noun is shown; 1 for each of two different nouns."""
+    """Number of times that the noun is shown; 1 for each of two different nouns."""
     colours: tuple[int, ...] | None = None
     """Colour of each noun, index into `COLOURS`."""
     relation: int | None = None
