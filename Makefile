@@ -12,12 +12,13 @@ export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 # Threads that wait without spinning leave the cores to whatever else runs.
 quickstart test check: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup quickstart test check lock
+.PHONY: help setup quickstart test check docs lock
 help:
 	@echo "make setup       create .venv with the locked versions and the command .venv/bin/ardistill"
 	@echo "make quickstart  record, distil, compare and export on the embedded teacher (10 minutes, 2 cores)"
 	@echo "make test        all tests"
 	@echo "make check       ruff, mypy, import-linter and the fast tests"
+	@echo "make docs        build the documentation into docs/_build"
 	@echo "make lock        fit requirements.lock to pyproject.toml (LOCK_FLAGS=--upgrade: newest versions)"
 	@echo ""
 	@echo "Each does its own set-up. On Linux torch comes as the CUDA build (several GB);"
@@ -51,10 +52,23 @@ check: setup
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -m "not slow"
 
+DOCS_STAMP := .venv/.docs-ready
+
+$(DOCS_STAMP): $(STAMP) docs/requirements.lock
+	@if uv --version >/dev/null 2>&1; then UV=uv; else UV=.venv/bin/uv; fi; \
+	$$UV pip install -q --python .venv/bin/python -r docs/requirements.lock
+	@touch $(DOCS_STAMP)
+
+# -W: a warning ends the build.
+docs: $(DOCS_STAMP)
+	.venv/bin/python -m sphinx -q -W --keep-going -b html docs docs/_build
+
 # One version of each package for every Python. What only torch's CUDA build needs is left to torch's metadata, which
 # pins it, so that the same lock serves the CPU build.
 lock: setup
 	if uv --version >/dev/null 2>&1; then UV=uv; else UV=.venv/bin/uv; fi; \
 	$$UV pip compile -q $(LOCK_FLAGS) --python .venv/bin/python --group dev --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --no-strip-extras pyproject.toml -o requirements.lock && \
-	sed -i -e '/^nvidia-/d' -e '/^triton=/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
+	sed -i -e '/^nvidia-/d' -e '/^triton=/d' -e '/^cuda-/d' -e 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock && \
+	$$UV pip compile -q $(LOCK_FLAGS) --python .venv/bin/python --group docs -c requirements.lock --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links -o docs/requirements.lock

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
+from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record, sample
 from ardistill.evaluation import draw_samples, markdown_table
 from ardistill.evaluation.adherence import adherence, adherence_table
-from ardistill.student import sample
 from ardistill.trajectories import load_prompts
 from ardistill.zoo.scenes.data import caption, prompts
 
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     # The student: the teacher's weights, with lower layers that attend to earlier steps. With 0 such layers this is
     # step distillation.
     data = TrajectoryDataset(out / "trajectories", args.num_steps)
-    student = Student.from_teacher(teacher, data.student_config(history_layers=args.history_layers))
+    student = Student.from_teacher(teacher, data.student_config(args.history_layers))
     training = TrainingConfig(max_steps=args.steps, batch_size=args.batch_size)
     student = distill(student, data, out / "run", training).eval()
 

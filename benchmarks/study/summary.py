@@ -1,4 +1,4 @@
-"""Summarise the committed results of the studies: docs/results.md with its figures, and summary.json.
+"""Summarise the committed results of the studies: docs/study.md with its figures, and summary.json.
 
 python benchmarks/study/summary.py
 """
@@ -222,7 +222,7 @@ def report(study: str, title: str) -> list[str]:
     return [
         f"## {title}",
         "",
-        f"{len(found)} of the {len(found) + len(left)} arms of `recipes/study_{study}.yaml` are made"
+        f"{len(found)} of the {len(found) + len(left)} arms of `recipes/study_{study}.yaml` have been run"
         + (f"; not yet: {', '.join(left)}." if left else "."),
         f"As many held-out real images as samples are at FD {next(iter(found.values()))['floor']:.3f} to the data (the",
         "floor). From the same noise the teacher itself is at FD 0 to the teacher, so that column is the degradation.",
@@ -242,20 +242,23 @@ def report(study: str, title: str) -> list[str]:
 
 def main() -> None:
     text = [
-        "# Results of the study",
+        "# The study: all arms",
         "",
-        "Written by `python benchmarks/study/summary.py` from the committed results of `benchmarks/study/study.py`.",
-        "S = 4 unless the arm's name says another; optimiser steps of 256 evaluations, 2,000 held-out noises.",
-        "The names say target and output (paper: `denoised`, `direct`, the authors' set-up), inputs, and N; `gated`:",
-        "history through a gate that starts closed; `uneven`: knots at the teacher's states 0, 6, 15, 21, 24 of 24 in",
-        "place of every sixth, target `state`, teacher's inputs; `flops`: as many more steps as an evaluation of N = 7",
-        "costs more. FD is in the features of the data set's own classifier. Several seeds: mean, in brackets largest",
-        "minus smallest. MMACs: million multiply-accumulates of one image.",
+        "This page is written by `python benchmarks/study/summary.py` from the committed results of",
+        "`benchmarks/study/study.py`. Students have S = 4 steps unless the arm's name says otherwise. An optimiser",
+        "step is 256 evaluations of the network in every arm; figures are of 2,000 held-out noises. An arm's name",
+        "says target and output (`paper`: target `denoised` and output `direct`, the authors' set-up), whose inputs",
+        "the steps are trained on, and N, the number of layers with history. `gated`: history goes through a gate",
+        "that starts closed. `uneven`: the steps run between the teacher's states 0, 6, 15, 21 and 24 of 24 instead",
+        "of every sixth, with target `state` and the teacher's inputs. `flops`: as many more training steps as an",
+        "evaluation with N = 7 costs more. FD is the Fréchet distance in the features of the data set's own",
+        "classifier. Several seeds: mean, in brackets largest minus smallest. MMACs: million multiply-accumulates",
+        "of one image. The terms are explained in [Results](results.md).",
         "",
         *report("fashion", "Fashion-MNIST (`zoo/fashion`, grey, 28x28), 1,000 steps"),
         *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32), 600 steps"),
     ]
-    (DOCS / "results.md").write_text("\n".join(text).rstrip() + "\n")
+    (DOCS / "study.md").write_text("\n".join(text).rstrip() + "\n")
     emoji = results("emoji")
     figures = summary(results("fashion")) | {"emoji": summary(emoji) if emoji else None}
     (HERE / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The summary of the text-to-image benchmark: summary.json, docs/text-to-image.md and its picture, from the results.
+"""The text-to-image benchmark's summary: summary.json, docs/text-to-image-results.md and its picture, from the results.
 
 Run by ``python benchmarks/text_to_image/text_to_image.py --summary``.
 """
@@ -43,20 +43,22 @@ COMPARED = [
     ("n6-gated-s2", "n0-s2"),
 ]
 """Pairs of arms whose adherence is compared prompt by prompt."""
-INTRODUCTION = """# Text to image
+INTRODUCTION = """# Text to image, all figures
 
-Made by `python benchmarks/text_to_image/text_to_image.py --summary` from the results beside it; the arms are those of
-`recipes/study_scenes.yaml`: `n0` step distillation, `n6-gated` ARD with history in all six layers, `-s3` and `-s2`
-with 3 and 2 steps, `kd` with one, `-long` trained for 1,500 steps instead of 500, `adversarial-...` a discriminator
-after it, with its steps on top. `euler-4-knots` is the teacher's solver at the students' knots, the others at uniform
-ones. The same prompts and noise for every arm. The noise was never trained on; seen prompts are of the training
-distribution, many of them (nearly all of one object) training captions word for word.
+This page is written by `python benchmarks/text_to_image/text_to_image.py --summary` from the committed results beside
+that script; a summary with its reading is in [Text to image](text-to-image.md). The arms are those of
+`recipes/study_scenes.yaml`: `n0` is step distillation and `n6-gated` ARD with history in all six layers, `-s3` and
+`-s2` have 3 and 2 steps, `kd` has one, `-long` is trained for 1,500 steps instead of 500, and `adversarial-...` is
+trained against a discriminator after that, with its steps on top. `euler-4-knots` is the teacher's solver at the
+students' knots, the other solvers run at uniform ones. Every arm draws the same prompts from the same noise. The
+noise was never trained on; seen prompts are of the training distribution, and many of them (nearly all of one object)
+are training captions word for word.
 
-FD in the features of the detector, to real renders of the same prompts (the floor: renders of as many other prompts),
-and to the teacher's own 24 guided steps. Adherence: the share of pictures that show what their prompt says and
-nothing else, as the detector sees it; below it the share of real renders that it judges rightly. In round brackets:
-largest minus smallest over seeds. In square ones: 95 % intervals over prompts, arms paired prompt by prompt, an arm's
-seeds averaged."""
+FD is measured in the features of the detector, to real renders of the same prompts (the floor: renders of as many
+other prompts), and to the teacher's own 24 guided steps. Adherence is the share of images that show what their prompt
+says and nothing else, as the detector sees it; the last row is the share of real renders that it judges correctly. In
+round brackets: largest minus smallest over seeds. In square brackets: 95 % intervals over prompts, with arms paired
+prompt by prompt and an arm's seeds averaged."""
 HANDED_OVER = 600
 """Number of seen prompts that teacher and student draw in turn."""
 SHOWN = 2
@@ -130,7 +132,7 @@ def handover_table() -> list[str]:
     """Lines of the section on handovers; none if ``--handovers`` was not run."""
     if not HANDOVERS.exists():
         return []
-    head = f"## Where it is lost, the first {HANDED_OVER} seen prompts"
+    head = f"## Which step loses adherence: the first {HANDED_OVER} seen prompts"
     lines = [["arm", "drawn by", "adherence", "FD to teacher"]]
     for name, parts in json.loads(HANDOVERS.read_text()).items():
         lines += [[name, who, f"{x['adherence']:.3f}", f"{x['fd_to_teacher']:.3f}"] for who, x in parts.items()]
@@ -138,7 +140,7 @@ def handover_table() -> list[str]:
 
 
 def summarise() -> None:
-    """Write summary.json, docs/text-to-image.md and its picture."""
+    """Write summary.json, docs/text-to-image-results.md and its picture."""
     found = results()
     heads = {"n0": "step_distillation", "n6-gated": "ard"}
     named = {heads.get(name, name.replace("-", "_")): seeds for name, seeds in found.items()}
@@ -173,4 +175,4 @@ def summarise() -> None:
         lines += ["", f"## {split.replace('_', ' ').capitalize()}, {count} prompts", "", table(found, split)]
         lines += ["", difference_table(compared[split], list(shares(found["teacher"][0], split)))]
     shown = "![The first prompts of each category, the same noise down each column](text_to_image.png)"
-    (DOCS / "text-to-image.md").write_text("\n".join([*lines, "", shown, ""]))
+    (DOCS / "text-to-image-results.md").write_text("\n".join([*lines, "", shown, ""]))

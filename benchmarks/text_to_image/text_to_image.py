@@ -4,7 +4,7 @@
 
 Arms are trained as recipes/study_scenes.yaml says. An interrupted arm is resumed, an arm with a file in results/ is
 skipped. FD and adherence are measured on 4,600 prompts: 2,400 seen, 1,600 of unseen combinations, 600 in unseen
-wordings. --summary makes summary.json, docs/text-to-image.md and its picture from the results alone.
+wordings. --summary makes summary.json, docs/text-to-image-results.md and its picture from the results alone.
 """
 
 from __future__ import annotations

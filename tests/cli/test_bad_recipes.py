@@ -7,7 +7,7 @@ import yaml
 from cli.bad_input import COMPARE, Case, check, name_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from studies.test_study import SMALL
+from small_recipe import SMALL
 
 from ardistill.studies.study import Study
 

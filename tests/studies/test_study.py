@@ -6,30 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_recipe import SMALL
 
 from ardistill.cli import main
-from ardistill.studies import Study, steps_or_knots
+from ardistill.studies import Study
 from ardistill.training.real_images import save_real
+from ardistill.trajectories.knots import steps_or_knots
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("study_*.yaml"))
-SMALL = {
-    "record": {"teacher": "zoo/fashion", "guidance_scale": 1.25, "num_trajectories": 8, "solver_steps": 4},
-    "held_out": {"num_trajectories": 12},
-    "distill": {
-        "evaluations_per_step": 8,
-        "history_layers": 0,
-        "training": {"max_steps": 2, "learning_rate": 1e-4, "ema_decay": 0.5, "tracker": None},
-    },
-    "finetune": {"real": "real.safetensors", "training": {"max_steps": 2, "batch_size": 2, "tracker": None}},
-    "arms": {
-        "plain": {},
-        "history": {"history_layers": 2, "num_trajectories": 4, "training": {"seed": 1}},
-        "kd": {"num_steps": 1},
-        "uniform": {"conditioning": "uniform"},
-        "uneven": {"num_steps": 2, "knots": [0, 1, 4], "history_layers": 2},
-        "tuned": {"finetune": "history", "adversarial": {"hidden": 8, "warmup_steps": 0}},
-    },
-}
 
 
 def write(tmp_path, **sections):

@@ -21,6 +21,7 @@ from ardistill.evaluation.sampler import Sampler
 from ardistill.files import check_folder, write_whole
 from ardistill.student import Student
 from ardistill.teacher import Teacher, load_recorded_teacher
+from ardistill.teacher.identity import Identity, check_same_teacher
 from ardistill.trajectories import Manifest, TrajectoryDataset
 
 MEASURED = 200
@@ -152,11 +153,7 @@ def _teacher(manifest: Manifest, teacher: str | Path | Teacher | None, device: t
     """The teacher of the trajectories, loaded unless it is given."""
     if not isinstance(teacher, Teacher):
         return load_recorded_teacher(manifest, teacher, device)
-    if manifest.fingerprint != teacher.fingerprint():
-        raise ValueError(
-            f"expected the teacher of the trajectories, {manifest.teacher} ({manifest.fingerprint[:12]}), got "
-            f"{teacher.name or 'another one'} ({teacher.fingerprint()[:12]}); give the right one"
-        )
+    check_same_teacher("the trajectories", Identity.of(manifest), Identity.of(teacher), "give the right teacher")
     low, high = manifest.guidance_range
     if not low <= teacher.guidance_scale <= high:
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from ardistill.errors import say
 from ardistill.files import read_json
 from ardistill.student import StudentConfig
+from ardistill.teacher.identity import Identity, check_same_teacher
 from ardistill.trajectories import Manifest
 
 
@@ -81,11 +82,9 @@ def check_held_out(student: str | Path, config: StudentConfig, manifest: Manifes
     Raises:
         ValueError: The trajectories are from another teacher, at another guidance, or from the seed of the training.
     """
-    if config.fingerprint and config.fingerprint != manifest.fingerprint:
-        raise ValueError(
-            f"{student} is a student of {config.teacher} ({config.fingerprint[:12]}), the trajectories are of "
-            f"{manifest.teacher} ({manifest.fingerprint[:12]}); record held-out trajectories of the student's teacher"
-        )
+    check_same_teacher(
+        str(student), Identity.of(config), Identity.of(manifest), "record held-out trajectories of its teacher"
+    )
     (low, high), (lowest, highest) = config.guidance_range, manifest.guidance_range
     if not low <= lowest <= highest <= high:
         raise ValueError(

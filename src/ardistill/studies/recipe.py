@@ -12,7 +12,7 @@ import yaml
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.student import StudentConfig
-from ardistill.trajectories import CONDITIONINGS, steps_or_knots
+from ardistill.trajectories.knots import check_conditioning, steps_or_knots
 
 RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}
 """Options of ``record``."""
@@ -167,8 +167,7 @@ def _check_configs(where: str, options: dict[str, Any]) -> None:
 
 def _check_distilled(options: dict[str, Any]) -> None:
     """Check the options of an arm that is distilled."""
-    if options.get("conditioning", "recorded") not in CONDITIONINGS:
-        raise ValueError(f"conditioning is recorded or uniform, got {options['conditioning']!r}")
+    check_conditioning(options.get("conditioning", "recorded"))
     knots, num_steps = options.get("knots"), options.get("num_steps", 4)
     if "knots" in options and (not isinstance(knots, list) or [x for x in knots if type(x) is not int]):
         raise ValueError(f"expected knots as a list of the solver's states, got {knots!r}")

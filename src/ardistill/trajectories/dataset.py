@@ -18,7 +18,7 @@ from ardistill.families import Condition
 from ardistill.files import Store
 from ardistill.teacher import Identity, check_same_teacher
 from ardistill.trajectories.conditions import ConditionTable, find_parts, look_up, open_conditions, read_prompts
-from ardistill.trajectories.knots import CONDITIONINGS, condition_uniformly, knot_indices, select_knots
+from ardistill.trajectories.knots import check_conditioning, condition_uniformly, knot_indices, select_knots
 from ardistill.trajectories.last_used import LastUsed
 from ardistill.trajectories.manifest import PROMPTS, Manifest, shard_name
 from ardistill.trajectories.shard_files import ShardFiles
@@ -154,8 +154,7 @@ class TrajectoryDataset(Dataset):
             ValueError: A value is unknown, or values do not fit together.
         """
         knots, facts = self.knots, self.manifest
-        if conditioning not in CONDITIONINGS:
-            raise ValueError(f"unknown conditioning {conditioning!r}; known: {', '.join(CONDITIONINGS)}")
+        check_conditioning(conditioning)
         if conditioning == "uniform":
             knots = condition_uniformly(knots, facts.scheduler["num_train_timesteps"])
         return StudentConfig(

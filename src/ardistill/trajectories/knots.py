@@ -11,6 +11,16 @@ CONDITIONINGS = ("recorded", "uniform")
 """Times that a student's network can be conditioned on: those of the recorded states, or even ones, as the authors'."""
 
 
+def check_conditioning(conditioning: str) -> None:
+    """Check that the conditioning is one of ``CONDITIONINGS``.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if conditioning not in CONDITIONINGS:
+        raise ValueError(f"conditioning is {' or '.join(CONDITIONINGS)}, got {conditioning!r}")
+
+
 def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
     """Indices of the solver states nearest to the knots of ``num_steps`` uniform steps (τ_s = T s / S in the paper).
 

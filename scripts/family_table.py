@@ -1,6 +1,6 @@
-"""The README's table of families, from the registry and from what the tests run.
+"""The documentation's table of families (docs/families.md), from the registry and from what the tests run.
 
-python docs/family_table.py
+python scripts/family_table.py
 """
 
 from __future__ import annotations
