@@ -10,7 +10,7 @@ from publish import Storage, publish
 from refusals import Refusal, check_refusal
 
 from ardistill.publishing import load
-from ardistill.teacher.schedule import knots_from_scheduler
+from ardistill.teacher import knots_from_scheduler
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from small_recipe import SMALL
 from ardistill.cli import main
 from ardistill.studies import Study
 from ardistill.training.real_images import save_real
-from ardistill.trajectories.knots import steps_or_knots
+from ardistill.trajectories import steps_or_knots
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("study_*.yaml"))
 

@@ -22,7 +22,7 @@ KNOTS = knots_from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(), 3)
 
 
 def told(name, history_layers=2):
-    """A student that takes guidance 1 to 4, whose new weights are not zero, and one of the same weights without it."""
+    """A student with guidance 1 to 4 as input and nonzero new weights, and a student of the same weights without."""
     config = StudentConfig(KNOTS, history_layers, guidance_range=(1.0, 4.0))
     student = Student(TINY[name].transformer(), config)
     absorbed = Student(TINY[name].transformer(), StudentConfig(KNOTS, history_layers))

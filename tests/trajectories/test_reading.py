@@ -1,6 +1,5 @@
 """Reading: from folders and URLs, by rows, by shards, in batches and as a stream."""
 
-import doctest
 import os
 import threading
 
@@ -155,8 +154,3 @@ def test_half_precision_takes_half_the_disk_and_rounds_each_value_once(teacher, 
         record(teacher, tmp_path / "large", 22, dtype="float16", **OPTIONS)
     with pytest.raises(ValueError, match="unknown dtype 'int8'"):
         record(teacher, tmp_path / "large", 22, dtype="int8", **OPTIONS)
-
-
-def test_the_samplers_example():
-    example = doctest.DocTestFinder().find(ShardSampler, "ShardSampler", globs={})[0]
-    assert example.examples and doctest.DocTestRunner().run(example).failed == 0

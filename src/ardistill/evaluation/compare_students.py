@@ -20,8 +20,7 @@ from ardistill.evaluation.runs import check_held_out, run_of
 from ardistill.evaluation.sampler import Sampler
 from ardistill.files import check_folder, write_whole
 from ardistill.student import Student
-from ardistill.teacher import Teacher, load_recorded_teacher
-from ardistill.teacher.identity import Identity, check_same_teacher
+from ardistill.teacher import Identity, Teacher, check_same_teacher, load_recorded_teacher
 from ardistill.trajectories import Manifest, TrajectoryDataset
 
 MEASURED = 200

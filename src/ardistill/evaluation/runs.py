@@ -8,7 +8,7 @@ from pathlib import Path
 from ardistill.errors import say
 from ardistill.files import read_json
 from ardistill.student import StudentConfig
-from ardistill.teacher.identity import Identity, check_same_teacher
+from ardistill.teacher import Identity, check_same_teacher
 from ardistill.trajectories import Manifest
 
 

@@ -112,7 +112,7 @@ class ImageReader:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def say_once(self, kind: str, text: str, *arguments: Any) -> None:
+    def warn_once(self, kind: str, text: str, *arguments: Any) -> None:
         """Log a message unless one of the same kind was logged before."""
         if kind not in self._said:
             self._said.add(kind)
@@ -135,7 +135,7 @@ class ImageReader:
         with _open(source, name) as opened:
             opened.load()
             if getattr(opened, "is_animated", False) and opened.format != "MPO":  # its second frame is a preview
-                self.say_once("frames", "%s has several frames: the first one is taken", name)
+                self.warn_once("frames", "%s has several frames: the first one is taken", name)
             return self._plain(opened, name)
 
     def _plain(self, opened: Image.Image, name: str) -> Image.Image:
@@ -147,7 +147,7 @@ class ImageReader:
         if image.mode in _ALPHA_MODES or "transparency" in opened.info:
             layered = image.convert("RGBA")
             if np.asarray(layered.getchannel("A")).min() < 255:
-                self.say_once("alpha", "%s has transparent pixels: they are laid on white", name)
+                self.warn_once("alpha", "%s has transparent pixels: they are laid on white", name)
             white = Image.new("RGBA", layered.size, "white")
             return Image.alpha_composite(white, layered).convert(mode)
         if image.mode == "LAB":
@@ -313,7 +313,7 @@ def _open_folder(folder: Path, channels: int | None, progress: bool) -> ImageSet
         channels = 1 if greys[0] else 3
     if channels == 3 and all(greys):
         raise ValueError(
-            f"the images in {folder} are grey, those that they are compared with have colour; give images in colour"
+            f"the images in {folder} are grey, the images to compare with have colour; give images in colour"
         )
     mode, reader = "L" if channels == 1 else "RGB", ImageReader()
 
@@ -334,7 +334,7 @@ def _in_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
         red, green, blue = image.split()
         if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
             raise ValueError(
-                f"{name} has colour, the images that it is compared with are grey; give grey images, or convert them"
+                f"{name} has colour, the images to compare with are grey; give grey images, or convert them"
             )
     return image.convert(mode)
 
@@ -358,7 +358,7 @@ def _open_archive(path: Path, channels: int | None, progress: bool) -> ImageSet:
     if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         raise ValueError(f"{wanted}; found {dtype} of shape {shape}; {remedy}")
     if channels == 3 and shape[3] == 1:
-        raise ValueError(f"the images in {path} are grey, those that they are compared with have colour; {remedy}")
+        raise ValueError(f"the images in {path} are grey, the images to compare with have colour; {remedy}")
 
     def read(batch_size: int) -> Iterator[np.ndarray]:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
@@ -371,9 +371,7 @@ def _open_archive(path: Path, channels: int | None, progress: bool) -> ImageSet:
                 except ValueError as error:
                     raise ValueError(f"{path} is cut after {first} of {shape[0]} images; download it again") from error
                 if channels == 1 and (batch != batch[..., :1]).any():
-                    raise ValueError(
-                        f"{path} has images in colour, those that they are compared with are grey; {remedy}"
-                    )
+                    raise ValueError(f"{path} has images in colour, the images to compare with are grey; {remedy}")
                 yield (batch[..., :1] if channels == 1 else batch).copy()
 
     return ImageSet(str(path), shape[0], (shape[2], shape[1]), channels or shape[3], read, progress=progress)

@@ -12,7 +12,7 @@ import yaml
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.student import StudentConfig
-from ardistill.trajectories.knots import check_conditioning, steps_or_knots
+from ardistill.trajectories import check_conditioning, steps_or_knots
 
 RECORD = {"num_trajectories", "prompts", "solver_steps", "num_steps", "seed", "shard_size", "mixed_precision"}
 """Options of ``record``."""

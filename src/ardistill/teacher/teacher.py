@@ -295,9 +295,9 @@ class Teacher:
         """The longest prompt in tokens if the pipeline pads a batch to its longest prompt without a mask; else None."""
         return self._text.longest_prompt(prompts)
 
-    def say_cut_prompts(self, prompts: Sequence[str]) -> None:
+    def warn_of_cut_prompts(self, prompts: Sequence[str]) -> None:
         """Log how many prompts are longer than each of the text encoders reads; the rest of a prompt has no effect."""
-        self._text.say_cut_prompts(prompts)
+        self._text.warn_of_cut_prompts(prompts)
 
     def encode_negative(self, device: torch.device | str | None = None) -> Condition:
         """The condition of the negative prompt, one row; encoded once."""

@@ -140,7 +140,7 @@ class TextEncoders:
         tokenizer = self.pipeline.tokenizer
         return max(prompts, key=lambda prompt: len(tokenizer(prompt).input_ids))
 
-    def say_cut_prompts(self, prompts: Sequence[str]) -> None:
+    def warn_of_cut_prompts(self, prompts: Sequence[str]) -> None:
         """Log, for each tokenizer, how many prompts are longer than its encoder reads; the rest has no effect."""
         for name, tokenizer in self.pipeline.components.items():
             limit = text_limit(self.pipeline, tokenizer) if name.startswith("tokenizer") else None

@@ -64,7 +64,7 @@ def encode(source: str, teacher: Teacher, path: str | Path, *, limit: int | None
 def _encode_values(found: LabelledImages, teacher: Teacher, source: str) -> Condition:
     """Condition of each image: embeddings of its caption, or its class."""
     if teacher.takes_text:
-        teacher.say_cut_prompts(list(found.values))
+        teacher.warn_of_cut_prompts(list(found.values))
         condition = teacher.encode(list(found.values))
     else:
         condition = {"class_labels": torch.tensor(found.values, device="cpu")}
@@ -79,7 +79,7 @@ def _to_size(reader: ImageReader, source: Path | bytes, name: str, teacher: Teac
     height, width = (n * factor for n in teacher.sample_shape[-2:])
     image, grey = reader.read(source, name), teacher.image_channels == 1
     if grey and image.mode != "L":
-        reader.say_once("grey", "%s has colour and the teacher draws in grey: it is converted to grey", name)
+        reader.warn_once("grey", "%s has colour and the teacher draws in grey: it is converted to grey", name)
     image = image.convert("L" if grey else "RGB")
     scale = max(width / image.width, height / image.height)
     image = image.resize(

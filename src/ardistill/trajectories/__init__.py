@@ -3,7 +3,7 @@
 from ardistill.trajectories.dataset import TrajectoryDataset as TrajectoryDataset
 from ardistill.trajectories.info import describe as describe
 from ardistill.trajectories.info import info as info
-from ardistill.trajectories.knots import CONDITIONINGS as CONDITIONINGS
+from ardistill.trajectories.knots import check_conditioning as check_conditioning
 from ardistill.trajectories.knots import condition_uniformly as condition_uniformly
 from ardistill.trajectories.knots import knot_indices as knot_indices
 from ardistill.trajectories.knots import nested_indices as nested_indices

@@ -108,7 +108,7 @@ def publish_conditions(
         return
     used = num_used(manifest)
     longest = teacher.longest_prompt(prompts)
-    teacher.say_cut_prompts(prompts[:used])
+    teacher.warn_of_cut_prompts(prompts[:used])
     dtype = torch.float16 if manifest.dtype == "float16" else None
     with (
         teacher.text_encoders(device),

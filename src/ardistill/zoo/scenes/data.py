@@ -199,14 +199,14 @@ def describe(
     """
     two, count = scene.relation is not None, len(scene.nouns)
     relation, size = relation and two, size and count == 1
-    told = scene.nouns if two else scene.nouns[:1]
+    named = scene.nouns if two else scene.nouns[:1]
     if swapped and not relation:
-        told = told[::-1]
+        named = named[::-1]
     colours = list(COLOURS)
     frame = wording.removesuffix(" after")
     is_after = frame != wording and colour and not two
     phrases = []
-    for x in told:
+    for x in named:
         words = [NUMBERS[count]] if count > 1 and not two else []
         words += [x.size] if size else []
         words += [colours[x.colour]] if colour and not is_after else []
@@ -215,15 +215,15 @@ def describe(
             words.insert(0, "an" if words[0][0] in "aeiou" else "a")
         phrases.append(" ".join(words))
     if is_after:
-        phrases[0] += f" that {'is' if count == 1 else 'are'} {colours[told[0].colour]}"
+        phrases[0] += f" that {'is' if count == 1 else 'are'} {colours[named[0].colour]}"
     joint = f" {RELATIONS[scene.relation]} " if relation and scene.relation is not None else " and "
     if frame == "there is {}" and count > 1 and not two:
         frame = "there are {}"
     return Prompt(
         text=frame.format(joint.join(phrases)),
-        nouns=tuple(x.noun for x in told),
+        nouns=tuple(x.noun for x in named),
         count=1 if two else count,
-        colours=tuple(x.colour for x in told) if colour else None,
+        colours=tuple(x.colour for x in named) if colour else None,
         relation=scene.relation if relation else None,
         size=scene.nouns[0].size if size else None,
         category=category,
@@ -240,8 +240,8 @@ def read_caption(text: str) -> Prompt | None:
         text: A caption in any wording, seen or not; capitals, repeated spaces and a final full stop are ignored.
     """
     plain = " ".join(text.lower().split()).removesuffix(".")
-    told = re.fullmatch(r"(?:there (?:is|are) )?(?:a picture of )?(.+)", plain)
-    parts = re.split(f" ({'|'.join(['and', *RELATIONS])}) ", told[1]) if told else []
+    sentence = re.fullmatch(r"(?:there (?:is|are) )?(?:a picture of )?(.+)", plain)
+    parts = re.split(f" ({'|'.join(['and', *RELATIONS])}) ", sentence[1]) if sentence else []
     phrases = [_PHRASE.fullmatch(x) for x in parts[::2]]
     if not 1 <= len(phrases) <= 2 or None in phrases:
         return None
