@@ -62,6 +62,18 @@ def consume_whole(docstring: GoogleDocstring) -> tuple[str, list[str]]:
     return "", docstring.__class__(lines, docstring._config).lines()
 
 
+def skip_foreign(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Leave out what a room imports from other packages; what it imports from its own modules is what it offers."""
+    return True if not (getattr(member, "__module__", None) or "ardistill").startswith("ardistill") else None
+
+
+def escape_bars(app: Sphinx, what: str, name: str, owner: object, options: object, lines: list[str]) -> None:
+    """Show the bars of a norm as such; reStructuredText takes them for a substitution."""
+    lines[:] = [x if "``" in x or x.lstrip().startswith(">>>") else x.replace("|", r"\|") for x in lines]
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-skip-member", skip_foreign)
+    app.connect("autodoc-process-docstring", escape_bars)
     GoogleDocstring._consume_inline_attribute = consume_whole
     app.add_directive("command-help", CommandHelp)

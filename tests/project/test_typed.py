@@ -12,15 +12,17 @@ USE = """
 from pathlib import Path
 
 import ardistill
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
+from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, export, record
+from ardistill.evaluation import compare_students
 
 def way(folder: Path) -> None:
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=1.25, device="cpu")
     record(teacher, folder / "trajectories", num_trajectories=8)
     data = TrajectoryDataset(folder / "trajectories", num_steps=2)
-    student = Student.from_teacher(teacher, StudentConfig.for_data(data, history_layers=7))
+    student = Student.from_teacher(teacher, data.student_config(history_layers=7))
     student = distill(student, data, folder / "run", TrainingConfig(max_steps=2))
     reveal_type(student)
+    print(compare_students([folder / "run"], folder / "trajectories", folder / "comparison").table())
     export(student, teacher, folder / "student")
     version: str = ardistill.__version__
     print(version)

@@ -34,7 +34,7 @@ def solver_coefficients(
 
 @dataclass(frozen=True)
 class Knots:
-    """Times of a trajectory of ``num_steps`` steps, noisiest first, and the times that the network is conditioned on."""
+    """The knots of a trajectory of ``num_steps`` steps, noisiest first, and the times the network is conditioned on."""
 
     prediction_type: str
     timesteps: tuple[float, ...]
