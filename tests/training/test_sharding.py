@@ -32,7 +32,7 @@ def weights(folder):
 
 
 def same(ours, theirs):
-    """Whether weights are equal, except a key's bias: AdamW amplifies a gradient that is only rounding."""
+    """Whether weights are equal, but for a key's bias: its gradient is only rounding, which AdamW amplifies."""
     assert ours.keys() == theirs.keys()
     return all(torch.allclose(x, theirs[name], atol=2e-5) or name.endswith("to_k.bias") for name, x in ours.items())
 

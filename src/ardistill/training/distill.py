@@ -70,8 +70,8 @@ def distill(
             checkpoint or is being trained in, or the launch does not suit the configuration.
         TrainingDivergedError: Loss or gradients are NaN or infinite; a subclass of ``ValueError``.
     """
+    check_run_folder(folder)  # as given: a Path would no longer show that it is a URL
     folder = Path(folder)
-    check_run_folder(folder)
     check_data(student, data)
     check_names(config)
     check_adversary(student, adversary)
