@@ -1,4 +1,4 @@
-"""The summary of the text-to-image benchmark: summary.json, docs/text-to-image-results.md and its picture, from the results.
+"""The summary of the text-to-image benchmark: summary.json, docs/text-to-image-results.md and its picture.
 
 Run by ``python benchmarks/text_to_image/text_to_image.py --summary``.
 """
