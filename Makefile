@@ -45,12 +45,13 @@ test: export OMP_NUM_THREADS ?= 1
 test: setup
 	.venv/bin/python -m pytest -n auto --dist loadfile
 
+check: export OMP_NUM_THREADS ?= 1
 check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 
 DOCS_STAMP := .venv/.docs-ready
 

@@ -1,4 +1,4 @@
-"""The quickstart at several seeds: mean and spread of every figure, and the README's table.
+"""The quickstart at several seeds: mean and spread of every figure, and the table of docs/results.md.
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 --out benchmarks/results/quickstart.json
 
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def table(summary: dict) -> list[str]:
-    """The README's table: mean and, in brackets, largest minus smallest over the seeds."""
+    """The table of docs/results.md: mean and, in brackets, largest minus smallest over the seeds."""
     lines = ["| arm | FD | FD to teacher | accuracy | distance to teacher | NFE |", "|---|---|---|---|---|---|"]
     for arm, figures in summary["arms"].items():
         cells = [f"{figures[k]['mean']:.{n}f} ({figures[k]['spread']:.{n}f})" for k, n in COLUMNS.items()]

@@ -52,7 +52,7 @@ class CommandHelp(Directive):
         command = [sys.executable, "-m", "ardistill", *words, "--help"]
         environment = os.environ | {"COLUMNS": "84"}
         text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-        text = text.replace("\N{ZERO WIDTH SPACE}", "")
+        text = text.replace(" \b", "")  # jsonargparse has one in an option's name
         return [nodes.literal_block(text, text.rstrip(), language="text")]
 
 
