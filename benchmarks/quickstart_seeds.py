@@ -1,4 +1,4 @@
-"""The quickstart at several seeds: mean and spread of every figure, and the table of docs/results.md.
+"""The quickstart at several seeds: mean and spread of every metric, and the table of docs/results.md.
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 --out benchmarks/results/quickstart.json
 
@@ -20,8 +20,8 @@ from ardistill.training import environment
 
 LABELS = {
     "teacher": "teacher, 24 guided steps",
-    "solver": "its untrained solver, 4 guided steps",
-    "solver_1": "its untrained solver, 1 guided step",
+    "solver": "the teacher's solver, 4 guided steps",
+    "solver_1": "the teacher's solver, 1 guided step",
     "kd": "KD, 1 step",
     "step_distillation": "step distillation, 4 steps",
     "ard": "ARD, 4 steps, N = 7 of 7 layers",

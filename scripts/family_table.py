@@ -30,7 +30,7 @@ def table() -> list[str]:
         cells = [
             f"`{name}`",
             "prompts" if family.encode else "classes",
-            family.text or "apart",
+            (family.text or "apart") if family.encode else "–",
             ", ".join(cases),
             f"tiny `{whole[name]}`" if name in whole else "not run",
             "yes" if family.has_checkpointing else "not in diffusers",

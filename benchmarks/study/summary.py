@@ -253,7 +253,7 @@ def main() -> None:
         "of every sixth, with target `state` and the teacher's inputs. `flops`: as many more training steps as an",
         "evaluation with N = 7 costs more. FD is the Fréchet distance in the features of the data set's own",
         "classifier. Several seeds: mean, in brackets largest minus smallest. MMACs: million multiply-accumulates",
-        "of one image. The terms are explained in [Results](results.md).",
+        "of one image. The terms are explained in the [Glossary](glossary.md).",
         "",
         *report("fashion", "Fashion-MNIST (`zoo/fashion`, grey, 28x28), 1,000 steps"),
         *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32), 600 steps"),
