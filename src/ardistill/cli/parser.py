@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(
         prog="ardistill",
-        description="Distil a diffusion transformer into a student that draws in 1 to 5 steps (arXiv:2504.11295).",
+        description="Distil a diffusion transformer into a student that draws in 1 to 8 steps (arXiv:2504.11295).",
         epilog="A recipe (YAML) has a section per command: "
         "ardistill --config recipes/fashion.yaml distill --out runs/mine",
     )
