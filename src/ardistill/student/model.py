@@ -65,7 +65,7 @@ class FewStepModel(nn.Module):
             layout = self.history.layout
 
             def run(*inputs: Any) -> Any:
-                with self.history.laid_out(layout):
+                with self.history.use_layout(layout):
                     return block(*inputs)
 
             return checkpoint(run, *args, use_reentrant=False)
@@ -161,7 +161,7 @@ class FewStepModel(nn.Module):
         condition, guidance = self.family.take_guidance(self.transformer, latents, condition, default)
         latents, condition = self.family.cast(self.transformer, latents, condition)
         arguments = self.family.inputs(self.transformer, latents, times, condition)
-        with self.history.laid_out(replace(layout, guidance=guidance)):
+        with self.history.use_layout(replace(layout, guidance=guidance)):
             result = self.transformer(**arguments, **self.family.options)
         return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
 
