@@ -53,26 +53,35 @@ def _body(source: str, imports: dict[str, set[str]]) -> str:
             dropped.update(_lines_of(node))
     for owner in ast.walk(tree):
         if isinstance(owner, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            texts = [node for node in owner.body if _is_text(node)]
-            if isinstance(owner, ast.Module) or owner.name.startswith("_") or texts[:1] != owner.body[:1]:
-                kept = None
-            else:
-                kept = texts.pop(0)
-            # A class must not lose its only statement.
-            if kept is None and len(texts) == len(owner.body):
-                kept = texts.pop()
-            for node in texts:
-                numbers = _lines_of(node)
-                dropped.update(numbers)
-                if node is owner.body[0] and not lines[numbers.stop - 1].strip():
-                    dropped.add(numbers.stop)  # the blank line between docstring and body
-            if kept is not None:
-                numbers = _lines_of(kept)
-                end = next((n for n in numbers if not lines[n - 1].strip()), None)
-                if end is not None:
-                    dropped.update(range(end, numbers.stop))
-                    lines[end - 2] += '"""'
+            dropped |= _shorten_texts(owner, lines)
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in dropped).strip()
+
+
+def _shorten_texts(owner: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]) -> set[int]:
+    """Numbers, from 1, of the lines to drop of an owner's docstrings.
+
+    The docstring that stays is cut to its first paragraph, whose last line in ``lines`` gets the closing quotes.
+    """
+    texts = [node for node in owner.body if _is_text(node)]
+    kept, dropped = _kept_text(owner, texts), set[int]()
+    for node in texts:
+        numbers = _lines_of(node)
+        if node is not kept:
+            dropped.update(numbers)
+            if node is owner.body[0] and not lines[numbers.stop - 1].strip():
+                dropped.add(numbers.stop)  # the blank line between docstring and body
+        elif end := next((n for n in numbers if not lines[n - 1].strip()), 0):
+            dropped.update(range(end, numbers.stop))
+            lines[end - 2] += '"""'
+    return dropped
+
+
+def _kept_text(owner: ast.Module | ast.ClassDef | ast.FunctionDef, texts: list[ast.stmt]) -> ast.stmt | None:
+    """The docstring that stays: a public class's or function's own, or the last one of a body of docstrings alone."""
+    is_public = not isinstance(owner, ast.Module) and not owner.name.startswith("_")
+    if is_public and texts[:1] == owner.body[:1]:
+        return texts[0]
+    return texts[-1] if texts and len(texts) == len(owner.body) else None
 
 
 def _lines_of(node: ast.stmt) -> range:
