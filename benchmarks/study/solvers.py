@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from study import HERE, RECIPES, fd_held_out, judge_of
 
-from ardistill.evaluation import Sampler, compare, extract_features
+from ardistill.evaluation import Sampler, compare_samplers, extract_features
 from ardistill.studies import Study
 
 SCHEDULERS = {"DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
@@ -38,7 +38,7 @@ def main() -> None:
         for name, kind in SCHEDULERS.items()
         for steps in (4, 8)
     }
-    found = compare(teacher, teacher.decode(states[:, -1]), arms, states[:, 0], condition, judge)
+    found = compare_samplers(teacher, teacher.decode(states[:, -1]), arms, states[:, 0], condition, judge)
     print(found.table())
     for arm, figures in found.arms.items():
         figures["fd_held_out"] = fd_held_out(judge, extract_features(judge.network, found.images[arm]))

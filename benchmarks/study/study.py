@@ -27,7 +27,7 @@ from ardistill.evaluation import (
     FeatureStatistics,
     Judge,
     Sampler,
-    compare,
+    compare_samplers,
     exposure_bias,
     extract_features,
     frechet_distance,
@@ -78,7 +78,7 @@ def evaluate(student: Student, teacher: Teacher, held_out: TrajectoryDataset) ->
     """Figures of a student on the held-out noises, distances of its samples to the teacher's, and errors per step."""
     states, denoised, condition = held_out.stacked()
     images, judge = teacher.decode(states[:, -1]), judge_of(teacher)
-    found = compare(teacher, images, {"student": Sampler.of_student(student)}, states[:, 0], condition, judge)
+    found = compare_samplers(teacher, images, {"student": Sampler.of_student(student)}, states[:, 0], condition, judge)
     features = [extract_features(judge.network, found.images[arm]) for arm in ("student", "teacher")]
     first = slice(200)
     return {

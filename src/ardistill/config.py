@@ -241,13 +241,13 @@ class JudgeConfig:
 
     features: str | None = None
     """Feature network: fashion-classifier, emoji-classifier, scenes-detector, inception, or a TorchScript file. If not
-    given, an embedded teacher's own network without a reference, inception otherwise."""
+    given: inception, except for an embedded teacher judged without a reference, whose own network is used."""
     feature_weights: str | None = None
     """State dict file for inception; downloaded if not given."""
     reference: str | None = None
     """Real images, for FD to the data, KID, precision and recall: a folder of images of one size (subfolders included),
     or an .npz file of ADM's evaluation suite with the images in arr_0. If not given, an embedded teacher's own data
-    set; for other teachers these figures are left out."""
+    set; for other teachers these metrics are left out."""
     clip: str | None = None
     """CLIP model (Hub id or folder), such as openai/clip-vit-large-patch14, for the mean CLIP score of samples and
     their prompts."""

@@ -27,7 +27,7 @@ from ardistill.devices import best_device, resolve_device
 from ardistill.evaluation import (
     Judge,
     Sampler,
-    compare,
+    compare_samplers,
     distance_to_solver,
     draw_samples,
     exposure_bias,
@@ -97,7 +97,7 @@ def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
     arms = {"teacher": Sampler.of_teacher(teacher, 2), "student": Sampler.of_student(student)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so few samples for their features
-        found = compare(teacher, images, arms, states[:, 0], condition, judge, labels=data.labels)
+        found = compare_samplers(teacher, images, arms, states[:, 0], condition, judge, labels=data.labels)
     exposure_bias(read, teacher, states, denoised, condition, data.manifest.knots)
     distance_to_solver(read, teacher, states[:, 0], condition)
     real = {key: x for key, x in condition.items() if key != "guidance"}

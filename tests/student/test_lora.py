@@ -91,7 +91,7 @@ def test_training_leaves_the_teacher_alone_and_resumes(tmp_path, teacher, output
         merged = Student.from_pretrained(tmp_path / "whole", device="cpu")
         assert merged.config.lora_rank == 0 and not any(".lora_" in name for name in merged.state_dict())
         assert torch.allclose(sample(merged, states[:, 0], condition), drawn, atol=1e-4)
-    with pytest.raises(ValueError, match=r"holds adapters without the weights .* repeat its run's command to its end"):
+    with pytest.raises(ValueError, match=r"stores adapters only .* finish its run and use the run folder"):
         Student.from_pretrained(tmp_path / "whole" / "checkpoints" / "step-00000010")
     saved = {name for file in (tmp_path / "whole" / "checkpoints").rglob("*.safetensors") for name in keys(file)}
     assert saved and not any("base_layer" in name for name in saved)

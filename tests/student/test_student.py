@@ -242,7 +242,7 @@ def test_bad_input_is_named(teacher):
     inputs, condition = batch(teacher)
     with pytest.raises(ValueError, match=r"expected inputs \(b, 4"):
         make(teacher)(inputs[:, :2], condition)
-    with pytest.raises(RuntimeError, match="called by itself"):
+    with pytest.raises(RuntimeError, match="called directly"):
         make(teacher).transformer(inputs[:, 0], torch.zeros(3), condition["class_labels"])
     with pytest.raises(ValueError, match="guidance scale"):
         Teacher(teacher.transformer, teacher.scheduler, guidance_scale=0.5)

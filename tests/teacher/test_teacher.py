@@ -155,6 +155,12 @@ def original_names(transformer):
     return original
 
 
+def test_a_size_is_given_in_pixels_or_in_latents():
+    for size in ({"height": 28, "width": 28}, {"num_frames": 5}):
+        with pytest.raises(ValueError, match="pixels and frames, or latent_shape, got both; leave one out"):
+            Teacher.from_pretrained("zoo/fashion", latent_shape=(1, 28, 28), **size)
+
+
 def test_an_original_checkpoint_is_a_teacher(tmp_path):
     torch.manual_seed(0)
     options = {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 2, "sample_size": 8}
@@ -169,6 +175,10 @@ def test_an_original_checkpoint_is_a_teacher(tmp_path):
     noise, condition = states(loaded)
     assert loaded.sample_shape == (4, 8, 8) and loaded.num_classes == 5
     assert torch.equal(loaded.predict(noise, 500.0, condition), expected.predict(noise, 500.0, condition))
+    sized = Teacher.from_pretrained(tmp_path / "dit.pt", latent_shape=(4, 4, 4), device="cpu")
+    assert sized.sample_shape == (4, 4, 4)
+    with pytest.raises(ValueError, match="has no VAE that turns pixels into latents; give latent_shape"):
+        Teacher.from_pretrained(tmp_path / "dit.pt", height=64, width=64)
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="expected a state dict of the original DiT"):
         Teacher.from_pretrained(tmp_path / "other.pt")

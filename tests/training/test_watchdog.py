@@ -73,7 +73,7 @@ def test_a_rising_gradient_is_warned_of_once(caplog):
             resumed = Watchdog()
             resumed.load_state_dict(json.loads(json.dumps(watchdog.state_dict())))
             watchdog, step = resumed, step + 1
-            watchdog.gradient(step, norm)
+            watchdog.check_gradient(step, norm)
 
     see(1.0, 60)
     assert not watchdog.suspects
@@ -94,14 +94,14 @@ def test_a_rising_gradient_is_warned_of_once(caplog):
     see(20_000.0, 10)
     assert watchdog.suspects and len(caplog.messages) == 3
     with pytest.raises(TrainingDivergedError, match="their norm is nan"):
-        watchdog.gradient(step + 1, float("nan"))
+        watchdog.check_gradient(step + 1, float("nan"))
 
 
 def test_collapsed_samples_are_warned_of(caplog):
     expected = torch.randn(16, 4, 8, 8)
-    assert Watchdog().diversity(5, expected * 0.9, expected) == pytest.approx(0.9)
+    assert Watchdog().check_diversity(5, expected * 0.9, expected) == pytest.approx(0.9)
     assert not caplog.messages
-    Watchdog().diversity(5, expected[:1] + 0.1 * expected, expected)
+    Watchdog().check_diversity(5, expected[:1] + 0.1 * expected, expected)
     assert "they collapse" in caplog.messages[0]
-    Watchdog().diversity(5, expected * float("nan"), expected)
+    Watchdog().check_diversity(5, expected * float("nan"), expected)
     assert len(caplog.messages) == 2

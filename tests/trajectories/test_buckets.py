@@ -95,9 +95,9 @@ def test_shards_have_one_size_each_and_rows_a_guidance_scale(pixart, tmp_path):
     options |= {"prompts": ["a", "red cat"], "guidance_range": (1.0, 3.0), "sample_shapes": shapes}
     record(pixart, tmp_path / "data", 18, **options)
     data = TrajectoryDataset(tmp_path / "data", 2, pixart.fingerprint())
-    assert [len(rows) for rows in data.buckets] == [9, 9]
+    assert [len(rows) for rows in data.rows_by_shape] == [9, 9]
     assert data.guidance.min() >= 1 and data.guidance.max() <= 3 and len(data.guidance.unique()) == 18
-    for bucket, shape in zip(data.buckets, shapes, strict=True):
+    for bucket, shape in zip(data.rows_by_shape, shapes, strict=True):
         states, denoised, condition = data.stacked(bucket)
         assert states.shape == (9, 3, *shape) and denoised.shape == (9, 2, *shape)
         row = {name: value[:1] for name, value in condition.items()}

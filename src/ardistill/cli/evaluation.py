@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ardistill.cli.command import Result
-from ardistill.config import JudgeConfig
-
-if TYPE_CHECKING:
-    from ardistill.evaluation import Comparison
 from ardistill.cli.options import (
     CompareOptions,
     ComputeDevice,
@@ -18,6 +14,10 @@ from ardistill.cli.options import (
     RecordedTeacher,
     SampleOptions,
 )
+from ardistill.config import JudgeConfig
+
+if TYPE_CHECKING:
+    from ardistill.evaluation import Comparison
 
 
 def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
@@ -94,6 +94,6 @@ def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTea
 
 
 def _report(found: Comparison, out: str | None = None) -> Result:
-    """The figures and where they were written: ``out`` as the user wrote it, or the default folder."""
+    """The metrics and where they were written: ``out`` as the user wrote it, or the default folder."""
     text = f"{found.table()}\nReport: {Path(out or str(found.folder)) / 'report.html'}"
     return Result(found.to_dict() | {"out": out or str(found.folder)}, text)

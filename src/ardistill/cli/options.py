@@ -68,7 +68,7 @@ class RecordOptions:
     .tsv or .parquet file, or the Hub id of a data set. A table has one column named prompt, text or caption; any other
     column is named after a colon. zoo/scenes gives the embedded teacher's prompts."""
     negative_prompt: str = ""
-    """Prompt of the unguided branch."""
+    """Prompt of the unconditional branch of guidance."""
     height: int | list[int] | None = None
     """Image height in pixels; the model's default if not given. With several, such as [512, 768], each shard has one of
     the sizes."""
@@ -237,7 +237,8 @@ class CompareOptions:
     """Folder for metrics.json, report.html, samples.png and exposure_bias.png. With a recipe: the folder of its runs,
     whose subfolder comparison holds these files; the recipe's own if not given."""
     recipe: str | None = None
-    """YAML file with the sections record, held_out, distill, finetune and arms, such as recipes/study_fashion.yaml."""
+    """Study recipe: a YAML file with the sections record, held_out, distill, finetune and arms, such as
+    recipes/study_fashion.yaml; not a file for --config."""
     arms: list[str] | None = None
     """Arms of the recipe to compare, the baseline first; all arms if not given."""
 

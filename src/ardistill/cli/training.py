@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ardistill import errors
 from ardistill.cli.command import Result
@@ -55,7 +54,7 @@ def distill(
             teacher.transformer.to("cpu")
     validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
     training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
-    loss = _read_log(out)[-1].get("loss", math.nan)
+    loss = training.read_log(out)[-1].get("loss", math.nan)
     text = f"{options.num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
     return Result({"out": out, "student": str(Path(out) / "student"), "loss": loss}, text)
 
@@ -93,25 +92,19 @@ def _first_student(options: DistillOptions, data: TrajectoryDataset, teacher: Te
     resumes = any(Path(options.out, "checkpoints").glob("step-*"))
     if options.start is None or resumes:
         return Student.from_teacher(teacher, config)
-    return Student.to_continue(options.start, config)
+    return Student.from_run_for_training(options.start, config)
 
 
 def _say_distance_to_solver(student: Student, teacher: Teacher, data: TrajectoryDataset, device: torch.device) -> None:
-    """Print how far the untrained student draws from its teacher's solver."""
+    """Print how much the student's samples differ, before training, from those of its teacher's solver."""
     from ardistill.evaluation import distance_to_solver
 
-    states, _, condition = data.stacked(data.buckets[0][:10])
+    states, _, condition = data.stacked(data.rows_by_shape[0][:10])
     distance = distance_to_solver(student, teacher.to(device), states[:, 0], condition)
     errors.say(
         f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
         f"{student.num_steps}-step solver"
     )
-
-
-def _read_log(out: str) -> list[dict[str, Any]]:
-    """The lines of a run's log; one empty line if the log was removed."""
-    path = Path(out) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else [{}]
 
 
 def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> Result:
@@ -144,7 +137,7 @@ def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: Compu
         adversarial=options.adversarial,
         validation=validation_grid,
     )
-    log = _read_log(out)
+    log = training.read_log(out)
     adversarial_plot(log, Path(out) / "adversarial.png")
     figures = {name: value for name, value in log[-1].items() if isinstance(value, float)}
     text = f"{student.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"

@@ -1,4 +1,4 @@
-"""Where a transformer class attends and where its output layers are; a published student carries this of its class."""
+"""Where a transformer class attends and where its output layers are; an exported student carries its class's entry."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ class Architecture:
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
     guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
     """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
-    guidance_is_input: bool = False
-    """Whether the pipeline's ``guidance_scale`` is an input of the network instead of classifier-free guidance."""
+    pipeline_scale_is_input: bool = False
+    """Whether the pipeline's ``guidance_scale`` is an input of the network instead of classifier-free guidance.
+
+    It is a fact of the pipeline class; `embeds_guidance` is one of a single teacher (Flux-schnell has the same pipeline
+    but no such input), and ``StudentConfig.takes_guidance`` is one of a student.
+    """
 
     def blocks(self, transformer: nn.Module) -> list[list[nn.Module]]:
         """Self-attention modules of every block, lowest block first."""
@@ -49,7 +53,11 @@ class Architecture:
 
     @staticmethod
     def embeds_guidance(transformer: Any) -> bool:
-        """Whether guidance is an input of the network (Flux-dev), so that there is no unguided branch."""
+        """Whether this teacher embeds the guidance scale (Flux-dev), so that there is no unconditional branch.
+
+        It is read from the transformer's config. What a student adds for guidance does not count:
+        ``StudentConfig.takes_guidance``.
+        """
         return bool(transformer.config.get("guidance_embeds", False))
 
     def place_image(self, transformer: Any, arguments: dict[str, Any]) -> tuple[int | None, Tensor | None]:
@@ -76,5 +84,6 @@ def architecture_of(transformer: nn.Module) -> Architecture:
     """
     name = type(transformer).__name__
     if name not in ARCHITECTURES:
-        raise ValueError(f"expected a transformer of class {', '.join(ARCHITECTURES)}, got {name}")
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"expected a transformer of class {known}, got {name}; add yours with register_family")
     return ARCHITECTURES[name]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
-from torch import nn
 
 from ardistill.core.architecture import Architecture, architecture_of
 from ardistill.core.config import StudentConfig
@@ -16,15 +15,14 @@ from ardistill.core.history import History, attach_history
 
 
 class Attachment:
-    """What a student adds to its transformer besides modules; a hook that runs before the transformer's forward.
+    """Forward pre-hook of a student's transformer, and record of what the student adds to it.
 
-    The hook completes the layout of the current call by what follows from the arguments of this forward. It stands
-    outside of ``forward``, so that it works below compilation and beside hooks that replace ``forward``, as offloading
-    does.
+    The hook completes the layout of the current call with what follows from the arguments of this forward. As a hook,
+    not in ``forward``, it also runs when the module is compiled or offloaded.
     """
 
-    def __init__(self, transformer: nn.Module, config: StudentConfig, shape: Architecture, history: History) -> None:
-        self.config, self.architecture, self.history = config, shape, history
+    def __init__(self, transformer: Any, config: StudentConfig, architecture: Architecture, history: History) -> None:
+        self.config, self.architecture, self.history = config, architecture, history
         self.is_complete = True
         """Whether the student's own weights have been loaded."""
         self.own_weights: list[str] = []
@@ -54,30 +52,30 @@ def attach(transformer: Any, config: StudentConfig) -> Attachment:
     Raises:
         ValueError: The class is not known, or ``history_layers`` exceeds its depth.
     """
-    shape = architecture_of(transformer)
-    blocks = shape.blocks(transformer)
+    architecture = architecture_of(transformer)
+    blocks = architecture.blocks(transformer)
     if not 0 <= config.history_layers <= len(blocks):
         raise ValueError(f"expected 0 to {len(blocks)} history layers (the depth), got {config.history_layers}")
-    stock = {id(parameter): parameter for parameter in transformer.parameters()}  # kept, or ids would be used again
+    stock = {id(parameter): parameter for parameter in transformer.parameters()}  # references: ids stay unique
     lower = [module for block in blocks[: config.history_layers] for module in block]
-    history = attach_history(lower, config.mask, shape.text, config.has_gates)
-    for module in lower:  # the default is the process's, and another model's set_attention_backend changes it
+    history = attach_history(lower, config.mask, architecture.text, config.has_gates)
+    for module in lower:  # pin the native backend: the default is global
         processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_attention_backend") and processor._attention_backend is None:
             processor._attention_backend = AttentionBackendName.NATIVE
-    if config.output == "direct":  # no a x: start from b times the prediction, where b is not huge
+    if config.output == "direct":  # a head emits the target: initialised as b x prediction, b clamped
         scales = [max(-1.0, min(1.0, b)) for _, b in config.coefficients]
-        for name in shape.head:  # the last layer emits; those before it shift and scale
-            own = scales if name == shape.head[-1] else [1.0] * len(scales)
-            transformer.set_submodule(name, StepLinear(transformer.get_submodule(name), own, history))
-    if config.takes_guidance and not shape.embeds_guidance(transformer):
-        found = [x for name, x in transformer.named_modules() if name.endswith(shape.time_embedding)]
+        for name in architecture.head:  # the last layer emits; those before it shift and scale
+            factors = scales if name == architecture.head[-1] else [1.0] * len(scales)
+            transformer.set_submodule(name, StepLinear(transformer.get_submodule(name), factors, history))
+    if config.takes_guidance and not architecture.embeds_guidance(transformer):
+        found = [x for name, x in transformer.named_modules() if name.endswith(architecture.time_embedding)]
         embed_guidance(found, history, config.guidance_range)
-    attachment = Attachment(transformer, config, shape, history)
+    attachment = Attachment(transformer, config, architecture, history)
     attachment.own_weights = [name for name, p in transformer.named_parameters() if id(p) not in stock]
     transformer.register_forward_pre_hook(attachment, with_kwargs=True)
     transformer.attachment = attachment
-    for module in transformer.modules():  # a label dropped in one step of a trajectory and kept in another is noise
+    for module in transformer.modules():  # disable label dropout: it would differ between steps
         if hasattr(module, "dropout_prob"):
             module.dropout_prob = 0.0
     return attachment

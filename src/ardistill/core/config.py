@@ -1,4 +1,4 @@
-"""What a student is besides its weights, and what follows from it: its step, its guidance, its gates."""
+"""A student's configuration, and what follows from it: its solver step, its guidance, its gates."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OUTPUTS = ("solver", "direct")
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What a student is, besides its weights."""
+    """Configuration of a student: its knots, history, target, output and guidance."""
 
     knots: Knots
-    """Times of the student's steps."""
+    """The solver states between which the student steps: their timesteps, alphas and sigmas."""
     history_layers: int
     """N: how many of the lowest layers see earlier steps; 0 is step distillation."""
     mask: str = "M4"
-    """Which earlier steps they see: M1 none, M2 the one before, M3 the noise, M4 all."""
+    """Earlier steps that these layers attend to: M1 none, M2 the previous one, M3 the first, M4 all."""
     target: str = "state"
-    """``state``: inputs and targets are x_t. ``denoised``: they are x̂0 (the authors' code). ``anchored``: inputs are
-    alpha x̂0 + sigma x_T with the exact noise, targets are x̂0."""
+    """``state``: input x at knot s, target x at knot s + 1. ``denoised``: input the previous x̂0 (first: noise), target
+    x̂0, as in the authors' code. ``anchored``: input alpha x̂0 + sigma x_T with the exact noise, target x̂0."""
     output: str = "solver"
     """``solver``: the network predicts what the teacher predicts, and the closed-form solver step follows.
     ``direct``: a head per step emits the target."""
@@ -78,7 +78,11 @@ class StudentConfig:
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether the guidance scale is an input, so that a user can still steer; else it is absorbed."""
+        """Whether the student was distilled at a range of guidance scales, so that the scale is its input.
+
+        If not, the student absorbs the one scale. This does not depend on whether the teacher's network embeds guidance
+        (`Architecture.embeds_guidance`).
+        """
         return self.guidance_range[0] < self.guidance_range[1]
 
     @property

@@ -9,7 +9,8 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from ardistill.core.history import History, MixedIn, placement
+from ardistill.core.history import History
+from ardistill.core.mixing import MixedIn, placement
 
 
 class _GuidedEmbedding(MixedIn):

@@ -1,17 +1,17 @@
 """The idea of ARD in one file: attend from each step of a trajectory to itself and to the steps before it.
 
-Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The transformer runs unmodified: each row
-has its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding).
-Only the self-attention of the lower N layers sees other rows: its call of ``scaled_dot_product_attention`` is
-intercepted, and attends to the keys and values of the visible steps of the same sample beside its own. When sampling,
-the steps run one after the other and a cache holds those keys and values.
+Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The teacher's own forward code runs; only
+its attention call is intercepted. Each row has its own timestep, so every block of tokens gets the time of its state
+(the paper's token-wise time embedding). Only the self-attention of the lower N layers sees other rows: its call of
+``scaled_dot_product_attention`` attends to the keys and values of the visible steps of the same sample beside its own.
+When sampling, the steps run one after the other and a cache holds those keys and values.
 
 The paper has one softmax over a step's own keys and the earlier ones. This takes attention away from the keys that the
 teacher attends to, so an untrained student differs from its teacher. *Gated*, the attention to earlier steps is added
 through one learned factor per attention module that starts at zero (after Alayrac et al. 2022, arXiv:2204.14198,
 Sec. 2.2): the untrained student equals one without history, with history in any number of layers.
 
-Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention). Needs torch alone.
+Source: Kim et al. 2025, arXiv:2504.11295, Fig. 1 and Sec. 3 (block-wise causal attention).
 
 Shapes: b batch, s steps, h heads, t tokens of one state, d head dimension.
 """
@@ -19,7 +19,6 @@ Shapes: b batch, s steps, h heads, t tokens of one state, d head dimension.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,13 +29,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ardistill.core.mixing import MixedIn, placement
+
 MASKS = {
     "M1": lambda step: [step],
     "M2": lambda step: [*range(max(step - 1, 0), step + 1)],
     "M3": lambda step: sorted({0, step}),
     "M4": lambda step: [*range(step + 1)],
 }
-"""Which steps a step sees, noisiest first. M1: itself alone. M2: also the one before. M3: also the noise. M4: all."""
+"""Steps that a step attends to, noisiest first and the step itself last.
+
+M1: itself. M2: itself and the previous step. M3: itself and the first step, whose input is pure noise. M4: itself and
+all earlier steps.
+"""
 
 
 def history_attention(
@@ -54,12 +59,12 @@ def history_attention(
 
     Args:
         query: After q-norm and rotary embedding, (b*s, h, t, d).
-        key: Rotary positions repeat at every step; (b*s, h or fewer, t, d).
+        key: Keys after norm and rotary embedding, (b*s, h_kv, t, d); h_kv < h for grouped-query attention.
         value: Projected values, shape of the keys.
         num_steps: Steps folded into the rows, 1 or more.
         mask: A key of ``MASKS``.
-        image: Which of the t tokens are the image's: of earlier steps, only these are seen. The others (text) are the
-            same at every step and seen once. Where the place differs between rows: indices, (b*s, tokens).
+        image: Which of the t tokens are the image's. Text tokens of earlier steps are left out; each step attends to
+            its own. Where the place differs between rows: indices, (b*s, tokens).
         attn_mask: The model's own mask of a step's tokens, broadcastable to (b*s, h, t, t); earlier steps' image
             tokens are never masked.
         gate: (1,): a step attends to itself as the teacher does, and its attention to the earlier steps, times the
@@ -77,41 +82,41 @@ def history_attention(
         raise ValueError(f"expected rows folded from {num_steps} steps each, got {rows} rows; fold (b, s) into (b*s)")
     batch = rows // num_steps
     queries, keys, values = (x.unflatten(0, (batch, num_steps)) for x in (query, key, value))
-    joint = isinstance(image, Tensor) or image != slice(None) or attn_mask is not None
+    has_extras = isinstance(image, Tensor) or image != slice(None) or attn_mask is not None  # text tokens or a mask
     images = image.unflatten(0, (batch, num_steps)).unbind(1) if isinstance(image, Tensor) else [image] * num_steps
 
     def merge(x: Tensor) -> Tensor:  # (b*s, h, t, d) -> (b, h, s*t, d): a view where the heads were split from tokens
         return x.transpose(1, 2).reshape(batch, num_steps * tokens, heads, dim).transpose(1, 2)
 
-    merged = None if joint else (merge(key), merge(value))
+    merged = None if has_extras else (merge(key), merge(value))
 
-    def of_steps(steps: list[int], own: int | None) -> list[Tensor]:
-        """Keys and values of these steps: all tokens of step ``own``, the image tokens of the others."""
-        if merged and steps == [*range(steps[0], steps[-1] + 1)]:  # a slice: backward keeps one buffer for all steps
+    def of_steps(steps: list[int], whole: int | None) -> list[Tensor]:
+        """Keys and values of these steps: all tokens of step ``whole``, the image tokens of the others."""
+        if merged and steps == [*range(steps[0], steps[-1] + 1)]:  # views of contiguous steps: autograd saves 1 buffer
             part = slice(steps[0] * tokens, (steps[-1] + 1) * tokens)
             return [x[:, :, part] for x in merged]
         return [
-            torch.cat([x[:, i] if i == own else _of_image(x[:, i], images[i]) for i in steps], dim=2)
+            torch.cat([x[:, i] if i == whole else _of_image(x[:, i], images[i]) for i in steps], dim=2)
             for x in (keys, values)
         ]
 
     visible = [MASKS[mask](step) for step in range(num_steps)]
     if gate is not None:
-        own = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
-        earlier = []
+        to_itself = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+        to_earlier = []
         for step, seen in enumerate(visible):
             if seen[:-1]:
                 past_keys, past_values = of_steps(seen[:-1], None)
-                earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
+                to_earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
             else:
-                earlier.append(torch.zeros_like(queries[:, step]))
-        return own + gate.to(own) * torch.stack(earlier, dim=1).flatten(0, 1)
+                to_earlier.append(torch.zeros_like(queries[:, step]))
+        return to_itself + gate.to(to_itself) * torch.stack(to_earlier, dim=1).flatten(0, 1)
     outputs = []
     for step, seen in enumerate(visible):
         step_keys, step_values = of_steps(seen, step)
         if attn_mask is not None:
-            own_mask = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
-            options["attn_mask"] = _extend_mask(own_mask, step_keys.shape[2])
+            step_mask = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
+            options["attn_mask"] = _extend_mask(step_mask, step_keys.shape[2])
         outputs.append(F.scaled_dot_product_attention(queries[:, step], step_keys, step_values, **options))
     return torch.stack(outputs, dim=1).flatten(0, 1)
 
@@ -123,9 +128,9 @@ def _of_image(x: Tensor, image: slice | Tensor) -> Tensor:
     return x.gather(2, image[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
-def _extend_mask(own: Tensor, num_keys: int) -> Tensor:
+def _extend_mask(mask: Tensor, num_keys: int) -> Tensor:
     """Extend a mask of a step's own keys, (..., t) -> (..., num_keys): the keys before them are all visible."""
-    return F.pad(own, (num_keys - own.shape[-1], 0), value=True if own.dtype == torch.bool else 0.0)
+    return F.pad(mask, (num_keys - mask.shape[-1], 0), value=True if mask.dtype == torch.bool else 0.0)
 
 
 class HistoryError(ValueError, RuntimeError):
@@ -134,8 +139,8 @@ class HistoryError(ValueError, RuntimeError):
 
 def _miscounted(expected: int, found: int) -> HistoryError:
     return HistoryError(
-        f"a layer with history needs the cache of {expected} steps, found {found}; call the transformer once per step, "
-        "all of its layers: without a cache that skips some (disable_cache)"
+        f"a layer with history ran out of order: expected {expected} cached steps, found {found}; call the transformer "
+        "once per step, and disable block-skipping caches (transformer.disable_cache())"
     )
 
 
@@ -201,14 +206,14 @@ class History:
         layout = self.layout
         if layout is None:
             raise HistoryError(
-                "a student's transformer was called by itself or by another pipeline; call its student or its own "
-                "pipeline instead"
+                "a student's transformer was called directly or by another pipeline; call the Student or the exported "
+                "pipeline"
             )
         return layout
 
     @contextlib.contextmanager
-    def laid_out(self, layout: Layout | None) -> Iterator[None]:
-        """Give every call of this thread this layout while the context lasts."""
+    def use_layout(self, layout: Layout | None) -> Iterator[None]:
+        """Use this layout for every call of this thread while the context lasts."""
         before, _NOW.call = _NOW.call, (self, layout)
         try:
             yield
@@ -237,11 +242,11 @@ class History:
         earlier = [past[i] for i in MASKS[self.mask](step)[:-1]]
         past.append((_of_image(key, image), _of_image(value, image)))
         if gate is not None:
-            own = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+            to_itself = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
             if not earlier:
-                return own
+                return to_itself
             keys, values = (torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
-            return own + gate.to(own) * F.scaled_dot_product_attention(query, keys, values, **options)
+            return to_itself + gate.to(to_itself) * F.scaled_dot_product_attention(query, keys, values, **options)
         keys = torch.cat([*(k for k, _ in earlier), key], dim=2)
         values = torch.cat([*(v for _, v in earlier), value], dim=2)
         if attn_mask is not None:
@@ -252,7 +257,7 @@ class History:
         """Which of ``tokens`` tokens are the image's."""
         count, start = layout.image_tokens, layout.image_start
         if self.text and count is None:
-            raise HistoryError("a student's transformer was run by its forward alone; call the transformer instead")
+            raise HistoryError("transformer.forward(...) skips the student's hooks; call transformer(...)")
         if count is None or count == tokens:
             return slice(None)
         if start is not None:
@@ -269,7 +274,7 @@ class _Intercept(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.unflatten:  # torch.compile cannot trace the method under a mode, but the function
+        if func is Tensor.unflatten:  # Dynamo traces torch.unflatten under a mode, not Tensor.unflatten
             func = torch.unflatten
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
@@ -277,46 +282,8 @@ class _Intercept(TorchFunctionMode):
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         bound = {**dict(zip(names, args, strict=False)), **kwargs}
         if bound.pop("is_causal", False):
-            raise ValueError("history needs self-attention that is not causal within a step")
+            raise ValueError("causal attention cannot have a history; set history_layers to 0, or change the teacher")
         return self.history.attend(self.layer, self.gate, **bound)
-
-
-@functools.cache
-def _mixed(mixin: Any, base: Any) -> type:
-    return type(f"{mixin.prefix}{base.__name__}", (mixin, base), {})
-
-
-def _blank(mixin: type, base: type) -> Any:
-    return object.__new__(_mixed(mixin, base))
-
-
-class MixedIn:
-    """Base of classes that are mixed into the class of an existing module; the module still pickles and copies."""
-
-    prefix = ""
-
-    @classmethod
-    def mix_into(cls, module: nn.Module) -> None:
-        """Change the module's class in place.
-
-        Raises:
-            ValueError: Something else has replaced the module's forward already.
-        """
-        hooked = vars(module).get("_old_forward")  # accelerate's hooks run this one
-        if "forward" in vars(module) and hooked is None:
-            raise ValueError(
-                "expected a transformer without hooks, found some (offloading or caching); load a fresh one, make the "
-                "student or pipeline of it, and enable them there"
-            )
-        classes: tuple[Any, Any] = (cls, type(module))
-        module.__class__ = _mixed(*classes)
-        if hooked is not None:
-            module._old_forward = type(module).forward.__get__(module)  # type: ignore[assignment]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """The class is made where it is needed, so pickle cannot find it by name."""
-        reduced: Any = super().__reduce_ex__(max(protocol, 2))
-        return _blank, type(self).__bases__, *reduced[2:]
 
 
 class _HistoryForward(MixedIn):
@@ -360,10 +327,3 @@ def attach_history(modules: Iterable[nn.Module], mask: str = "M4", text: str = "
         gate = nn.Parameter(torch.zeros(1, **placement(module))) if gated else None
         module.register_parameter("history_gate", gate)
     return history
-
-
-def placement(module: nn.Module) -> dict[str, Any]:
-    """Device and dtype for weights that are added to a module; dtype None where it has no floating-point weights."""
-    weights = [*module.parameters()]
-    floating = [weight.dtype for weight in weights if weight.is_floating_point()]
-    return {"device": weights[0].device if weights else None, "dtype": floating[0] if floating else None}

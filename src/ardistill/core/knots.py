@@ -34,7 +34,7 @@ def solver_coefficients(
 
 @dataclass(frozen=True)
 class Knots:
-    """The knots of a trajectory of ``num_steps`` steps, noisiest first, and the times the network is conditioned on."""
+    """The solver states between which ``num_steps`` steps run, noisiest first, and the times of the steps."""
 
     prediction_type: str
     timesteps: tuple[float, ...]
@@ -48,7 +48,8 @@ class Knots:
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"unknown prediction type {self.prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
         if not len(self.timesteps) + 1 == len(self.alpha) == len(self.sigma):
-            raise ValueError("expected one alpha and sigma more than timesteps")
+            counts = [len(x) for x in (self.timesteps, self.alpha, self.sigma)]
+            raise ValueError(f"expected n timesteps, n + 1 alphas and n + 1 sigmas, got {counts}; give one per state")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Knots:

@@ -122,7 +122,7 @@ def _take_guidance(student: StudentConfig, options: dict[str, Any], transformer:
         ValueError: The student was not distilled at the requested scale.
     """
     architecture = architecture_of(transformer)
-    if architecture.guidance_is_input:
+    if architecture.pipeline_scale_is_input:
         if not architecture.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
             del options["guidance_scale"]  # no guidance is asked for, and the network takes none
         options.setdefault("guidance_scale", student.guidance_scale)
@@ -228,6 +228,12 @@ class FewStepPipeline:
 
     @torch.no_grad()
     def __call__(self, *args: Any, **options: Any) -> Any:
+        """Draw: a call of the base class, with the student's number of steps, on a view of this pipeline.
+
+        The arguments are checked, and those that turn guidance off are set. The view has the same parts as the
+        pipeline, but ``_FixedKnots`` for its scheduler; ``use_layout`` gives the history of the call to the
+        transformer. A call on a view (by the base class, on ``self``) starts from the pipeline that it belongs to.
+        """
         base, student = type(self).__bases__[1], self._student
         names = [*inspect.signature(base.__call__).parameters][1:]
         if len(args) > len(names):
@@ -244,10 +250,10 @@ class FewStepPipeline:
         vae = self.vae or _Pixels()
         knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
         knots.layout.guidance = _take_guidance(student, options, unwrapped(self.transformer))
-        view = object.__new__(type(self))
+        view = object.__new__(type(self))  # not by __init__: it shares the parts, and adopts no transformer
         view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
         attached = getattr(unwrapped(self.transformer), "attachment", None)
-        with attached.history.laid_out(knots.layout) if attached else contextlib.nullcontext():
+        with attached.history.use_layout(knots.layout) if attached else contextlib.nullcontext():
             return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
 
     def maybe_free_model_hooks(self) -> None:

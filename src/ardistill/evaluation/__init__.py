@@ -1,6 +1,6 @@
 """How good a sampler is and how close to its teacher: feature networks, distances, comparisons, pictures, reports."""
 
-from ardistill.evaluation.compare import compare
+from ardistill.evaluation.compare_samplers import compare_samplers
 from ardistill.evaluation.compare_students import compare_students, measure_students, trajectories_of
 from ardistill.evaluation.comparison import Comparison
 from ardistill.evaluation.cost import count_macs, latency_ms
@@ -46,7 +46,7 @@ __all__ = [
     "adversarial_plot",
     "arm_label",
     "class_accuracy",
-    "compare",
+    "compare_samplers",
     "compare_students",
     "count_macs",
     "distance_to_solver",

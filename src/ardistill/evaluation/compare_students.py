@@ -12,7 +12,7 @@ import torch
 from ardistill.config import JudgeConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
-from ardistill.evaluation.compare import compare
+from ardistill.evaluation.compare_samplers import compare_samplers
 from ardistill.evaluation.comparison import Comparison
 from ardistill.evaluation.diagnostics import exposure_bias
 from ardistill.evaluation.judge import Judge
@@ -50,7 +50,7 @@ def compare_students(
         device: Where everything runs; where a given teacher is, else the best device, if not given.
 
     Returns:
-        All figures; ``folder`` is ``out``.
+        All metrics; ``folder`` is ``out``.
 
     Raises:
         ValueError: Two students have one name or a reserved one, the students, the teacher and the trajectories do not
@@ -97,7 +97,7 @@ def measure_students(
         baseline: The student that the others are compared with; the first if not given.
 
     Raises:
-        ValueError: See `compare`.
+        ValueError: See `compare_samplers`.
     """
     if solvers is None:
         solvers = {f"solver_{n}": n for n in sorted({knots.num_steps for knots in data})}
@@ -106,7 +106,7 @@ def measure_students(
     arms |= {name: Sampler.of_teacher(teacher, num_steps) for name, num_steps in solvers.items()}
     arms |= {name: Sampler.of_student(student) for name, student in students.items()}
     states, _, condition = first.stacked()
-    found = compare(
+    found = compare_samplers(
         teacher,
         teacher.decode(states[:, -1]),
         arms,

@@ -1,4 +1,4 @@
-"""The result of a comparison: figures of every arm, as tables, JSON, pictures and an HTML report."""
+"""The result of a comparison: metrics of every arm, as tables, JSON, pictures and an HTML report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ardistill.evaluation.report import arm_label, format_table, markdown_table,
 from ardistill.files import write_whole
 
 Figures = dict[str, float | int | None]
-"""Figures of one arm; the keys are those of `report.COLUMNS`."""
+"""Metrics of one arm by name; the names are those of `report.COLUMNS`."""
 ErrorPerStep = dict[str, list[float]]
 """What `exposure_bias` returns for one student."""
 PAIRED = ("feature_distance_to_teacher", "feature_distance_median", "feature_distance_trimmed_mean", "flipped")
-"""Figures from pairs of an arm's and the teacher's samples of the same noise."""
+"""Metrics from pairs of an arm's and the teacher's samples of the same noise."""
 SHOWN = 20
 """Samples per arm in the grid."""
 
@@ -31,7 +31,7 @@ class Comparison:
     """The result of a comparison."""
 
     arms: dict[str, Figures]
-    """Arm -> its figures."""
+    """Arm -> its metrics."""
     intervals: dict[str, BootstrapInterval]
     """Arm -> its paired distance to the teacher minus the baseline's."""
     baseline: str | None
@@ -45,7 +45,7 @@ class Comparison:
     floor: float | None
     """FD of as many held-out real images as each arm has samples."""
     notes: list[str]
-    """Sentences that explain the figures and compare the arms with the baseline."""
+    """Sentences that explain the metrics and compare the arms with the baseline."""
     adherence: dict[str, dict[str, list[Score]]] = field(default_factory=dict)
     """Prompts of the scene world only: "seen" or "unseen_combinations" -> arm -> its score in each category."""
     error_per_step: dict[str, ErrorPerStep] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Comparison:
         return [{"arm": arm} | figures for arm, figures in self.arms.items()]
 
     def table(self) -> str:
-        """Text for the terminal: the figures of each arm, its pairs with the teacher, the notes."""
+        """Text for the terminal: the metrics of each arm, its pairs with the teacher, the notes."""
         figures = [{k: v for k, v in row.items() if k not in PAIRED[1:]} for row in self.rows]
         pairs = [{k: row.get(k) for k in ("arm", *PAIRED)} for row in self.rows]
         return "\n".join(

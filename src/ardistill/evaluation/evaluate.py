@@ -33,7 +33,7 @@ def evaluate(
         device: Where everything runs; where a given teacher is, else the best device, if not given.
 
     Returns:
-        All figures; ``folder`` is where they were written.
+        All metrics; ``folder`` is where they were written.
 
     Raises:
         ValueError: See `compare_students`.

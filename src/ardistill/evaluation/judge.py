@@ -26,7 +26,7 @@ TextScore = Callable[[Tensor, Sequence[str]], Tensor]
 
 @dataclass(frozen=True)
 class Judge:
-    """What images are measured with. Figures that need a missing field are left out."""
+    """Networks and data that images are measured with. Metrics that need a missing field are left out."""
 
     network: FeatureNetwork
     """Features for all distances."""

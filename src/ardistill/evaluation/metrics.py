@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ardistill.training import lies_among
+
 
 def _check(*features: Tensor, at_least: int = 1) -> None:
     """Raise a ValueError unless features are finite, of shape (n, d), with one d and enough rows."""
@@ -176,10 +178,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1000) 
     real, fake = real.double(), fake.double()
 
     def share_within(members: Tensor, samples: Tensor) -> float:
-        # The k-th neighbour has the (k+1)-th smallest distance, because each member is at distance 0 from itself.
-        radius = torch.cat([torch.cdist(rows, members).kthvalue(k + 1).values for rows in members.split(chunk)])
-        within = [(torch.cdist(rows, members) <= radius).any(dim=1) for rows in samples.split(chunk)]
-        return torch.cat(within).double().mean().item()
+        return lies_among(samples, members, k, chunk).double().mean().item()
 
     return PrecisionRecall(share_within(real, fake), share_within(fake, real))
 

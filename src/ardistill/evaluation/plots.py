@@ -1,6 +1,6 @@
 """Pictures of a run: a grid of samples, the error per step, and the health of adversarial training.
 
-Figures are made without pyplot, which would keep global state.
+Plots are made without pyplot, which would keep global state.
 """
 
 from __future__ import annotations

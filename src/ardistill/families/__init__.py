@@ -74,11 +74,14 @@ def register_family(transformer_class: type, family: Family) -> None:
     """
     name = transformer_class.__name__
     if name in FAMILIES:
-        raise ValueError(f"{name} is registered already")
+        raise ValueError(f"{name} is registered already; give your class another name")
     if not issubclass(transformer_class, diffusers.ModelMixin) or not issubclass(
         transformer_class, diffusers.ConfigMixin
     ):
-        raise ValueError(f"expected a subclass of diffusers.ModelMixin and diffusers.ConfigMixin, got {name}")
+        raise ValueError(
+            f"expected a subclass of diffusers.ModelMixin and diffusers.ConfigMixin, got {name}; derive it from both, "
+            "which save and load it"
+        )
     FAMILIES[name] = ARCHITECTURES[name] = family
     _REGISTERED[name] = transformer_class
 

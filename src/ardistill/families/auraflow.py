@@ -12,6 +12,7 @@ from ardistill.families.grids import scheduler_grid
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: timesteps in [0, 1]."""
     return {"hidden_states": latents, "timestep": timestep / 1000, **condition}
 
 

@@ -14,6 +14,7 @@ from ardistill.families.tokens import pixel_size
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: the image's size in pixels, twice, and no crop, besides the latents."""
     size = pixel_size(latents)
     facts = {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
     return {"hidden_states": latents, "timestep": timestep, **facts, **condition}

@@ -41,8 +41,8 @@ def take_first(transformer: Any, result: Any, latents: Tensor) -> Tensor:
     return result[0]
 
 
-def no_more_conditions(config: Any, count: int, text_tokens: int) -> Condition:
-    """The family needs nothing but ``encoder_hidden_states``."""
+def no_extras(config: Any, count: int, text_tokens: int) -> Condition:
+    """No placeholders: the family needs ``encoder_hidden_states`` alone."""
     return {}
 
 
@@ -73,7 +73,7 @@ class Family(Architecture):
     """(that pipeline, negative prompts) -> condition, where negative prompts are encoded otherwise."""
     encodes_to_longest: bool = False
     """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
-    more_conditions: Callable[[Any, int, int], Condition] = no_more_conditions
+    example_extras: Callable[[Any, int, int], Condition] = no_extras
     """(transformer's config, rows, text tokens) -> placeholders for the tensors that an encoded prompt has besides
     ``encoder_hidden_states``, to count or time a forward without a text encoder."""
     mu: Callable[[Any, tuple[int, ...], int], float] = mu_by_tokens
@@ -142,7 +142,14 @@ class Family(Architecture):
     def latent_shape(
         self, transformer: Any, height: int | None = None, width: int | None = None, frames: int = 1
     ) -> tuple[int, ...]:
-        """Shape of one sample's latents: (c, h, w), for video (c, f, h, w); all sizes count latents."""
+        """Shape of one sample's latents: (c, h, w), for video (c, f, h, w).
+
+        Args:
+            transformer: A transformer of this family.
+            height: Height in latents, not in pixels; the model's default if not given.
+            width: Width in latents, not in pixels; the model's default if not given.
+            frames: Number of latent frames of a video.
+        """
         config = transformer.config
         channels = config.in_channels // self.packing**2
         size = config.get("sample_size") or self.default_size
@@ -157,7 +164,7 @@ class Family(Architecture):
         text_tokens = config.get("text_len") or text_tokens  # HunyuanDiT has one length
         width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
         example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}
-        example |= self.more_conditions(config, count, text_tokens)
+        example |= self.example_extras(config, count, text_tokens)
         if self.embeds_guidance(transformer):
             example["guidance"] = torch.ones(count)
         return example

@@ -11,37 +11,51 @@ from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import HEAD, Family, pooled_condition
 from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
 
+PACKING = 2
+"""Side, in latents, of the square that is packed into one token."""
+
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
-    height, width = (n // 2 for n in latents.shape[-2:])
+    """Arguments of the transformer's forward.
+
+    The class takes packed latents, (b, h/2 * w/2, 4 c), and timesteps in [0, 1]. Its rotary embedding reads positions
+    on three axes: image tokens have row and column in the last two, text tokens are at 0. The condition adds
+    ``encoder_hidden_states``, ``pooled_projections`` and, where the network embeds it, ``guidance``.
+    """
+    height, width = (n // PACKING for n in latents.shape[-2:])
     tokens = condition["encoder_hidden_states"].shape[1]
     ids = {
         "img_ids": grid_positions(height, width, 3, latents.device),
         "txt_ids": torch.zeros(tokens, 3, dtype=torch.float32, device=latents.device),
     }
-    return {"hidden_states": pack(latents, 2), "timestep": timestep / 1000, **ids, **condition}
+    return {"hidden_states": pack(latents, PACKING), "timestep": timestep / 1000, **ids, **condition}
 
 
 def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    return unpack(result[0], latents, 2)
+    """The prediction (noise minus image, the flow), (b, tokens, 4 c) -> (b, c, h, w)."""
+    return unpack(result[0], latents, PACKING)
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
-    found = encode_prompt(pipeline, prompts, None)
-    return {"encoder_hidden_states": found[0], "pooled_projections": found[1]}
+    """T5's embeddings, (b, t, d), and CLIP's pooled ones, (b, d).
+
+    ``encode_prompt`` of the pipeline takes a second list of prompts, for T5; None stands for the same ones.
+    """
+    embeddings, pooled, _text_ids = encode_prompt(pipeline, prompts, None)
+    return {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
 
 
 FAMILY = Family(
-    block_lists=("transformer_blocks", "single_transformer_blocks"),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),  # joint blocks first, as the forward runs them
     attention=("attn",),
     head=HEAD,
-    text="first",
+    text="first",  # keys of text tokens stand before those of image tokens
     image_tokens=count_packed,
-    guidance_is_input=True,
+    pipeline_scale_is_input=True,
     inputs=_inputs,
     output=_output,
     pipeline="FluxPipeline",
     encode=_encode,
-    more_conditions=pooled_condition,
-    packing=2,
+    example_extras=pooled_condition,
+    packing=PACKING,
 )

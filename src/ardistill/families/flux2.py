@@ -14,6 +14,7 @@ from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: packed latents, timesteps in [0, 1], and positions on four axes."""
     batch, tokens = condition["encoder_hidden_states"].shape[:2]
     text_ids = torch.zeros(tokens, 4, dtype=torch.float32, device=latents.device)
     text_ids[:, 3] = torch.arange(tokens, device=latents.device)
@@ -23,6 +24,7 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
 
 
 def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    """The prediction, (b, tokens, c) -> (b, c, h, w)."""
     return unpack(result[0], latents, 1)
 
 
@@ -43,7 +45,7 @@ FAMILY = Family(
     head=HEAD,
     text="first",
     image_tokens=count_packed,
-    guidance_is_input=True,
+    pipeline_scale_is_input=True,
     inputs=_inputs,
     output=_output,
     pipeline="Flux2Pipeline",

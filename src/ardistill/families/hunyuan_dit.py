@@ -21,6 +21,7 @@ def _centred(height: int, width: int, base: int) -> tuple[tuple[int, int], tuple
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: rotary positions, original size 1024, no crop, style 0."""
     config = transformer.config
     height, width = (n // config.patch_size for n in latents.shape[-2:])
     corners = _centred(height, width, 64 // config.patch_size)
@@ -37,6 +38,7 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
+    """Embeddings and masks of both text encoders, BERT and T5."""
     condition: Condition = {}
     for index, suffix in ((0, ""), (1, "_t5")):  # BERT and T5
         found = encode_prompt(pipeline, prompts, text_encoder_index=index)
@@ -44,7 +46,8 @@ def _encode(pipeline: Any, prompts: list[str]) -> Condition:
     return condition
 
 
-def _more_conditions(config: Any, count: int, text_tokens: int) -> Condition:
+def _example_extras(config: Any, count: int, text_tokens: int) -> Condition:
+    """Placeholders for the mask of BERT's tokens and for T5's embeddings and mask."""
     return {
         "text_embedding_mask": torch.ones(count, text_tokens, dtype=torch.long),
         "encoder_hidden_states_t5": torch.zeros(count, config.text_len_t5, config.cross_attention_dim_t5),
@@ -59,6 +62,6 @@ FAMILY = Family(
     inputs=_inputs,
     pipeline="HunyuanDiTPipeline",
     encode=_encode,
-    more_conditions=_more_conditions,
+    example_extras=_example_extras,
     has_checkpointing=False,
 )

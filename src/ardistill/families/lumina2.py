@@ -12,10 +12,12 @@ from ardistill.families.grids import linear_mu
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: time runs from 0 (noise) to 1 (image)."""
     return {"hidden_states": latents, "timestep": 1 - timestep / 1000, **condition}
 
 
 def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    """The prediction; the class predicts image minus noise, the negative of the flow."""
     return -result[0]
 
 
@@ -51,7 +53,7 @@ FAMILY = Family(
     mu=_mu,
     pipeline="Lumina2Pipeline",
     encode=encode_masked,
-    more_conditions=mask_condition,
+    example_extras=mask_condition,
     encode_negative=_encode_negative,
     rescale_guided=_keep_norms,
 )

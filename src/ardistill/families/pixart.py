@@ -12,6 +12,7 @@ from ardistill.families.tokens import pixel_size
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: size and aspect ratio too if the checkpoint is conditioned on them."""
     extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
     if transformer.use_additional_conditions:
         size = pixel_size(latents)
@@ -26,5 +27,5 @@ FAMILY = Family(
     inputs=_inputs,
     pipeline="PixArtSigmaPipeline",
     encode=encode_masked,
-    more_conditions=mask_condition,
+    example_extras=mask_condition,
 )

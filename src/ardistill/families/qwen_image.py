@@ -13,16 +13,19 @@ from ardistill.families.tokens import count_packed, pack, unpack
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: packed latents, timesteps in [0, 1], grids of tokens."""
     height, width = (n // 2 for n in latents.shape[-2:])
     shapes = [[(1, height, width)]] * len(latents)
     return {"hidden_states": pack(latents, 2), "timestep": timestep / 1000, "img_shapes": shapes, **condition}
 
 
 def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
     return unpack(result[0], latents, 2)
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
+    """Embeddings and their mask; a pipeline that gives no mask has no padding."""
     embeddings, mask = encode_prompt(pipeline, prompts)
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device) if mask is None else mask
     return {"encoder_hidden_states": embeddings, "encoder_hidden_states_mask": mask}

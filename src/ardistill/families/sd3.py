@@ -10,6 +10,7 @@ from ardistill.families.grids import scheduler_grid
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
+    """Embeddings of all three text encoders, and CLIP's pooled ones; None: CLIP and T5 get the same prompt."""
     found = encode_prompt(pipeline, prompts, None, None)
     return {"encoder_hidden_states": found[0], "pooled_projections": found[2]}
 
@@ -21,6 +22,6 @@ FAMILY = Family(
     text="last",
     pipeline="StableDiffusion3Pipeline",
     encode=_encode,
-    more_conditions=pooled_condition,
+    example_extras=pooled_condition,
     grid=scheduler_grid,
 )

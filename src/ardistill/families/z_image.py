@@ -13,12 +13,14 @@ from ardistill.families.family import Family
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+    """Arguments of the transformer's forward: lists of samples and of unpadded prompts; time from 0."""
     text, mask = condition["encoder_hidden_states"], condition.get("encoder_attention_mask")
     rows = [x if mask is None else x[mask[i].bool()] for i, x in enumerate(text)]
     return {"x": list(latents.unsqueeze(2).unbind(0)), "t": 1 - timestep / 1000, "cap_feats": rows}
 
 
 def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    """The prediction, stacked; the class predicts image minus noise, the negative of the flow."""
     return -torch.stack(list(result[0])).squeeze(2)
 
 
@@ -29,6 +31,7 @@ def count_padded(transformer: Any, x: list[Tensor]) -> int:
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
+    """Embeddings of each prompt, padded to the longest, and a mask of the tokens that count."""
     rows = encode_prompt(pipeline, prompts)[0]
     mask = nn.utils.rnn.pad_sequence([torch.ones(len(x), dtype=torch.bool, device=x.device) for x in rows], True)
     return {"encoder_hidden_states": nn.utils.rnn.pad_sequence(rows, True), "encoder_attention_mask": mask}

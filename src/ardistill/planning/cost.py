@@ -30,7 +30,7 @@ from ardistill.student.sample import sample
 from ardistill.teacher import find_source, read_transformer_config
 from ardistill.trajectories import nested_indices
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+DIT_MODELS: dict[str, dict[str, Any]] = {
     f"DiT-{size}/{patch}": {
         "_class_name": "DiTTransformer2DModel",
         "num_layers": layers,
@@ -80,14 +80,14 @@ def transformer_config(name: str) -> dict[str, Any]:
     """Read the config of a teacher's transformer.
 
     Args:
-        name: An architecture's name in `ARCHITECTURES`, a config.json, a folder, or a Hub id, of which only the config
+        name: A name in `DIT_MODELS`, a config.json, a folder, or a Hub id, of which only the config
             is downloaded.
 
     Raises:
         ValueError: Nothing is found under this name, or the file is no transformer's config.
     """
-    if name in ARCHITECTURES:
-        return ARCHITECTURES[name]
+    if name in DIT_MODELS:
+        return DIT_MODELS[name]
     if Path(name).suffix == ".json" and Path(name).is_file():
         found = read_json(Path(name))
         if not isinstance(found, dict) or "_class_name" not in found:
@@ -98,7 +98,7 @@ def transformer_config(name: str) -> dict[str, Any]:
         return read_transformer_config(source.folder, source.name)
     except ValueError as error:
         raise ValueError(
-            f"expected one of {', '.join(ARCHITECTURES)}, a diffusers folder, a config.json or a Hub id, got {name!r}: "
+            f"expected one of {', '.join(DIT_MODELS)}, a diffusers folder, a config.json or a Hub id, got {name!r}: "
             f"{error}"
         ) from error
 

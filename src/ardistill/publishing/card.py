@@ -15,7 +15,7 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
 
     Args:
         student: The student, which is described by its configuration.
-        figures: Markdown of measured figures; if empty, the card says that nothing was measured.
+        figures: Markdown of measured metrics; if empty, the card says that nothing was measured.
         has_picture: Whether ``samples.png`` is in the card's folder.
     """
     config = student.config

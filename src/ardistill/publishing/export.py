@@ -33,7 +33,7 @@ def export(
         teacher: Its teacher, whose scheduler and companions are copied; the student's knots do not depend on the
             scheduler.
         folder: New or empty folder.
-        figures: Markdown of what was measured, for the card.
+        figures: Markdown of the measured metrics, for the card.
         picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
 
     Raises:
@@ -74,7 +74,7 @@ def _write(student: Student, teacher: Teacher, folder: Path, figures: str, pictu
         "_diffusers_version": diffusers.__version__,
         "transformer": ["diffusers", student.class_name],
         "scheduler": ["diffusers", type(teacher.scheduler).__name__],
-        **{name: [None, None] for name in teacher.absent},
+        **{name: [None, None] for name in teacher.missing_components},
         "student": asdict(replace(student.config, lora_rank=0)),
     }
     companions = teacher.companions

@@ -31,7 +31,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
 _LORA = ".lora_"
 _FACTS = ("version", "weights", "transformer")
-"""What student.json says besides the configuration: checksums of the weights and of the transformer's config.json."""
+"""Entries of student.json besides the configuration: checksums of the weights and of the transformer's config.json."""
 
 
 def _is_first_process() -> bool:
@@ -115,7 +115,11 @@ def fill_adapters(student: FewStepModel, weights: dict[str, Tensor], folder: Pat
     """
     own = {name: p for name, p in student.transformer.named_parameters() if p.requires_grad}
     if own.keys() != weights.keys():
-        raise ValueError(f"{folder} does not fit: {', '.join(sorted(own.keys() ^ weights.keys())[:3])} ...")
+        differing = ", ".join(sorted(own.keys() ^ weights.keys())[:3])
+        raise ValueError(
+            f"{folder}: expected the weights that this student trains, but only one of both has {differing} ...; name "
+            "the adapters of a run of this teacher"
+        )
     student.transformer.load_state_dict(weights, strict=False)
 
 
@@ -128,7 +132,7 @@ class StoredStudent(ABC):
     path: Path
     """The file that holds the transformer's configuration, for messages."""
     config: StudentConfig
-    """What the student is."""
+    """Its knots, history, target and output."""
     transformer: Any
     """The transformer's configuration."""
     weights: str | None = None
@@ -162,7 +166,7 @@ class _Saved(StoredStudent):
     """A student that ``save_pretrained`` or ``export`` wrote."""
 
     def fill(self, student: FewStepModel) -> None:
-        """Read ``transformer/``, and check it against what student.json says."""
+        """Read ``transformer/``, and check it against the checksums in student.json."""
         weights = load_tensors(self.folder / "transformer" / WEIGHTS)
         _check_tensors(weights, self.weights, self.folder / "transformer" / WEIGHTS)
         try:
@@ -214,12 +218,15 @@ def _find_in_checkpoint(folder: Path) -> StoredStudent:
     path = folder / "state.json"
     saved = read_json(path)
     if "made_of" not in saved:
-        raise ValueError(f"{folder} is of an older ardistill, which resumes it; only its run can read it")
+        raise ValueError(
+            f"{folder}: this checkpoint was written by an older ardistill and cannot be used as a student; finish its "
+            "run and use the run folder"
+        )
     config = _read_config(path, saved["made_of"]["student"])
     if config.lora_rank:
         raise ValueError(
-            f"{folder} holds adapters without the weights they stand beside; repeat its run's command to its end, "
-            "which writes both"
+            f"{folder}: this checkpoint stores adapters only and cannot be used as a student; finish its run and use "
+            "the run folder"
         )
     return _Checkpoint(folder, path, config, saved["made_of"]["transformer"])
 

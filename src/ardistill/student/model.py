@@ -65,7 +65,7 @@ class FewStepModel(nn.Module):
             layout = self.history.layout
 
             def run(*inputs: Any) -> Any:
-                with self.history.laid_out(layout):
+                with self.history.use_layout(layout):
                     return block(*inputs)
 
             return checkpoint(run, *args, use_reentrant=False)
@@ -118,14 +118,19 @@ class FewStepModel(nn.Module):
         on_policy: bool,
         through_steps: int,
     ) -> Tensor:
-        history: list[list[Tensor]] = []  # of each step so far: key and value of every layer with history, in turn
+        """Run the steps one after the other; `forward` documents the arguments.
+
+        The cache of earlier steps is flattened for ``checkpoint``, which takes tensors only: step by step, and within
+        a step layer by layer, the key and the value, each (b, h, t, d).
+        """
+        history: list[list[Tensor]] = []  # one list for each step so far: key, value, key, value, ... by layer
         estimates: list[Tensor] = []
         for step in range(self.num_steps):
 
             def run(x: Tensor, *past: Tensor, step: int = step) -> tuple[Tensor, ...]:
-                pairs = [past[i : i + 2] for i in range(0, len(past), 2)]
+                pairs = [past[i : i + 2] for i in range(0, len(past), 2)]  # pair [e * layers + l]: step e, layer l
                 layers = len(pairs) // step if step else 0
-                cache: dict = {layer: pairs[layer::layers] for layer in range(layers)}
+                cache: dict = {layer: pairs[layer::layers] for layer in range(layers)}  # layer -> its pair of each step
                 estimate = self.step(x, step, condition, cache)
                 return estimate, *(tensor for layer in sorted(cache) for tensor in cache[layer][-1])
 
@@ -161,7 +166,7 @@ class FewStepModel(nn.Module):
         condition, guidance = self.family.take_guidance(self.transformer, latents, condition, default)
         latents, condition = self.family.cast(self.transformer, latents, condition)
         arguments = self.family.inputs(self.transformer, latents, times, condition)
-        with self.history.laid_out(replace(layout, guidance=guidance)):
+        with self.history.use_layout(replace(layout, guidance=guidance)):
             result = self.transformer(**arguments, **self.family.options)
         return self.family.output(self.transformer, result, latents)[:, : latents.shape[1]]
 

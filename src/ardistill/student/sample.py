@@ -12,7 +12,7 @@ from ardistill.student.model import FewStepModel
 
 @torch.no_grad()
 def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor:
-    """Draw images from noise.
+    """Draw latents from noise; returns each step's estimate.
 
     Args:
         student: A student in either mode, as nothing in it is random; weights of any dtype.
@@ -20,7 +20,7 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor
         condition: One row per sample.
 
     Returns:
-        Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the image.
+        Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the sample.
 
     Raises:
         ValueError: Noise and condition have different numbers of rows, the noise is not a batch, or a guidance scale

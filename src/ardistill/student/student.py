@@ -32,7 +32,7 @@ class Student(FewStepModel):
 
         Args:
             teacher: The teacher that the student is distilled from.
-            config: What the student is, as ``TrajectoryDataset.student_config`` makes it.
+            config: The student's configuration, as ``TrajectoryDataset.student_config`` makes it.
         """
         if not config.lora_rank:
             return cls(copy.deepcopy(teacher.transformer).requires_grad_(True), config)
@@ -75,12 +75,12 @@ class Student(FewStepModel):
         return student.eval().to(where)
 
     @classmethod
-    def to_continue(cls, folder: str | Path, config: StudentConfig) -> Student:
+    def from_run_for_training(cls, folder: str | Path, config: StudentConfig) -> Student:
         """Read a student to train it further, on the CPU, with all weights trainable.
 
         Args:
             folder: A run, or one of its checkpoints.
-            config: What the student has to be; the teacher's name may differ, its fingerprint decides.
+            config: The configuration that the student must have; only the teacher's name may differ.
 
         Raises:
             ValueError: There is no student there, or its configuration differs.

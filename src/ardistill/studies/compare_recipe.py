@@ -33,7 +33,7 @@ def compare_recipe(
         device: Where everything runs; the best device if not given.
 
     Returns:
-        All figures; ``folder`` is where they were written.
+        All metrics; ``folder`` is where they were written.
 
     Raises:
         ValueError: The recipe or an arm is invalid, or see `compare_students`.

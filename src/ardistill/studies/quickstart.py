@@ -1,9 +1,12 @@
-"""The quickstart: record, distil three students with equal compute, compare and export, on the embedded teacher."""
+"""The quickstart: record, distil three students, compare and export, on the embedded teacher.
+
+The students train with equal numbers of network evaluations; one with history takes more compute.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ardistill.config import JudgeConfig, QuickstartConfig, TrainingConfig
@@ -15,8 +18,19 @@ from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
 from ardistill.zoo.fashion.data import CLASS_NAMES
 
-ARMS = {"kd": (1, False, 4), "step_distillation": (4, False, 1), "ard": (4, True, 1)}
-"""Arm -> steps, whether it has history, and batch size relative to the 4-step arms, for equal network evaluations."""
+
+@dataclass(frozen=True)
+class _Arm:
+    """A student of the quickstart."""
+
+    num_steps: int
+    has_history: bool
+    batch_factor: int
+    """Batch size relative to the 4-step arms, for equal network evaluations."""
+
+
+ARMS = {"kd": _Arm(1, False, 4), "step_distillation": _Arm(4, False, 1), "ard": _Arm(4, True, 1)}
+"""Name of an arm -> the student."""
 SOLVERS = {"solver": 4, "solver_1": 1}
 """Arm of the teacher's solver -> its steps."""
 
@@ -53,7 +67,7 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
     )
     if not (out / "student").exists():
         export(students["ard"], teacher, out / "student", figures=found.markdown(), picture=out / "samples.png")
-    print(f"{time.time() - began:.0f} s")
+    print(f"finished in {time.time() - began:.0f} s")
     return found
 
 
@@ -70,18 +84,18 @@ def _record(teacher: Teacher, config: QuickstartConfig) -> None:
 
 def _student(arm: str, teacher: Teacher, config: QuickstartConfig) -> Student:
     """The trained student of an arm."""
-    num_steps, has_history, factor = ARMS[arm]
-    knots = config.knots if num_steps > 1 else 1
+    chosen = ARMS[arm]
+    knots = config.knots if chosen.num_steps > 1 else 1
     data = TrajectoryDataset(_recording(config, "train"), knots, teacher.fingerprint())
-    history_layers = config.history_layers if has_history else 0
+    history_layers = config.history_layers if chosen.has_history else 0
     student = Student.from_teacher(teacher, data.student_config(history_layers=history_layers))
     states, _, condition = TrajectoryDataset(_recording(config, "eval"), knots).stacked(slice(200))
     start = distance_to_solver(student, teacher, states[:, 0], condition)
-    print(f"{arm}: {num_steps} steps, history in {history_layers} layers; untrained it draws", end=" ")
-    print(f"{start:.1%} from the teacher's {num_steps}-step solver", flush=True)
+    print(f"{arm}: {chosen.num_steps} steps, history in {history_layers} layers; before training,", end=" ")
+    print(f"it differs from the teacher's {chosen.num_steps}-step solver by {start:.1%}", flush=True)
     training = TrainingConfig(
         max_steps=config.max_steps,
-        batch_size=config.batch_size * factor,
+        batch_size=config.batch_size * chosen.batch_factor,
         learning_rate=config.learning_rate,
         lr_scheduler="cosine",
         lr_warmup_steps=min(10, config.max_steps),
@@ -96,5 +110,5 @@ def _note(config: QuickstartConfig) -> str:
     """What was trained, for the report."""
     return (
         f"Training: {config.max_steps} steps of {config.batch_size} trajectories (the 1-step arm: "
-        f"{ARMS['kd'][2] * config.batch_size}), one seed; guidance {config.guidance_scale}."
+        f"{ARMS['kd'].batch_factor * config.batch_size}), one seed; guidance {config.guidance_scale}."
     )

@@ -11,7 +11,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: i
 
     Args:
         conditional: Prediction for the condition, (b, c, h, w).
-        unconditional: Prediction for the null condition, of the same shape.
+        unconditional: Prediction for the unconditional branch (empty prompt or label), of the same shape.
         scale: Guidance scale of each row, (b,); 1 gives the conditional prediction.
         channels: Number of channels, counted from the first, that are guided; all if None.
     """

@@ -44,7 +44,7 @@ class Teacher:
             ``vae`` draws pixels.
         name: Name or path that it was loaded by.
         latent_shape: Shape of a sample, (c, h, w) or (c, f, h, w); from the transformer's config if not given.
-        negative_prompt: Prompt of the unguided branch, for a teacher that is conditioned on text.
+        negative_prompt: Prompt of the unconditional branch, for a teacher that is conditioned on text.
 
     Raises:
         ValueError: The transformer's class is unknown, guidance is below 1, or there are fewer channels than
@@ -77,7 +77,7 @@ class Teacher:
         self.sample_shape = latent_shape or self.family.latent_shape(transformer)
         self.negative_prompt = negative_prompt
         self._vae_device: Device = None
-        self._null: Condition | None = None
+        self._unconditional: Condition | None = None
 
     @classmethod
     def from_pretrained(
@@ -93,39 +93,38 @@ class Teacher:
         latent_shape: tuple[int, ...] | None = None,
         negative_prompt: str = "",
     ) -> Teacher:
-        """Load from ``zoo/fashion`` or ``zoo/emoji``, a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
+        """Load a zoo teacher (``zoo/fashion``), a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
-            name: Name, folder, Hub id or file. A Hub id is downloaded once, whole. ``@REVISION`` may follow a Hub id,
-                and ``:VARIANT`` where there are several variants of the weights, as in ``org/model@main:fp16``. The
-                teacher's ``name`` becomes one that finds it from any folder.
+            name: ``zoo/fashion``, ``zoo/emoji``, ``zoo/scenes``, a folder, a Hub id or a file. A Hub id is downloaded
+                once, whole. ``@REVISION`` may follow a Hub id, and ``:VARIANT`` where there are several variants of the
+                weights, as in ``org/model@main:fp16``. The teacher's ``name`` becomes one that finds it from any
+                folder.
             height: Image height in pixels; the model's default if not given.
             width: Image width in pixels; the model's default if not given.
             num_frames: Number of frames of a video.
             device: Device of transformer and VAE; the best available if not given.
             guidance_scale: Scale of classifier-free guidance; 1 means none.
             guidance_channels: The class documents this and the following options.
-            latent_shape: Takes the place of height, width and num_frames.
+            latent_shape: Shape of a sample in latents; may not stand beside height, width or num_frames.
             negative_prompt: For a teacher that is conditioned on text.
 
         Raises:
             ValueError: No transformer and scheduler of known classes are found there, the weights are quantised or
-                have several variants, the scheduler has an unsupported option, or there is no such device.
+                have several variants, the scheduler has an unsupported option, there is no such device, or a size is
+                given twice, or in pixels for a ``.pt`` file, which has no VAE.
         """
+        is_sized = height is not None or width is not None or num_frames != 1
+        if is_sized and latent_shape is not None:
+            raise ValueError("expected a size in pixels and frames, or latent_shape, got both; leave one out")
         where = resolve_device(device)
         source = find_source(name)
         transformer, scheduler, companions = load_pipeline(source)
-        teacher = cls(
-            transformer,
-            scheduler,
-            guidance_scale,
-            guidance_channels,
-            companions,
-            source.name,
-            latent_shape,
-            negative_prompt,
-        )
-        if companions is not None and (height is not None or width is not None or num_frames != 1):
+        if is_sized and companions is None:
+            raise ValueError(f"{source.folder} has no VAE that turns pixels into latents; give latent_shape instead")
+        guidance = guidance_scale, guidance_channels
+        teacher = cls(transformer, scheduler, *guidance, companions, source.name, latent_shape, negative_prompt)
+        if is_sized:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
         return teacher.to(where)
 
@@ -166,7 +165,7 @@ class Teacher:
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether guidance is an input of the network (Flux-dev), so that there is no unguided branch."""
+        """Whether the network embeds the guidance scale (Flux-dev), so that there is no unconditional branch."""
         return self.family.embeds_guidance(self.transformer)
 
     @property
@@ -182,7 +181,7 @@ class Teacher:
         return named if hasattr(diffusers, named) else self.family.pipeline
 
     @property
-    def absent(self) -> list[str]:
+    def missing_components(self) -> list[str]:
         """Names of required components of its pipeline class that it does not have."""
         needed = inspect.signature(getattr(diffusers, self.pipeline_class).__init__).parameters.values()
         names = [x.name for x in needed if x.default is x.empty]
@@ -265,7 +264,7 @@ class Teacher:
         Args:
             prompts: One or more; repeated ones are encoded once.
             batch_size: Prompts encoded at once.
-            negative: Whether the prompts belong to the unguided branch.
+            negative: Whether the prompts belong to the unconditional branch.
             device: Where the text encoders run before they return to the CPU; the transformer's device if not given.
             longest: For a pipeline that pads to the longest prompt: the longest prompt of the whole set that these
                 belong to, from ``longest_prompt``; the longest of these if not given.
@@ -301,12 +300,12 @@ class Teacher:
 
     def encode_negative(self, device: torch.device | str | None = None) -> Condition:
         """The condition of the negative prompt, one row; encoded once."""
-        if self._null is None:
-            self._null = self.encode([self.negative_prompt], negative=True, device=device)
-        return self._null
+        if self._unconditional is None:
+            self._unconditional = self.encode([self.negative_prompt], negative=True, device=device)
+        return self._unconditional
 
     def null_condition(self, condition: Condition) -> Condition:
-        """The condition of the unguided branch: the negative prompt, or the label after the last one."""
+        """The condition of the unconditional branch: the negative prompt, or the label after the last one."""
         if self.takes_text:
             like = next(iter(condition.values()))
             null = send_to_device(self.encode_negative(), like.device)

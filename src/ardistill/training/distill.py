@@ -21,7 +21,13 @@ from ardistill.progress import bar as progress_bar
 from ardistill.student import Student, sample
 from ardistill.training.adversary import Adversary, LastLayer
 from ardistill.training.fsdp import shard
-from ardistill.training.launch import check_adversary, check_data, check_launch, check_names, make_accelerator
+from ardistill.training.launch import (
+    check_adversary,
+    check_data,
+    check_launch,
+    check_schedule_and_tracker,
+    make_accelerator,
+)
 from ardistill.training.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.training.run_folder import Settings, append_log, check_run_folder, claimed, is_logged, truncate_log
 from ardistill.training.state import TrainingState
@@ -46,7 +52,7 @@ def distill(
     """Train a student on its teacher's trajectories.
 
     The same call again resumes from the last whole checkpoint. With a larger ``max_steps`` it continues a finished run,
-    if no step depends on the total number of steps.
+    only with a constant learning rate and inputs other than ``mixed``.
 
     Args:
         student: Trained in place. A single process trains it on its present device; several processes, launched by
@@ -73,7 +79,7 @@ def distill(
     check_run_folder(folder)  # as given: a Path would no longer show that it is a URL
     folder = Path(folder)
     check_data(student, data)
-    check_names(config)
+    check_schedule_and_tracker(config)
     check_adversary(student, adversary)
     accelerator = make_accelerator(device_of(student), config, folder)
     check_launch(accelerator, config)
@@ -82,7 +88,7 @@ def distill(
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
         while run.state.step < config.max_steps:
-            errors, figures = run.no_errors(), {}
+            errors, figures = run.zero_errors(), {}
             for part in range(config.gradient_accumulation_steps):
                 batch = _draw_batch(run, part)
                 with accelerator.accumulate(run.model):
@@ -120,11 +126,11 @@ class _Run:
     """The student's output layer, if there is an adversary."""
 
     @property
-    def shows(self) -> bool:
+    def draws_samples(self) -> bool:
         """Whether this process draws samples: the first one, or all if the student is divided over them."""
         return self.accelerator.is_main_process or self.config.shard
 
-    def no_errors(self) -> Tensor:
+    def zero_errors(self) -> Tensor:
         """Zeros for the sum of the loss and of each step's error, (1 + s,)."""
         return torch.zeros(1 + self.state.student.num_steps, device=self.accelerator.device)
 
@@ -237,7 +243,7 @@ def _update_student(run: _Run, batch: _Batch, estimates: Tensor, regression: Ten
     """Backward pass and, at the last pass of a step, the optimiser's step; not during the discriminator's warm-up.
 
     Returns:
-        Figures for the log.
+        Numbers for the log.
     """
     if not run.state.trains_student:
         return {}
@@ -246,7 +252,7 @@ def _update_student(run: _Run, batch: _Batch, estimates: Tensor, regression: Ten
     accelerator.backward(loss)
     if accelerator.sync_gradients:
         norm = float(accelerator.clip_grad_norm_(state.parameters, run.config.max_grad_norm))
-        state.watchdog.gradient(state.step + 1, norm)  # the norm is the same on every process
+        state.watchdog.check_gradient(state.step + 1, norm)  # the norm is the same on every process
         figures["gradient_norm"] = norm
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -265,7 +271,7 @@ def _student_loss(run: _Run, batch: _Batch, estimates: Tensor, regression: Tenso
 
 
 def _update_discriminator(run: _Run, batch: _Batch, estimates: Tensor) -> dict[str, float]:
-    """One step of the discriminator, if there is one; figures for the log."""
+    """One step of the discriminator, if there is one; returns numbers for the log."""
     adversary = run.state.adversary
     return {} if adversary is None else adversary.update(estimates[:, -1], batch.condition, batch.generator)
 
@@ -283,7 +289,7 @@ def _log(run: _Run, errors: Tensor, figures: dict[str, float]) -> str:
 def _checkpoint(run: _Run) -> None:
     """Write a checkpoint; it counts as good if samples are diverse and the watchdog suspects nothing."""
     state = run.state
-    if run.shows:
+    if run.draws_samples:
         with state.averaged():
             diversity = _diversity(run)
         if diversity >= COLLAPSED and not state.watchdog.suspects:
@@ -293,19 +299,19 @@ def _checkpoint(run: _Run) -> None:
 
 def _diversity(run: _Run) -> float:
     """Diversity of samples relative to the teacher's; 1 if there is only one trajectory to compare with."""
-    rows, state = run.data.buckets[0][:16], run.state
+    rows, state = run.data.rows_by_shape[0][:16], run.state
     if len(rows) < 2:
         return 1.0
     states, _denoised, condition = send_to_device(run.data.stacked(rows), run.accelerator.device)
     drawn = sample(state.student, states[:, 0], condition)[:, -1]
-    diversity = state.watchdog.diversity(state.step, drawn, states[:, -1])
+    diversity = state.watchdog.check_diversity(state.step, drawn, states[:, -1])
     run.accelerator.log({"diversity": diversity}, step=state.step)
     return diversity
 
 
 def _validate(run: _Run, validate: Validate | None) -> None:
     """Call ``validate`` with the EMA weights and send its picture to the trackers."""
-    if validate is None or not run.shows:
+    if validate is None or not run.draws_samples:
         return
     state = run.state
     with state.averaged():

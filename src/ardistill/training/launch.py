@@ -56,8 +56,8 @@ def check_adversary(student: Student, adversary: Adversary | None) -> None:
         )
 
 
-def check_names(config: TrainingConfig) -> None:
-    """Check the names that are known only to diffusers and accelerate.
+def check_schedule_and_tracker(config: TrainingConfig) -> None:
+    """Check that diffusers knows the learning rate schedule and accelerate the tracker.
 
     Raises:
         ValueError: The learning rate schedule or the tracker is unknown, or the tracker is not installed.

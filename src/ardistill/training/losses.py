@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ardistill.core.config import TARGETS
 from ardistill.core.knots import Knots
+
+
+def _check_target(target: str) -> None:
+    """Raise a ValueError unless the target is one of ``TARGETS``."""
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; known: {', '.join(TARGETS)}")
 
 
 def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: str) -> tuple[Tensor, Tensor]:
@@ -19,7 +26,11 @@ def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: s
 
     Returns:
         Inputs and targets, each (b, s, c, h, w).
+
+    Raises:
+        ValueError: The target is unknown.
     """
+    _check_target(target)
     if target == "state":
         return states[:, :-1], states[:, 1:]
     noise = states[:, :1]
@@ -34,7 +45,11 @@ def step_weights(knots: Knots, target: str) -> Tensor:
     """Loss weight of each step, (s,): 1 or, for ``anchored``, alpha² of the next knot.
 
     An ``anchored`` estimate is scaled by that alpha where it enters the next step's input.
+
+    Raises:
+        ValueError: The target is unknown.
     """
+    _check_target(target)
     if target != "anchored":
         return torch.ones(knots.num_steps, dtype=torch.float32, device="cpu")
     return torch.tensor([a**2 for a in knots.alpha[1:]], dtype=torch.float32, device="cpu")

@@ -53,7 +53,7 @@ class Watchdog:
         norms = [*self._norms]
         return norms[:-10], norms[-10:]
 
-    def gradient(self, step: int, norm: float) -> None:
+    def check_gradient(self, step: int, norm: float) -> None:
         """Check the gradient's norm of an optimiser step, before clipping and before weights are changed.
 
         A rise ends when the norm comes down again, or after 1,000 steps, when it counts as the new level.
@@ -82,7 +82,7 @@ class Watchdog:
                 step, median(now), self._before,
             )  # fmt: skip
 
-    def diversity(self, step: int, drawn: Tensor, expected: Tensor) -> float:
+    def check_diversity(self, step: int, drawn: Tensor, expected: Tensor) -> float:
         """Compare the spread of the student's samples with that of the teacher's samples from the same noise.
 
         Args:

@@ -61,12 +61,16 @@ class TrajectoryDataset(Dataset):
         check_same_teacher(f"the trajectories in {folder}", expected, Identity.of(manifest), "record again")
         indices = knot_indices(manifest.knots, num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
-            raise ValueError(f"{folder} lacks states {missing}, which {len(indices) - 1} steps need; record them")
+            raise ValueError(
+                f"{folder} lacks states {missing}, which {len(indices) - 1} steps need; record into a new folder with "
+                f'--num_steps "[{manifest.solver_steps}]", which keeps all states'
+            )
         if draws not in (None, "rows", "shards"):
             raise ValueError(f"unknown draws {draws!r}; known: rows, shards")
         self.knots = select_knots(manifest.knots, indices)
         self.draws = draws or ("rows" if store.folder is not None else "shards")
-        self._at = np.array([manifest.kept.index(i) for i in indices])
+        self._stored_positions = np.array([manifest.kept.index(i) for i in indices])
+        """Place of each knot's state among the stored states; denoised estimate i arrives at state i + 1."""
         default = 8 if store.folder is None else 1024
         self._shards: LastUsed[Shard] = LastUsed(ShardFiles(store, manifest), default if keep is None else keep)
         self._check_complete()
@@ -121,8 +125,8 @@ class TrajectoryDataset(Dataset):
         return torch.tensor([self.manifest.shape_of(shard) for shard in range(self.manifest.num_shards)], device="cpu")
 
     @cached_property
-    def buckets(self) -> list[Tensor]:
-        """Numbers of the trajectories of each sample shape."""
+    def rows_by_shape(self) -> list[Tensor]:
+        """Numbers of the trajectories, one tensor for each sample shape, in the order of ``sample_shapes``."""
         if len(self.manifest.sample_shapes) == 1:
             return [torch.arange(len(self), device="cpu")]
         shapes = self._shapes.repeat_interleave(self.manifest.shard_size)[: len(self)]
@@ -143,12 +147,12 @@ class TrajectoryDataset(Dataset):
 
         Args:
             history_layers: N: how many of the lowest layers attend to earlier steps; 0 is step distillation.
-            mask: Which earlier steps they attend to: M1 none, M2 the last one, M3 the noise, M4 all.
+            mask: Which earlier steps they attend to: M1 none, M2 the previous one, M3 the first, M4 all.
             target: ``state``, ``denoised`` or ``anchored``; `StudentConfig` documents each.
             output: ``solver`` or ``direct``.
             gated: Whether a gate per layer, which starts closed, weighs the earlier steps.
             lora_rank: Rank of the adapters that are trained; 0: all weights are trained.
-            conditioning: Times that the network is conditioned on: ``recorded``, or ``uniform``, as the authors do.
+            conditioning: Times that the network is conditioned on: ``recorded``, or ``uniform`` (the authors' code).
 
         Raises:
             ValueError: A value is unknown, or values do not fit together.
@@ -205,10 +209,14 @@ class TrajectoryDataset(Dataset):
         rows = torch.randint(len(self), (count,), generator=generator, device="cpu")
         if len(self.manifest.sample_shapes) == 1:
             return rows
-        same = self.buckets[int(self._shapes[rows[0] // self.manifest.shard_size])]
+        same = self.rows_by_shape[int(self._shapes[rows[0] // self.manifest.shard_size])]
         return same[torch.randint(len(same), (count,), generator=generator, device="cpu")]
 
     def _draw_shards(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw ``count`` rows from as few random shards of one sample shape as hold them.
+
+        The limit of open shards rises to the number of shards of a batch, so that no shard is read twice for a batch.
+        """
         order = torch.randperm(self.manifest.num_shards, generator=generator, device="cpu")
         same = order[self._shapes[order] == self._shapes[order[0]]].tolist()
         parts: list[Tensor] = []
@@ -237,13 +245,14 @@ class TrajectoryDataset(Dataset):
         """Read trajectories of one sample shape at once; equal to ``default_collate`` of the items."""
         shards, places = rows // self.manifest.shard_size, rows % self.manifest.shard_size
         shape = self.manifest.sample_shapes[int(self._shapes[shards[0]])]
-        dtype, steps = DTYPES[self.manifest.dtype], len(self._at) - 1
+        kept = self._stored_positions
+        dtype, steps = DTYPES[self.manifest.dtype], len(kept) - 1
         states = np.empty((len(rows), steps + 1, *shape), dtype)
         denoised = np.empty((len(rows), steps, *shape), dtype)
         for i, (shard, row) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
             part = self.shard(shard)
-            part.states[row].take(self._at, 0, out=states[i], mode="clip")  # clip avoids a copy in between
-            part.denoised[row].take(self._at[1:] - 1, 0, out=denoised[i], mode="clip")
+            part.states[row].take(kept, 0, out=states[i], mode="clip")  # clip avoids a copy in between
+            part.denoised[row].take(kept[1:] - 1, 0, out=denoised[i], mode="clip")
         found = {"states": states, "denoised": denoised}
         tensors = {name: torch.from_numpy(x.astype(np.float32, copy=False)) for name, x in found.items()}
         return {**tensors, "condition": self.condition(rows)}
@@ -256,7 +265,8 @@ class TrajectoryDataset(Dataset):
             raise IndexError(f"expected a trajectory in 0..{len(self) - 1}, got {index}")
         number, row = divmod(index, self.manifest.shard_size)
         shard = self.shard(number)
-        states, denoised = shard.states[row].take(self._at, 0), shard.denoised[row].take(self._at[1:] - 1, 0)
+        states = shard.states[row].take(self._stored_positions, 0)
+        denoised = shard.denoised[row].take(self._stored_positions[1:] - 1, 0)
         labels, guidance = torch.tensor([int(shard.labels[row])]), torch.tensor([float(shard.guidance[row])])
         condition = look_up(self._table, labels, guidance)
         return {

@@ -1,4 +1,4 @@
-"""The knots of a student: the solver states that its steps run between."""
+"""The knots of a student: the solver states between which it steps, given as indices or as noise levels and times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_conditioning(conditioning: str) -> None:
         ValueError: It is not.
     """
     if conditioning not in CONDITIONINGS:
-        raise ValueError(f"conditioning is {' or '.join(CONDITIONINGS)}, got {conditioning!r}")
+        raise ValueError(f"expected a conditioning of {' or '.join(CONDITIONINGS)}, got {conditioning!r}")
 
 
 def nested_indices(solver_steps: int, num_steps: int) -> tuple[int, ...]:
@@ -48,7 +48,10 @@ def steps_or_knots(num_steps: int, knots: Sequence[int] | None) -> int | Sequenc
     if knots is None:
         return num_steps
     if len(knots) != num_steps + 1:
-        raise ValueError(f"expected {num_steps + 1} knots for {num_steps} steps, got {list(knots)}")
+        raise ValueError(
+            f"expected {num_steps + 1} knots for {num_steps} steps, got {list(knots)}; give the solver state before "
+            "the first step and after each step"
+        )
     return knots
 
 
@@ -67,12 +70,16 @@ def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int
     if isinstance(steps, Knots):
         own, wanted = (list(zip(x.alpha, x.sigma, strict=True)) for x in (solver, steps))
         if steps.prediction_type != solver.prediction_type or not set(wanted) <= set(own):
-            raise ValueError(f"the student's knots are not among the states of the {solver.num_steps} solver steps")
+            raise ValueError(
+                f"the student's knots are not among the states of the {solver.num_steps} solver steps; record its "
+                "teacher with the number of solver steps that the student was distilled with"
+            )
         return tuple(own.index(state) for state in wanted)
     found = tuple(steps)
     if len(found) < 2 or found[0] != 0 or found[-1] != solver.num_steps or [*found] != sorted(set(found)):
         raise ValueError(
-            f"expected knots as states of the solver, rising from 0 to {solver.num_steps} (its steps), got {[*found]}"
+            f"expected knots as states of the solver, rising from 0 to {solver.num_steps} (its steps), got {[*found]}; "
+            "state 0 is the noise, the last one the image"
         )
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ardistill.core.knots import Knots
 from ardistill.files import SEAL, Store, check_seal, seal
 from ardistill.teacher import seeded_generator
-from ardistill.trajectories.shards import DTYPES, Layout, check_size
+from ardistill.trajectories.shards import DTYPES, ShardLayout, check_size
 
 VERSION = 4
 """Version of the format. Version 3, whose identity includes the number of trajectories, can be read too."""
@@ -91,7 +91,7 @@ class Manifest:
     kept: tuple[int, ...]
     """Indices of the stored states among all solver_steps + 1; 0 is the noise."""
     knots: Knots
-    """Times of all solver steps."""
+    """All states of the solver and the times of its steps; a student's knots are some of them."""
     guidance_range: tuple[float, float]
     """Lowest and highest guidance scale, drawn uniformly for each trajectory; usually the same number twice."""
     guidance_channels: int | None
@@ -103,7 +103,7 @@ class Manifest:
     prompts: str
     """SHA-256 of the prompts in ``prompts.json``; empty for class labels."""
     negative_prompt: str
-    """Prompt of the unguided branch."""
+    """Prompt of the unconditional branch."""
     mixed_precision: str
     """``no`` or ``bf16``: what the teacher's matrix products were computed in."""
     dtype: str
@@ -150,10 +150,10 @@ class Manifest:
             rows, generator=seeded_generator(f"{self.seed}/{shard}/guidance"), dtype=torch.float32, device="cpu"
         )
 
-    def layout(self, shard: int) -> Layout:
+    def layout(self, shard: int) -> ShardLayout:
         """The facts that a shard's file must match."""
         shape = self.sample_shapes[self.shape_of(shard)]
-        return Layout(self.recording, shard, self.num_rows(shard), len(self.kept), shape, self.dtype)
+        return ShardLayout(self.recording, shard, self.num_rows(shard), len(self.kept), shape, self.dtype)
 
     @cached_property
     def recording(self) -> str:

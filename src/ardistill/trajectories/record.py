@@ -129,8 +129,10 @@ def _check_prompts(teacher: Teacher, prompts: Sequence[str] | None) -> list[str]
 
 def _check_numbers(num_trajectories: int, shard_size: int, num_steps: Sequence[int]) -> None:
     for what, value in (("trajectory", num_trajectories), ("row per shard", shard_size)):
-        if not 1 <= value < 10**12:
-            raise ValueError(f"expected 1 {what} or more, got {value}; take a number below 10^12")
+        if value < 1:
+            raise ValueError(f"expected 1 {what} or more, got {value}")
+        if value >= 10**12:
+            raise ValueError(f"expected a {what} count below 10^12, got {value}")
     if not num_steps:
         raise ValueError("expected num_steps of one student or more, got none: nothing would be kept")
 

@@ -21,7 +21,7 @@ DTYPES: dict[str, Any] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """The facts of a shard that follow from the manifest."""
 
     recording: str
@@ -58,7 +58,7 @@ class Shard:
     """Guidance scale, (rows,), float32."""
 
 
-def make_shard(layout: Layout, states: Tensor, denoised: Tensor, labels: Tensor, guidance: Tensor) -> Shard:
+def make_shard(layout: ShardLayout, states: Tensor, denoised: Tensor, labels: Tensor, guidance: Tensor) -> Shard:
     """Convert tensors to the stored dtype.
 
     Raises:
@@ -77,7 +77,7 @@ def make_shard(layout: Layout, states: Tensor, denoised: Tensor, labels: Tensor,
     return Shard(found[0], found[1], labels.numpy(), guidance.numpy())
 
 
-def encode_shard(layout: Layout, shard: Shard) -> bytes:
+def encode_shard(layout: ShardLayout, shard: Shard) -> bytes:
     """The content of a shard's file: a pure function of the arguments and of pyarrow's version."""
 
     def binary(x: np.ndarray) -> pa.Array:
@@ -98,7 +98,7 @@ def encode_shard(layout: Layout, shard: Shard) -> bytes:
     return seal(sink.getvalue().to_pybytes())
 
 
-def decode_shard(layout: Layout, data: memoryview, where: str) -> Shard:
+def decode_shard(layout: ShardLayout, data: memoryview, where: str) -> Shard:
     """Check every byte of a shard's file and view its rows.
 
     Args:
@@ -112,7 +112,7 @@ def decode_shard(layout: Layout, data: memoryview, where: str) -> Shard:
     return view_shard(layout, data, find_columns(layout, data, where))
 
 
-def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
+def find_columns(layout: ShardLayout, data: memoryview, where: str) -> list[int]:
     """Check every byte of a shard's file and find where its columns begin.
 
     Returns:
@@ -162,7 +162,7 @@ def find_columns(layout: Layout, data: memoryview, where: str) -> list[int]:
         ) from (error)
 
 
-def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard:
+def view_shard(layout: ShardLayout, data: memoryview, starts: Sequence[int]) -> Shard:
     """View the rows of a checked file, given the offsets of its columns.
 
     The views are of the file itself, not of Arrow's buffers, which keep 2 KB of readers and schemas alive per shard.
@@ -175,7 +175,7 @@ def view_shard(layout: Layout, data: memoryview, starts: Sequence[int]) -> Shard
     )
 
 
-def _columns(layout: Layout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
+def _columns(layout: ShardLayout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
     """Name, dtype and shape of each column."""
     latents, rows = DTYPES[layout.dtype], layout.rows
     return [
@@ -186,7 +186,7 @@ def _columns(layout: Layout) -> list[tuple[str, np.dtype, tuple[int, ...]]]:
     ]
 
 
-def check_size(layout: Layout, size: int, where: str) -> None:
+def check_size(layout: ShardLayout, size: int, where: str) -> None:
     """Refuse a file that is too small for its rows.
 
     Args:

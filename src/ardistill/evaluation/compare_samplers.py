@@ -37,7 +37,7 @@ TIMED = 10
 
 
 @torch.no_grad()
-def compare(
+def compare_samplers(
     teacher: Teacher,
     teacher_images: Tensor,
     arms: Mapping[str, Sampler],
@@ -52,7 +52,7 @@ def compare(
 ) -> Comparison:
     """Judge every arm on the same noise and conditions, next to the teacher.
 
-    Each arm draws on its sampler's device; images and figures are on the CPU.
+    Each arm draws on its sampler's device; images and metrics are on the CPU.
 
     Args:
         teacher: Decodes what the arms draw.
@@ -65,7 +65,8 @@ def compare(
         labels: Class, or number of the prompt, of each sample, (n,); the condition's class labels if not given.
         prompts: The prompt of each sample, for a text-to-image teacher. The judge's ``text_scores`` need them, and if
             all are captions of the scene world, adherence is measured.
-        baseline: The arm that the others are compared with, pair by pair; the notes say how arms of equal NFE compare.
+        baseline: The arm that the others are compared with, pair by pair; the notes compare arms with
+            equal network evaluations (NFE), which with history is not equal compute.
         batch_size: Samples drawn at once.
 
     Raises:
@@ -104,7 +105,17 @@ def compare(
         notes.append(f"Real-versus-real floor of FD: {found}.")
     notes += _adherence_notes(bool(scores), judge, prompts or ())
     notes.append(_explanation(len(noise), judge, pairs["teacher"]))
-    return Comparison(figures, intervals, baseline, images, labels, judge.network.name, floor, notes, scores)
+    return Comparison(
+        arms=figures,
+        intervals=intervals,
+        baseline=baseline,
+        images=images,
+        labels=labels,
+        feature_network=judge.network.name,
+        floor=floor,
+        notes=notes,
+        adherence=scores,
+    )
 
 
 def _check(
@@ -117,7 +128,7 @@ def _check(
     prompts: Sequence[str] | None,
     baseline: str | None,
 ) -> None:
-    """Raise a ValueError if the arguments of `compare` do not fit together."""
+    """Raise a ValueError if the arguments of `compare_samplers` do not fit together."""
     if not len(noise) == len(labels) == len(teacher_images):
         raise ValueError(
             f"expected equal numbers of noises, labels and teacher's images, got {len(noise)}, {len(labels)} and "
@@ -163,7 +174,7 @@ def _distances_to_teacher(features: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _quality(judge: Judge, images: Tensor, features: Tensor, labels: Tensor) -> Figures:
-    """Figures against real images and by the classifier."""
+    """Metrics against real images and by the classifier."""
     figures: Figures = {}
     if judge.reference is not None:
         figures["fd"] = frechet_distance(judge.reference, FeatureStatistics.from_features(features))
@@ -179,7 +190,7 @@ def _quality(judge: Judge, images: Tensor, features: Tensor, labels: Tensor) -> 
 
 
 def _text_quality(judge: Judge, images: Tensor, prompts: Sequence[str] | None, overall: Sequence[Score]) -> Figures:
-    """Figures against the prompts; ``overall`` is the overall adherence in each split."""
+    """Metrics against the prompts; ``overall`` is the overall adherence in each split."""
     figures: Figures = {}
     if overall:
         figures["adherence"] = sum(x.share * x.num_images for x in overall) / sum(x.num_images for x in overall)
@@ -219,7 +230,7 @@ def _intervals(
 
 
 def standing(arm: str, baseline: str, interval: BootstrapInterval) -> str:
-    """A sentence that says how an arm compares with the baseline in paired distance to the teacher."""
+    """A sentence that says how an arm compares with a baseline of equal NFE in paired distance to the teacher."""
     word = "ahead of" if interval.high < 0 else "behind" if interval.low > 0 else "not distinguishable from"
     return (
         f"{arm_label(arm)} is {word} {arm_label(baseline)} at this compute: paired distance to the teacher "
