@@ -130,7 +130,7 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
 def test_load_runs_our_own_code(exported, name):
     pipeline = load(exported / name / "export")
     assert type(pipeline).__module__ == "ardistill.core.pipeline"
-    assert isinstance(pipeline, getattr(diffusers, type(pipeline).__mro__[1].__name__))
+    assert isinstance(pipeline, getattr(diffusers, type(pipeline).__bases__[1].__name__))
 
 
 @pytest.mark.parametrize("name", TEXT)
