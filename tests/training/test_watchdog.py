@@ -46,11 +46,12 @@ def test_the_last_good_checkpoint_is_kept(teacher, tmp_path, monkeypatch, dies_a
     data = TrajectoryDataset(tmp_path / "data", 4)
     config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=2, keep_checkpoints=1, tracker=None)
     if looks_wrong == "collapse":
-        monkeypatch.setattr(Watchdog, "diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
+        monkeypatch.setattr(Watchdog, "check_diversity", lambda self, step, *_: 0.9 if step <= 4 else float("nan"))
     else:  # as after many steps
         monkeypatch.setattr(Watchdog, "__init__", quiet)
-        look = Watchdog.gradient
-        monkeypatch.setattr(Watchdog, "gradient", lambda self, step, _: look(self, step, 1.0 if step <= 4 else 50.0))
+        look = Watchdog.check_gradient
+        spiking = lambda self, step, _: look(self, step, 1.0 if step <= 4 else 50.0)  # noqa: E731
+        monkeypatch.setattr(Watchdog, "check_gradient", spiking)
 
     def train(validate=None):
         student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
