@@ -124,7 +124,7 @@ REFUSALS = {
         _assign("transformer", _another_student), "of another student", "draw with the other student's own pipeline"
     ),
     "scheduler": Refusal(
-        _assign("scheduler", lambda p, f: diffusers.FlowMatchEulerDiscreteScheduler()), "fixed", "leave it as it is"
+        _assign("scheduler", lambda p, f: diffusers.FlowMatchEulerDiscreteScheduler()), "fixed", "keep the one it has"
     ),
     "own weights missing": Refusal(_copied_without(_without_gates), "found none", "load one from the export"),
     "own weights cut": Refusal(

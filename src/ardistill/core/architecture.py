@@ -35,8 +35,8 @@ class Architecture:
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
     guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
     """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
-    pipeline_scale_is_input: bool = False
-    """Whether the pipeline's ``guidance_scale`` is an input of the network instead of classifier-free guidance.
+    scale_is_input_of: tuple[str, ...] = ()
+    """Pipeline classes whose ``guidance_scale`` is an input of the network instead of classifier-free guidance.
 
     It is a fact of the pipeline class; `embeds_guidance` is one of a single teacher (Flux-schnell has the same pipeline
     but no such input), and ``StudentConfig.takes_guidance`` is one of a student.

@@ -112,7 +112,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return type(value)(_cast(x, dtype) for x in value) if isinstance(value, (list, tuple)) else value
 
 
-def _take_guidance(student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
+def _take_guidance(base: Any, student: StudentConfig, options: dict[str, Any], transformer: Any) -> float:
     """Turn the pipeline's own guidance off in the options of a call.
 
     Returns:
@@ -122,7 +122,7 @@ def _take_guidance(student: StudentConfig, options: dict[str, Any], transformer:
         ValueError: The student was not distilled at the requested scale.
     """
     architecture = architecture_of(transformer)
-    if architecture.pipeline_scale_is_input:
+    if base.__name__ in architecture.scale_is_input_of:
         if not architecture.embeds_guidance(transformer) and options.get("guidance_scale") in (0, 1):
             del options["guidance_scale"]  # no guidance is asked for, and the network takes none
         options.setdefault("guidance_scale", student.guidance_scale)
@@ -249,7 +249,7 @@ class FewStepPipeline:
         whole = self.__dict__.get("_whole", self)
         vae = self.vae or _Pixels()
         knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
-        knots.layout.guidance = _take_guidance(student, options, unwrapped(self.transformer))
+        knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
         view = object.__new__(type(self))  # not by __init__: it shares the parts, and adopts no transformer
         view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
         attached = getattr(unwrapped(self.transformer), "attachment", None)

@@ -44,8 +44,9 @@ class Study:
     """
 
     def __init__(self, recipe: str | Path, out: str | Path | None = None, device: Device = None) -> None:
+        self.device = resolve_device(device)
         self.recipe = Recipe(recipe)
-        self.out, self.device = Path(out or self.recipe.out), resolve_device(device)
+        self.out = Path(out or self.recipe.out)
 
     @cached_property
     def teacher(self) -> Teacher:

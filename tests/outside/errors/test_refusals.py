@@ -66,7 +66,7 @@ PLACES = {
         "seed is 0 there, 5 asked for",
         "repeat its",
     ),
-    "word": Refusal(f"{SAMPLE} --count many", "count.*many", "--help says"),
+    "word": Refusal(f"{SAMPLE} --count many", "count.*many", "--help lists"),
     "option": Refusal("distill --training.max-step 2", "not known", "did you mean 'training.max_steps'"),
 }
 REFUSALS = NUMBERS | PLACES
