@@ -132,7 +132,7 @@ REFUSALS = {
     ),
     "own weights of another shape": Refusal(_copied_without(_two_gates), "is \\(2,\\)", "load the transformer of this"),
     "processor": Refusal(_silent, "expected one call of scaled_dot_product_attention", "native attention backend"),
-    "another pipeline": Refusal(_from_pipe, "by another pipeline", "call its student or its own pipeline"),
+    "another pipeline": Refusal(_from_pipe, "by another pipeline", "call the Student or the exported pipeline"),
     "alone": Refusal(_alone, "called directly", "call the Student or the exported pipeline"),
     "hooks before": Refusal(_hooked_before, "without hooks", "enable them there"),
     "offloaded before": Refusal(_offloaded_before, "offloaded", "enable offloading afterwards"),
