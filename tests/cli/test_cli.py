@@ -13,6 +13,8 @@ from PIL import Image
 from ardistill.cli import COMMANDS, TRAJECTORIES, build_parser, main
 from ardistill.student import Student
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--training.max_steps", "2", "--training.batch_size", "2", "--training.checkpoint_every", "1"]
 
 

@@ -10,7 +10,7 @@ from ardistill.evaluation import compare_students, evaluate, evaluation_folder, 
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.runs import trained_in, trained_on
 
-pytestmark = pytest.mark.filterwarnings("ignore:12 samples for 128 features")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:12 samples for 128 features")]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from faults.killing import (
 from ardistill.cli import main
 from ardistill.trajectories import verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):

@@ -12,6 +12,8 @@ from tiny_families import TINY
 from ardistill.teacher import Teacher
 from ardistill.trajectories import record
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 

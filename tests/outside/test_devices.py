@@ -44,6 +44,8 @@ from ardistill.training.adversary import Adversary
 from ardistill.training.real_images import save_real
 from ardistill.trajectories import TrajectoryDataset, record
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pretend():

@@ -16,6 +16,8 @@ from pretend_device import PretendDevice
 from safetensors.torch import load_file, save_file
 from whole import CALLS, FULL, MORE, Exports, control, draw, near, opened, same_as_stock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):

@@ -14,6 +14,8 @@ from whole import draw, opened
 
 from ardistill.publishing import load
 
+pytestmark = pytest.mark.slow
+
 # Refusals
 
 

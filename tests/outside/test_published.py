@@ -19,6 +19,8 @@ from ardistill.student import Student
 from ardistill.teacher import Companions, Teacher, find_source, split_name
 from ardistill.trajectories import Manifest
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red cat", "the moon"]
 
 

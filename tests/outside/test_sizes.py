@@ -25,6 +25,8 @@ from ardistill.teacher import pad_tokens
 from ardistill.trajectories import Manifest, OnlineTrajectories, export_parquet, repair, verify
 from ardistill.trajectories.conditions import PART, find_parts, num_used, publish_conditions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pixart(tmp_path_factory):

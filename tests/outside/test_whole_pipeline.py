@@ -22,6 +22,8 @@ from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 
+pytestmark = pytest.mark.slow
+
 # Case 3
 
 

@@ -11,6 +11,8 @@ from ardistill.config import CostConfig
 from ardistill.families import FAMILIES, register_family
 from ardistill.planning import cost, describe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "steps,layers,macs", [(4, 0, 474.67), (4, 6, 480.10), (4, 28, 500.03), (2, 6, 238.24), (2, 28, 241.56)]

@@ -14,6 +14,8 @@ from ardistill.student import Student
 from ardistill.zoo import FOLDERS
 from ardistill.zoo.scenes.data import as_images, caption, example, prompts
 
+pytestmark = pytest.mark.slow
+
 ASKED = [x.text for x in prompts("seen", 6) + prompts("unseen_combinations", 4)]
 
 TRAINING = ["--training.max_steps", "1", "--training.batch_size", "2", "--training.tracker", "null"]

@@ -8,6 +8,8 @@ import pytest
 
 import ardistill
 
+pytestmark = pytest.mark.slow
+
 USE = """
 from pathlib import Path
 

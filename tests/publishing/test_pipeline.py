@@ -13,6 +13,8 @@ from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys, torch
 sys.modules["ardistill"] = None  # an import of our package fails

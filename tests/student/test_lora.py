@@ -17,6 +17,8 @@ from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
 
+pytestmark = pytest.mark.slow
+
 KNOTS = Knots.from_dict(
     {"prediction_type": "epsilon", "timesteps": (999.0, 500.0), "alpha": (0.1, 0.6, 1.0), "sigma": (0.995, 0.8, 0.0)}
 )

@@ -13,6 +13,8 @@ from ardistill.studies import Study
 from ardistill.training.real_images import save_real
 from ardistill.trajectories import steps_or_knots
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("study_*.yaml"))
 
 

@@ -17,6 +17,8 @@ from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
 TEXT = [name for name in PIPELINES if name != "dit"]
 SIZE = {

@@ -23,6 +23,8 @@ from ardistill.training.discriminator import Discriminator
 from ardistill.training.real_images import load_real, save_real
 from ardistill.trajectories import TrajectoryDataset, record
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainingConfig(
     max_steps=8, batch_size=4, checkpoint_every=4, tracker=None, learning_rate=1e-3, ema_decay=0.5, inputs="student"
 )

@@ -16,6 +16,8 @@ from ardistill.training.launch import check_launch
 from ardistill.training.real_images import save_real
 from ardistill.trajectories import record
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20
 LONG = {"max_steps": STEPS, "checkpoint_every": 10}
 SHORT = {"max_steps": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, "mixed_precision": "bf16"}

@@ -18,6 +18,8 @@ from ardistill.teacher import Teacher, knots_from_scheduler
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
 
+pytestmark = pytest.mark.slow
+
 KNOTS = knots_from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(), 3)
 
 

@@ -16,6 +16,8 @@ from ardistill.zoo.emoji.data import BACKGROUNDS, CLASS_NAMES, GRID, NOUN_SIZES,
 from ardistill.zoo.scenes.data import as_images
 from ardistill.zoo.scenes.data import scene as prompted_scene
 
+pytestmark = pytest.mark.slow
+
 NAMES = CLASS_CONDITIONAL
 ACCURACY = {"emoji": 0.99, "fashion": 0.93}
 

@@ -21,6 +21,8 @@ from ardistill.trajectories import verify
 from ardistill.trajectories.manifest import Manifest, shard_name
 from ardistill.trajectories.shards import decode_shard, encode_shard
 
+pytestmark = pytest.mark.slow
+
 
 def tensors(folder):
     """All weights, EMA and optimiser, of the student and of the last checkpoint."""

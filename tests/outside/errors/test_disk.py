@@ -18,6 +18,8 @@ from ardistill.cli import main
 from ardistill.files import whole_file, whole_folder
 from ardistill.training.real_images import save_real
 
+pytestmark = pytest.mark.slow
+
 FULL = {
     "export": "export --student run --out out",
     "npz": "sample --student run --out out.npz --count 60 --device cpu",

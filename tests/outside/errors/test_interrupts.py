@@ -14,6 +14,8 @@ from apart import DISTILL, RECORD, apart, ended
 
 from ardistill.cli import main
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = "sample --student run --out out.png --device cpu"
 INTERRUPTED = {  # command, what tells that it is at it, what it says
     "record": (f"{RECORD} --num_trajectories 4000 --shard_size 4", lambda: any(Path("out").glob("shard-*")), "missing"),

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import warnings
 
+import pytest
 from apart import DISTILL, RECORD, apart, ended
 
 from ardistill import progress
 from ardistill.errors import ready_process
+
+pytestmark = pytest.mark.slow
 
 
 class Clock:

@@ -17,6 +17,8 @@ from refusals import Refusal, check_refusal
 from ardistill.cli import main
 from ardistill.errors import cache_variable, explain, one_line
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def no_torch_fidelity_yet():

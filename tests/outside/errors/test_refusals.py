@@ -10,6 +10,8 @@ from refusals import Refusal, check_refusal
 
 from ardistill.cli import main
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = "sample --student run --device cpu --out new.png"
 ENCODE = "encode --teacher zoo/fashion --images images --out new.safetensors --device cpu"
 SHOW = "trajectories show --trajectories data --device cpu --out new.png"
