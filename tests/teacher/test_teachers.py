@@ -52,7 +52,7 @@ for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
             assert "absorbed" in str(error)
         else:
             raise AssertionError("a negative prompt was accepted")
-torch.save(images, sys.argv[-1])
+torch.save([torch.as_tensor(x) for x in images], sys.argv[-1])
 """
 
 
