@@ -85,6 +85,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FILES, ids=name_cases(FILES))
 def test_bad_files_are_named_in_one_line_and_leave_nothing(world, capsys, case):
     check(case, world, capsys)

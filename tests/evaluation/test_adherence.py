@@ -49,6 +49,7 @@ def test_wilson_interval_of_known_shares():
     assert wilson_interval(20, 20)[1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "categories"), [("seen", CATEGORIES), ("unseen_combinations", COMBINED)])
 def test_the_detector_knows_fresh_renders(split, categories):
     pairs = [example(split, index, seed=11) for index in range(100 * len(categories))]

@@ -184,6 +184,7 @@ def test_folded_pass_equals_a_dense_mask_oracle(name, mask, gated):
     assert mask == "M1" or not near(found, plain(inputs, condition), 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", TINY)
@@ -303,6 +304,7 @@ def test_attention_that_bypasses_torchs_is_refused():
         student(inputs, condition)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "sd3", "flux", "qwen-image-masked"])
 def test_compiled_passes_are_whole_graphs_with_the_same_results(name):
     """benchmarks/compile_families.py does all of them."""

@@ -85,6 +85,7 @@ def test_the_fashion_recipe_runs_from_record_to_export(tmp_path, monkeypatch, ca
     assert "trust_remote_code" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "record(" in b)
