@@ -117,6 +117,7 @@ TYPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TYPED, ids=name_cases(TYPED))
 def test_bad_options_are_named_in_one_line_and_leave_nothing(world, capsys, case):
     check(case, world, capsys)

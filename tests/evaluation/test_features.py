@@ -31,6 +31,7 @@ def test_a_module_and_a_torchscript_file_serve_as_feature_networks(tmp_path):
     assert torch.equal(extract_features(of_file, images(channels=3)), expected)
 
 
+@pytest.mark.slow
 def test_inception_takes_grey_images_and_is_fid_with_its_own_weights_only(torch_fidelity, tmp_path):
     if torch_fidelity is None:
         pytest.skip("torch-fidelity is not installed")

@@ -217,6 +217,7 @@ def test_checkpointing_gives_equal_gradients(name):
     assert all(torch.equal(value, gradients[1][key]) for key, value in gradients[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_saved_and_reloaded_is_the_same(name, tmp_path):
     for output in ("solver", "direct"):

@@ -37,6 +37,7 @@ def fashion(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_case_17_a_run_called_student_is_itself(fashion, capsys):
     assert run_of(f"{fashion}/student") == (fashion / "student", "")
     assert run_of(f"{fashion}/student/student") == (fashion / "student", "")

@@ -142,6 +142,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sizes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_is_refused(name, pixart, folder, capsys):
     check_refusal(REFUSALS[name], capsys, pixart, folder)

@@ -20,6 +20,7 @@ def ruff(command, source):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"Asking", "DiT"}))
 def test_the_module_is_short_clean_and_has_no_undefined_names(name):
     source = pipeline_source(FAMILIES[name].pipeline, name)

@@ -289,6 +289,7 @@ def test_gradients_flow_through_the_last_inputs_as_asked(teacher, folder):
     assert all(not torch.allclose(norms[i], norms[i + 1], rtol=1e-3) for i in range(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", ["student", "mixed"])
 def test_training_on_its_own_inputs_resumes_and_lowers_the_loss(teacher, folder, inputs, dies_at_its_first_checkpoint):
     data = TrajectoryDataset(folder / "data", 4)

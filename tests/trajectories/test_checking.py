@@ -141,6 +141,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(draw=st.data())
 def test_any_manifest_is_read_or_refused(recorded, draw):

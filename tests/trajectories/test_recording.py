@@ -194,6 +194,7 @@ class Disk:
             raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_any_call_loses_nothing_and_leaves_nothing_half_written(teacher, recorded, tmp_path):
     options = OPTIONS | {"shard_size": 11}
     with pytest.MonkeyPatch.context() as patch:
