@@ -14,14 +14,9 @@ from diffusers import (
 from peft import LoraConfig, get_peft_model_state_dict
 from pretend_device import PretendDevice
 from safetensors.torch import load_file, save_file
-from whole import CALLS, FULL, MORE, Exports, control, draw, near, opened, same_as_stock
+from whole import CALLS, FULL, MORE, control, draw, near, opened, same_as_stock
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    return Exports(tmp_path_factory.mktemp("habits"))
 
 
 # On a second device

@@ -118,7 +118,7 @@ def test_diffusers_reads_the_adapters(name, tmp_path):
     latents, condition = torch.randn(2, *tiny.latents), tiny.condition(2)
     with torch.no_grad():
         theirs = student.family.call(stock, latents, torch.full((2,), KNOTS.timesteps[0]), condition)
-        a, b = student.coefficients[0]
+        a, b = student.config.coefficients[0]
         ours = student.step(latents, 0, condition, {})
     assert torch.allclose(a * latents + b * theirs[:, : latents.shape[1]], ours, atol=1e-5)
 

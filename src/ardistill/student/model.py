@@ -39,7 +39,6 @@ class FewStepModel(nn.Module):
         """Name of the transformer's class in diffusers; dividing it over processes changes the class."""
         attachment = attach(transformer, config)
         self.history = attachment.history
-        self.coefficients = config.coefficients
         self.has_own_weights = bool(attachment.own_weights)
         """Whether there are weights that the stock transformer lacks: heads of later steps, gates, guidance."""
 
