@@ -43,6 +43,8 @@ class TrainingConfig:
     """Forward passes per optimiser step."""
     learning_rate: float = 1e-4
     """AdamW's learning rate."""
+    gate_rate: float = 1.0
+    """Learning rate of the gates of layers with history, as a multiple of learning_rate."""
     lr_scheduler: str = "constant"
     """Learning rate schedule, a name in diffusers.optimization.SchedulerType: constant, cosine,
     constant_with_warmup, ..."""
@@ -88,7 +90,7 @@ class TrainingConfig:
         _check(self, 1, "max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every")
         _check(self, 1, "keep_checkpoints")
         _check(self, 0, "lr_warmup_steps", "through_steps")
-        _check_real(self, True, "learning_rate", "max_grad_norm")
+        _check_real(self, True, "learning_rate", "gate_rate", "max_grad_norm")
         _check_real(self, False, "weight_decay", "ema_decay", "student_share")
         if type(self.seed) is not int or not abs(self.seed) < 2**43:  # a million times the seed has to fit in 64 bits
             raise ValueError(f"expected a seed of -2^43 to 2^43, got {self.seed}")

@@ -68,6 +68,37 @@ def test_where_nothing_can_be_locked_a_warning_is_logged_and_training_continues(
     assert "cannot be locked (No locks available): make sure that only one process trains" in caplog.text
 
 
+def test_gates_learn_at_their_own_rate(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    before = {}
+    after = {}
+    for rate in (1.0, 30.0):
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+        before = {name: x.clone() for name, x in student.state_dict().items()}
+        config = replace(CONFIG, max_steps=1, gate_rate=rate)
+        after[rate] = distill(student, data, folder / f"run{rate}", config, progress=False).state_dict()
+    for name, slow in after[1.0].items():
+        factor = 30 if name.endswith("history_gate") else 1  # AdamW's first step is the rate times the gradient's sign
+        torch.testing.assert_close(after[30.0][name] - before[name], factor * (slow - before[name]))
+
+
+def test_a_run_whose_gates_have_their_own_rate_resumes_equal_to_the_bit(teacher, folder):
+    data = TrajectoryDataset(folder / "data", 4)
+    whole, cut = (Student.from_teacher(teacher, StudentConfig(data.knots, 2)) for _ in range(2))
+    config = replace(CONFIG, gate_rate=30.0)
+    distill(whole, data, folder / "whole", config, progress=False)
+
+    def stop(_student, step):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(cut, data, folder / "cut", config, validate=stop, progress=False)
+    cut = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+    distill(cut, data, folder / "cut", config, progress=False)
+    assert all(torch.equal(value, cut.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
 def test_gates_open_in_training(teacher, folder):
     data = TrajectoryDataset(folder / "data", 4)
     student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))

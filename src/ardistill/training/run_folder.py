@@ -122,7 +122,7 @@ def _read_settings(path: Path, settings: Settings) -> Settings:
     before = read_json(path)
     try:
         before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
-        before["training"] = asdict(TrainingConfig()) | before.get("training", {})
+        before["training"] = asdict(TrainingConfig()) | {"gate_rate": 1.0} | before.get("training", {})
         before["data"] = {"draws": "rows"} | before.get("data", {})
         before.setdefault("start", settings["start"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -38,7 +38,9 @@ class TrainingState:
         """The student's trained parameters."""
         self.warmup_steps = 0 if adversary is None else adversary.config.warmup_steps
         """First steps, in which only the discriminator is trained."""
-        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(student, config), config.learning_rate, weight_decay=config.weight_decay
+        )
         self.scheduler = get_scheduler(
             config.lr_scheduler,
             self.optimizer,
@@ -119,3 +121,12 @@ class TrainingState:
         """Read a checkpoint, in place."""
         self.step = checkpoints.step_of(path)  # decides whether the optimiser has a state to be filled
         self.load_state_dict(checkpoints.load(path, self.state_dict()))
+
+
+def _parameter_groups(student: Student, config: TrainingConfig) -> list[dict[str, Any]]:
+    """The trained parameters and, where they have a learning rate of their own, the gates."""
+    trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    gates = [p for name, p in trained if name.endswith(".history_gate")] if config.gate_rate != 1 else []
+    own = {id(p) for p in gates}
+    weights = {"params": [p for _, p in trained if id(p) not in own]}
+    return [weights, {"params": gates, "lr": config.gate_rate * config.learning_rate}] if gates else [weights]
