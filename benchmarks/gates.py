@@ -2,10 +2,9 @@
 
     python benchmarks/gates.py [--runs runs/gates] [--json benchmarks/results/gates.json] [--only fashion/short/0]
 
-Every arm of a row trains on the same recorded trajectories, with the same seed, for as many multiply-accumulates as
+Every arm trains on the same recorded trajectories, with the same seed, for as many multiply-accumulates as
 gated history with mask M4 in all layers takes; the others get more steps. ``short`` is the quickstart's length,
-``long`` 1,000 steps. Rows are done one after the other, a finished training is not repeated, and the file is written
-after each.
+``long`` 1,000 steps. A finished training is not repeated, and the file is written after each.
 """
 
 from __future__ import annotations
@@ -54,7 +53,15 @@ ARMS: dict[str, tuple[str, str, float]] = {
     "N=1/4 M2, rate x30": ("quarter", "M2", 30.0),
 }
 """Arm -> layers with history, mask, learning rate of the gates over the common one."""
-LIST = [(zoo, length, seed) for seed in range(3) for length in LENGTHS for zoo in ZOO]
+LIST = [
+    (zoo, length, seed, arm)
+    for length in LENGTHS
+    for arms in ([*ARMS][:4], [*ARMS][4:])
+    for seed in range(3)
+    for zoo in ZOO
+    for arm in arms
+]
+"""Every training, in the order in which they are done."""
 
 
 def student_of(arm: str, teacher: Teacher, data: TrajectoryDataset, zoo: Zoo) -> Student:
@@ -89,8 +96,8 @@ def measured(student: Student, held_out: TrajectoryDataset, teacher: Teacher, ju
     }
 
 
-def run_row(zoo_name: str, length: str, seed: int, runs: Path, results: dict[str, Any], file: Path) -> None:
-    """Train and measure every arm of one row that has no result yet."""
+def run_one(zoo_name: str, length: str, seed: int, arm: str, runs: Path) -> dict[str, Any]:
+    """Train and measure one student."""
     zoo, teacher = (
         ZOO[zoo_name],
         Teacher.from_pretrained(f"zoo/{zoo_name}", guidance_scale=ZOO[zoo_name].guidance_scale),
@@ -102,31 +109,24 @@ def run_row(zoo_name: str, length: str, seed: int, runs: Path, results: dict[str
     data, held_out = (TrajectoryDataset(folder, zoo.knots, teacher.fingerprint()) for folder in folders.values())
     judge = Judge.zoo(zoo_name)
     dearest = macs(student_of("N=all M4, common rate", teacher, data, zoo), data)
-    for arm, (_, _, rate) in ARMS.items():
-        key = f"{zoo_name}/{length}/{seed}/{arm}"
-        if key in results:
-            continue
-        student = student_of(arm, teacher, data, zoo)
-        steps = round(LENGTHS[length].steps * dearest / macs(student, data))
-        training = TrainingConfig(
-            max_steps=steps,
-            batch_size=LENGTHS[length].batch_size,
-            learning_rate=5e-4,
-            gate_rate=rate,
-            lr_scheduler="cosine",
-            lr_warmup_steps=10,
-            ema_decay=0.98,
-            seed=seed,
-            checkpoint_every=200,
-            keep_checkpoints=1,
-            tracker=None,
-        )
-        folder = runs / zoo_name / f"{length}-{seed}-{list(ARMS).index(arm)}"
-        began = time.time()
-        trained = distill(student, data, folder, training, progress=False)
-        results[key] = measured(trained, held_out, teacher, judge) | {"steps": steps, "seconds": time.time() - began}
-        write_whole(file, json.dumps({"environment": environment(), "runs": results}, indent=1).encode())
-        print(key, {k: v for k, v in results[key].items() if k != "gates"}, flush=True)
+    student = student_of(arm, teacher, data, zoo)
+    steps = round(LENGTHS[length].steps * dearest / macs(student, data))
+    training = TrainingConfig(
+        max_steps=steps,
+        batch_size=LENGTHS[length].batch_size,
+        learning_rate=5e-4,
+        gate_rate=ARMS[arm][2],
+        lr_scheduler="cosine",
+        lr_warmup_steps=10,
+        ema_decay=0.98,
+        seed=seed,
+        checkpoint_every=200,
+        keep_checkpoints=1,
+        tracker=None,
+    )
+    began = time.time()
+    trained = distill(student, data, runs / zoo_name / f"{length}-{seed}-{[*ARMS].index(arm)}", training)
+    return measured(trained, held_out, teacher, judge) | {"steps": steps, "seconds": time.time() - began}
 
 
 def main() -> None:
@@ -136,9 +136,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="rows such as fashion/short/0; all if not given")
     args = parser.parse_args()
     results = json.loads(args.json.read_text())["runs"] if args.json.is_file() else {}
-    for zoo, length, seed in LIST:
-        if not args.only or f"{zoo}/{length}/{seed}" in args.only:
-            run_row(zoo, length, seed, args.runs, results, args.json)
+    for zoo, length, seed, arm in LIST:
+        key = f"{zoo}/{length}/{seed}/{arm}"
+        if key not in results and (not args.only or f"{zoo}/{length}/{seed}" in args.only):
+            results[key] = run_one(zoo, length, seed, arm, args.runs)
+            write_whole(args.json, json.dumps({"environment": environment(), "runs": results}, indent=1).encode())
+            print(key, {k: v for k, v in results[key].items() if k != "gates"}, flush=True)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_one_training_step_lowers_the_loss(name):
 def test_deepcopy_keeps_its_own_history():
     student = make("sd3")
     other = copy.deepcopy(student)
-    assert other.transformer.transformer_blocks[0].attn.history is other.history is not student.history
+    assert other.transformer.transformer_blocks[0].history is other.history is not student.history
 
 
 def test_rows_of_unequal_prompts_are_as_each_alone():

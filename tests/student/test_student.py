@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny_families import GATE, open_gates
 
-from ardistill.core.history import MASKS, history_attention
+from ardistill.core.history import MASKS
 from ardistill.evaluation import distance_to_solver
 from ardistill.student import Student, StudentConfig
+from ardistill.student.folded import history_attention
 from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import condition_uniformly, same_states, select_knots

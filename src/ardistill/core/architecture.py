@@ -42,14 +42,10 @@ class Architecture:
     but no such input), and ``StudentConfig.takes_guidance`` is one of a student.
     """
 
-    def blocks(self, transformer: nn.Module) -> list[list[nn.Module]]:
-        """Self-attention modules of every block, lowest block first."""
-        found = []
-        for name in self.block_lists:
-            for block in getattr(transformer, name):
-                modules = [getattr(block, attention, None) for attention in self.attention]
-                found.append([module for module in modules if module is not None])
-        return found
+    def blocks(self, transformer: nn.Module) -> list[tuple[nn.Module, list[str]]]:
+        """Every block, lowest first, with the names of its self-attention modules."""
+        found = [block for name in self.block_lists for block in getattr(transformer, name)]
+        return [(x, [name for name in self.attention if getattr(x, name, None) is not None]) for x in found]
 
     @staticmethod
     def embeds_guidance(transformer: Any) -> bool:
@@ -67,9 +63,8 @@ class Architecture:
         """
         if not self.text:
             return None, None
-        return self.image_tokens(transformer, next(iter(arguments.values()))), (
-            self.image_start and self.image_start(arguments)
-        )
+        start = self.image_start and self.image_start(arguments)
+        return self.image_tokens(transformer, next(iter(arguments.values()))), start
 
 
 ARCHITECTURES: dict[str, Architecture] = {}

@@ -6,7 +6,6 @@ import inspect
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 
 from ardistill.core.architecture import Architecture, architecture_of
 from ardistill.core.config import StudentConfig
@@ -39,6 +38,19 @@ class Attachment:
             layout.guidance = torch.full((len(first),), layout.guidance, dtype=torch.float32, device=first[0].device)
 
 
+def compile_blocks(transformer: Any, **options: Any) -> None:
+    """Compile each block of a transformer in place; the blocks of one class share their graphs.
+
+    Args:
+        transformer: A transformer of a known class, with or without a history.
+        options: Options of ``torch.compile``.
+    """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.12
+        options = {"recompile_limit": 64} | options  # a graph per step, and for blocks whose input is strided
+    for block, _ in architecture_of(transformer).blocks(transformer):
+        block.compile(**options)
+
+
 def attach(transformer: Any, config: StudentConfig) -> Attachment:
     """Extend a transformer, in place, to attend to the earlier steps of its trajectory.
 
@@ -57,12 +69,7 @@ def attach(transformer: Any, config: StudentConfig) -> Attachment:
     if not 0 <= config.history_layers <= len(blocks):
         raise ValueError(f"expected 0 to {len(blocks)} history layers (the depth), got {config.history_layers}")
     stock = {id(parameter): parameter for parameter in transformer.parameters()}  # references: ids stay unique
-    lower = [module for block in blocks[: config.history_layers] for module in block]
-    history = attach_history(lower, config.mask, architecture.text, config.has_gates)
-    for module in lower:  # pin the native backend: the default is global
-        processor: Any = getattr(module, "processor", None)
-        if hasattr(processor, "_attention_backend") and processor._attention_backend is None:
-            processor._attention_backend = AttentionBackendName.NATIVE
+    history = attach_history(blocks[: config.history_layers], config.mask, architecture.text, config.has_gates)
     if config.output == "direct":  # a head emits the target: initialised as b x prediction, b clamped
         scales = [max(-1.0, min(1.0, b)) for _, b in config.coefficients]
         for name in architecture.head:  # the last layer emits; those before it shift and scale

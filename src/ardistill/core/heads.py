@@ -20,8 +20,6 @@ class _GuidedEmbedding(MixedIn):
     arXiv:2210.03142, Sec. 3.
     """
 
-    prefix = "Guided"
-
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         embedded = super().forward(*args, **kwargs)  # type: ignore[misc]
         (low, high), guidance = self.guidance_range, self.history.current().guidance  # type: ignore[attr-defined]

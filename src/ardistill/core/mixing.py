@@ -1,4 +1,4 @@
-"""Change the class of an existing module, so that weights and their names stay as they are."""
+"""Change the class of an existing object, so that weights and their names stay as they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @functools.cache
 def _mixed(mixin: Any, base: Any) -> type:
-    return type(f"{mixin.prefix}{base.__name__}", (mixin, base), {})
+    return type(base.__name__, (mixin, base), mixin.members(base))
 
 
 def _blank(mixin: type, base: type) -> Any:
@@ -18,13 +18,19 @@ def _blank(mixin: type, base: type) -> Any:
 
 
 class MixedIn:
-    """Base of classes that are mixed into the class of an existing module; the module still pickles and copies."""
+    """Base of classes that are mixed into the class of an existing object, which still pickles and copies.
 
-    prefix = ""
+    The new class has the name of the old one, by which diffusers and accelerate know the blocks of a transformer.
+    """
 
     @classmethod
-    def mix_into(cls, module: nn.Module) -> None:
-        """Change the module's class in place.
+    def members(cls, base: Any) -> dict[str, Any]:
+        """Members of the new class that depend on the old one, ``base``."""
+        return {}
+
+    @classmethod
+    def mix_into(cls, module: Any) -> None:
+        """Change the object's class in place.
 
         Raises:
             ValueError: Something else has replaced the module's forward already.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ardistill.core.adoption import adopt, folders_of, unwrapped
 from ardistill.core.architecture import architecture_of
+from ardistill.core.attach import compile_blocks
 from ardistill.core.config import StudentConfig
 from ardistill.core.history import Layout
 
@@ -255,6 +256,10 @@ class FewStepPipeline:
         attached = getattr(unwrapped(self.transformer), "attachment", None)
         with attached.history.use_layout(knots.layout) if attached else contextlib.nullcontext():
             return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
+
+    def compile(self, **options: Any) -> None:
+        """Compile each block of the transformer in place; the first calls take the time that this needs."""
+        compile_blocks(unwrapped(self.transformer), **options)
 
     def maybe_free_model_hooks(self) -> None:
         type(self).__bases__[1].maybe_free_model_hooks(self.__dict__.get("_whole", self))  # the whole pipeline's hooks

@@ -10,10 +10,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ardistill.core import adoption, architecture, attach, config, heads, history, knots, mixing, pipeline
+from ardistill.core import adoption, architecture, attach, binding, config, heads, history, knots, mixing, pipeline
 from ardistill.core.architecture import ARCHITECTURES, Architecture
 
-PARTS: tuple[ModuleType, ...] = (mixing, history, knots, architecture, config, heads, attach, adoption, pipeline)
+PARTS: tuple[ModuleType, ...] = (
+    binding,
+    mixing,
+    history,
+    knots,
+    architecture,
+    config,
+    heads,
+    attach,
+    adoption,
+    pipeline,
+)
 """The files of the module, in an order in which each one finds what it uses in those before it."""
 
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ardistill.core.attach import attach
+from ardistill.core.attach import attach, compile_blocks
 from ardistill.core.config import StudentConfig
 from ardistill.core.history import Layout
 from ardistill.devices import device_of
 from ardistill.families import Condition, family_of
+from ardistill.student.folded import history_attention
 
 
 class FewStepModel(nn.Module):
@@ -61,7 +62,7 @@ class FewStepModel(nn.Module):
         """Recompute blocks in the backward pass, under the history that they ran with."""
 
         def under_its_layout(block: Callable, *args: Any) -> Any:
-            layout = self.history.layout
+            layout = self.history.current()
 
             def run(*inputs: Any) -> Any:
                 with self.history.use_layout(layout):
@@ -70,6 +71,10 @@ class FewStepModel(nn.Module):
             return checkpoint(run, *args, use_reentrant=False)
 
         self.transformer.enable_gradient_checkpointing(under_its_layout)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile each block of the transformer in place (`ardistill.core.attach.compile_blocks`)."""
+        compile_blocks(self.transformer, *args, **options)
 
     def forward(
         self,
@@ -105,7 +110,7 @@ class FewStepModel(nn.Module):
         batch, steps = inputs.shape[:2]
         times = torch.tensor(self.config.knots.timesteps, dtype=torch.float32, device=inputs.device).repeat(batch)
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
-        prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps))
+        prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps, folded=history_attention))
         return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
 
     def _step_by_step(

@@ -1,0 +1,59 @@
+"""Send the attention call of existing code elsewhere: a function of the same code, with one name bound differently.
+
+Nothing global is changed, and no other call is slower; torch.compile traces the function as it traces the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+
+class HistoryError(ValueError, RuntimeError):
+    """A transformer with history was called in a way that its history cannot follow."""
+
+
+def bypassed(found: str) -> HistoryError:
+    """The error for attention that does not make its one call."""
+    return HistoryError(
+        f"expected one call of scaled_dot_product_attention in each attention module with history, saw {found}; "
+        "set the native attention backend, transformer.set_attention_backend('native'), and the model's own attention "
+        "processors in the layers with history"
+    )
+
+
+def rebind(function: Any, attention: Callable[..., Any]) -> Any:
+    """A function of the same code, whose ``scaled_dot_product_attention`` is ``attention``.
+
+    Args:
+        function: The forward of an attention module, or the call of a diffusers attention processor. It has to name
+            ``torch.nn.functional.scaled_dot_product_attention`` or diffusers' ``dispatch_attention_fn`` itself.
+        attention: Takes the arguments of ``scaled_dot_product_attention``.
+
+    Raises:
+        HistoryError: The function names neither.
+    """
+
+    def dispatched(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:  # each (b, t, h, d)
+        if options.pop("parallel_config", None) is not None or options.pop("backend", None) not in (None, "native"):
+            raise bypassed("another backend")
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return attention(query, key, value, *args, **options).transpose(1, 2)
+
+    functional = SimpleNamespace(**vars(F) | {"scaled_dot_product_attention": attention})
+    bound: dict[int, Any] = {id(F): functional, id(nn): SimpleNamespace(**vars(nn) | {"functional": functional})}
+    bound |= {id(F.scaled_dot_product_attention): attention}
+    names = {*function.__code__.co_names}
+    if not names & {"dispatch_attention_fn", "scaled_dot_product_attention"}:
+        raise bypassed(f"none in {function.__qualname__}")
+    # Dynamo takes a function for another one of its module if its globals have the module's name.
+    world = {name: bound.get(id(x), x) for name, x in function.__globals__.items() if name != "__name__"}
+    if "dispatch_attention_fn" in world:
+        world["dispatch_attention_fn"] = dispatched
+    made = FunctionType(function.__code__, world, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made

@@ -1,0 +1,93 @@
+"""Attention of the folded pass: every step of a trajectory at once, each attending to the steps before it.
+
+Plain calls of ``scaled_dot_product_attention``, without a mask matrix.
+
+Shapes: b batch, s steps, h heads, t tokens of one state, d head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ardistill.core.history import MASKS, extend_mask, of_image
+
+
+def history_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_steps: int,
+    mask: str = "M4",
+    image: slice | Tensor = slice(None),
+    attn_mask: Tensor | None = None,
+    gate: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attend from each step to the steps of its own trajectory that the mask shows; no mask matrix is made.
+
+    Args:
+        query: After q-norm and rotary embedding, (b*s, h, t, d).
+        key: Keys after norm and rotary embedding, (b*s, h_kv, t, d); h_kv < h for grouped-query attention.
+        value: Projected values, shape of the keys.
+        num_steps: Steps folded into the rows, 1 or more.
+        mask: A key of ``MASKS``.
+        image: Which of the t tokens are the image's. Text tokens of earlier steps are left out; each step attends to
+            its own. Where the place differs between rows: indices, (b*s, tokens).
+        attn_mask: The model's own mask of a step's tokens, broadcastable to (b*s, h, t, t); earlier steps' image
+            tokens are never masked.
+        gate: (1,): a step attends to itself as the teacher does, and its attention to the earlier steps, times the
+            gate, is added. None: one softmax over both.
+        options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p, enable_gqa).
+
+    Returns:
+        Attention output, (b*s, h, t, d).
+
+    Raises:
+        ValueError: The rows are not a multiple of ``num_steps``.
+    """
+    rows, heads, tokens, dim = key.shape
+    if rows % num_steps:
+        raise ValueError(f"expected rows folded from {num_steps} steps each, got {rows} rows; fold (b, s) into (b*s)")
+    batch = rows // num_steps
+    queries, keys, values = (x.unflatten(0, (batch, num_steps)) for x in (query, key, value))
+    has_extras = isinstance(image, Tensor) or image != slice(None) or attn_mask is not None  # text tokens or a mask
+    images = image.unflatten(0, (batch, num_steps)).unbind(1) if isinstance(image, Tensor) else [image] * num_steps
+
+    def merge(x: Tensor) -> Tensor:  # (b*s, h, t, d) -> (b, h, s*t, d): a view where the heads were split from tokens
+        return x.transpose(1, 2).reshape(batch, num_steps * tokens, heads, dim).transpose(1, 2)
+
+    merged = None if has_extras else (merge(key), merge(value))
+
+    def of_steps(steps: list[int], whole: int | None) -> list[Tensor]:
+        """Keys and values of these steps: all tokens of step ``whole``, the image tokens of the others."""
+        if merged and steps == [*range(steps[0], steps[-1] + 1)]:  # views of contiguous steps: autograd saves 1 buffer
+            part = slice(steps[0] * tokens, (steps[-1] + 1) * tokens)
+            return [x[:, :, part] for x in merged]
+        return [
+            torch.cat([x[:, i] if i == whole else of_image(x[:, i], images[i]) for i in steps], dim=2)
+            for x in (keys, values)
+        ]
+
+    visible = [MASKS[mask](step) for step in range(num_steps)]
+    if gate is not None:
+        to_itself = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+        to_earlier = []
+        for step, seen in enumerate(visible):
+            if seen[:-1]:
+                past_keys, past_values = of_steps(seen[:-1], None)
+                to_earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
+            else:
+                to_earlier.append(torch.zeros_like(queries[:, step]))
+        return to_itself + gate.to(to_itself) * torch.stack(to_earlier, dim=1).flatten(0, 1)
+    outputs = []
+    for step, seen in enumerate(visible):
+        step_keys, step_values = of_steps(seen, step)
+        if attn_mask is not None:
+            step_mask = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
+            options["attn_mask"] = extend_mask(step_mask, step_keys.shape[2])
+        outputs.append(F.scaled_dot_product_attention(queries[:, step], step_keys, step_values, **options))
+    return torch.stack(outputs, dim=1).flatten(0, 1)

@@ -1,0 +1,73 @@
+"""Compiled blocks: the same results, no graph break, and as many graphs whatever the number of layers with history."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from test_families import batch, make
+from tiny_families import TINY
+
+from ardistill.student import sample
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Dynamo's limit of graphs is an error, not a warning."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    torch._dynamo.reset()
+
+
+def passes(student, name):
+    """Estimates of a folded training pass with the gradient of its first weight, and a sample."""
+    inputs, condition = batch(name)
+    student.zero_grad()
+    folded = student(inputs, condition)
+    folded.square().mean().backward()
+    gradient = next(p.grad for p in student.transformer.parameters() if p.grad is not None)
+    return folded.detach(), gradient, sample(student, inputs[:, 0], condition)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_compiled_blocks_give_the_same_in_one_graph_each(name):
+    student = make(name, 3)
+    expected = passes(student, name)
+    student.compile(backend="eager", fullgraph=True)
+    assert all(torch.equal(x, y) for x, y in zip(passes(student, name), expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dit", "sd3.5", "flux", "qwen-image-masked"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_number_of_graphs_does_not_depend_on_the_layers_with_history(name, gated):
+    graphs = []
+    for layers in (3, 6):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        tiny = TINY[name]
+        depth = (
+            {"num_layers": 6} if "num_single_layers" not in tiny.options else {"num_layers": 3, "num_single_layers": 3}
+        )
+        try:
+            TINY[name] = type(tiny)(tiny.class_name, tiny.options | depth, tiny.latents, tiny.condition)
+            student = make(name, layers, gated=gated)
+        finally:
+            TINY[name] = tiny
+        student.compile(backend="eager", fullgraph=True)
+        passes(student, name)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # The block below the first without history runs on other strides: that is a graph more where layers remain.
+    assert abs(graphs[0] - graphs[1]) <= 2 and max(graphs) <= 26
+
+
+@pytest.mark.parametrize("name", ["dit", "dit-timm", "sd3.5", "flux"])
+def test_a_student_with_bound_attention_copies_and_pickles(name):
+    student = make(name, 2)
+    expected = passes(student, name)
+    student.zero_grad()
+    for again in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        assert all(torch.equal(x, y) for x, y in zip(passes(again, name), expected, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(passes(student, name), expected, strict=True))
