@@ -1,4 +1,4 @@
-"""Chooses devices: that of the given model, or the best available one if no model is given."""
+"""Chooses devices and precision: the given model's device or else the best one, and bfloat16 where a GPU has it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,34 @@ def resolve_device(device: Device = None, of_model: torch.device | None = None) 
             f"expected auto or a device that this machine has, such as cpu or cuda:0, got {str(device)!r}: {reason}"
         ) from error
     return found
+
+
+PRECISIONS = ("auto", "no", "bf16")
+"""What ``mixed_precision`` may be."""
+
+
+def resolve_precision(name: str, device: torch.device | str) -> str:
+    """Find the precision of matrix products: for ``auto``, ``bf16`` on a GPU that computes in bfloat16, else ``no``.
+
+    Args:
+        name: ``auto``, ``no`` or ``bf16``.
+        device: Where the work is done.
+
+    Returns:
+        ``no`` (float32) or ``bf16`` (autocast to bfloat16).
+
+    Raises:
+        ValueError: The name is not known.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown mixed_precision {name!r}; known: {', '.join(PRECISIONS)}")
+    where = torch.device(device)
+    if name != "auto":
+        return name
+    if where.type != "cuda" or not torch.cuda.is_available():
+        return "no"
+    with torch.cuda.device(where):  # an older GPU emulates bfloat16, slower than float32
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def device_of(module: nn.Module) -> torch.device:
