@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
 from ardistill.families import Condition
@@ -35,7 +34,7 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor
     student.config.check_guidance(condition.get("guidance"))
     device = student.device
     noise = noise.to(device, torch.float32)
-    condition = send_to_device(condition, device)
+    condition = student.family.place(condition, device)
     cache: dict = {}
     inputs, estimates = noise, []
     for step in range(student.num_steps):

@@ -56,6 +56,8 @@ class Discriminator(nn.Module):
     """
 
     teacher: Teacher
+    _knots: Tensor
+    """Alpha, sigma and timestep of each of 100 steps, (3, 100)."""
 
     def __init__(self, teacher: Teacher, config: AdversarialConfig, seed: int = 0) -> None:
         super().__init__()
@@ -63,7 +65,9 @@ class Discriminator(nn.Module):
         self.__dict__.update(teacher=teacher)  # not through nn.Module, which would register a submodule
         blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
         self._blocks = blocks[:: config.every]
-        self._knots, steps = teacher.knots(100), 100
+        knots, steps = teacher.knots(100), 100
+        table = torch.tensor([knots.alpha[:-1], knots.sigma[:-1], knots.timesteps], dtype=torch.float32, device="cpu")
+        self.register_buffer("_knots", table, persistent=False)
         low, high = config.noise_levels
         # Knot i precedes step i: its share of the path is 1 - i / steps.
         self._range = max(0, round((1 - high) * steps)), min(steps - 1, round((1 - low) * steps))
@@ -124,11 +128,8 @@ class Discriminator(nn.Module):
         low, high = self._range
         levels = torch.randint(low, high + 1, (len(latents),), generator=generator, device="cpu")
         noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device="cpu").to(latents.device)
-        knots, shape = self._knots, (-1, *(1 for _ in latents.shape[1:]))
-        alpha, sigma, times = (
-            torch.tensor(x, dtype=torch.float32, device="cpu")[levels].to(latents.device)
-            for x in (knots.alpha, knots.sigma, knots.timesteps)
-        )
+        shape = (-1, *(1 for _ in latents.shape[1:]))
+        alpha, sigma, times = self._knots[:, levels.to(latents.device)]
         noised = alpha.view(shape) * latents + sigma.view(shape) * noise
         teacher = self.teacher
         condition, _ = teacher.family.take_guidance(teacher.transformer, latents, condition, 1.0)
@@ -149,6 +150,7 @@ class Discriminator(nn.Module):
         )
         if mask is None:
             return text.mean(1)
+        mask = mask.to(text.device)  # a family may keep it on the host
         return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
