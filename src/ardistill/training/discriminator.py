@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ardistill.config import AdversarialConfig
+from ardistill.devices import precision
 from ardistill.families import Condition
 from ardistill.teacher import Teacher
 
@@ -53,15 +54,19 @@ class Discriminator(nn.Module):
         teacher: Frozen teacher.
         config: Which blocks are read, at what noise levels, and how wide the heads are.
         seed: Seed of the initial weights.
+        mixed_precision: What the teacher computes in, ``auto``, ``no`` or ``bf16``; the heads compute in float32.
     """
 
     teacher: Teacher
     _knots: Tensor
     """Alpha, sigma and timestep of each of 100 steps, (3, 100)."""
 
-    def __init__(self, teacher: Teacher, config: AdversarialConfig, seed: int = 0) -> None:
+    def __init__(
+        self, teacher: Teacher, config: AdversarialConfig, seed: int = 0, mixed_precision: str = "auto"
+    ) -> None:
         super().__init__()
         transformer, family = teacher.transformer, teacher.family
+        self.mixed_precision = mixed_precision
         self.__dict__.update(teacher=teacher)  # not through nn.Module, which would register a submodule
         blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
         self._blocks = blocks[:: config.every]
@@ -106,7 +111,8 @@ class Discriminator(nn.Module):
 
         handles = [block.register_forward_hook(keep) for block in self._blocks]
         try:
-            family.call(transformer, latents, times, condition)
+            with precision(self.mixed_precision, transformer):
+                family.call(transformer, latents, times, condition)
         finally:
             for handle in handles:
                 handle.remove()
