@@ -10,6 +10,7 @@ from tiny_families import TINY, open_gates
 
 from ardistill.config import AdversarialConfig
 from ardistill.core.knots import Knots
+from ardistill.core.pipeline import _FixedKnots
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
@@ -83,6 +84,17 @@ def test_no_kind_of_student_crosses(options):
         states = torch.stack([noise] * (STEPS + 1), dim=1)
         target = student.config.target
         assert _events(mode, lambda: inputs_and_targets(states, states[:, 1:], KNOTS, target)) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"output": "direct"}, {"target": "anchored"}])
+def test_the_pipelines_steps_copy_nothing_and_a_call_its_times_once(options):
+    with PretendDevice() as mode:
+        knots = _FixedKnots(StudentConfig(KNOTS, 2, **options), None, None)
+        state = torch.ones(2, 4, 8, 8, device=DEVICE)
+        assert _events(mode, lambda: knots.set_timesteps(device=DEVICE)) == ["to device"]
+        for timestep in knots.timesteps:
+            knots.layout.cache = {0: [None] * (knots.step_index + 1)}
+            assert _events(mode, lambda t=timestep: knots.step(state, t, state)) == []
 
 
 def test_a_discriminator_copies_only_its_noise_and_noise_levels():
