@@ -16,10 +16,10 @@ from diffusers.optimization import SchedulerType
 
 from ardistill.config import TrainingConfig
 from ardistill.devices import best_device, resolve_precision
-from ardistill.files import read_json
 from ardistill.student import Student
 from ardistill.teacher import Identity, check_same_teacher
 from ardistill.training.adversary import Adversary
+from ardistill.training.run_folder import stored_precision
 from ardistill.trajectories import TrajectoryDataset, same_states
 
 
@@ -86,13 +86,11 @@ def settled(config: TrainingConfig, folder: Path, device: torch.device) -> Train
         device: Device of the student, where a single process trains.
 
     Raises:
-        ValueError: The device cannot compute in that precision.
+        ValueError: The device cannot compute in that precision, or the folder's ``config.json`` is damaged.
     """
     where = device if int(os.environ.get("WORLD_SIZE", 1)) == 1 else best_device()
-    name, path = config.mixed_precision, folder / "config.json"
-    if name == "auto" and path.is_file():
-        name = read_json(path).get("training", {}).get("mixed_precision", "no")
-    return replace(config, mixed_precision=resolve_precision(name, where))
+    stored = stored_precision(folder) if config.mixed_precision == "auto" else None
+    return replace(config, mixed_precision=resolve_precision(stored or config.mixed_precision, where))
 
 
 def make_accelerator(device: torch.device, config: TrainingConfig, folder: Path) -> Accelerator:

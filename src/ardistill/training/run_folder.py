@@ -33,6 +33,7 @@ _LOCK_TIMEOUT = 20.0
 """Seconds to wait for the lock: a killed process takes a moment to release it."""
 _CHANGEABLE = {"checkpoint_every", "keep_checkpoints", "shard", "tracker"}
 """Training options that may differ when a run is resumed: apart from rounding, its weights do not depend on them."""
+_NO_SETTINGS = "{}: expected the settings of a run; restore it, or choose a new folder"
 _LOG = logging.getLogger(__name__)
 
 
@@ -113,6 +114,21 @@ def _write_settings(folder: Path, settings: Settings) -> None:
         write_whole(path, sealed_json(changed))
 
 
+def stored_precision(folder: Path) -> str | None:
+    """The precision of the run in a folder, ``no`` or ``bf16``; None if there is no run.
+
+    Raises:
+        ValueError: Its ``config.json`` does not hold the settings of a run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path).get("training", {}).get("mixed_precision", "no")
+    except AttributeError as error:
+        raise ValueError(_NO_SETTINGS.format(path)) from error
+
+
 def _read_settings(path: Path, settings: Settings) -> Settings:
     """Read ``config.json``; options that did not exist when it was written have the defaults they then had.
 
@@ -126,7 +142,7 @@ def _read_settings(path: Path, settings: Settings) -> Settings:
         before["data"] = {"draws": "rows"} | before.get("data", {})
         before.setdefault("start", settings["start"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected the settings of a run; restore it, or choose a new folder") from error
+        raise ValueError(_NO_SETTINGS.format(path)) from error
     return before
 
 
