@@ -102,6 +102,16 @@ _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, 
 """An accelerator's tensor may be indexed by one of the CPU."""
 
 
+_DATA_DEPENDENT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def _waits(func: Any, args: Any) -> bool:
+    """Whether the host needs the numbers of a result, or of a mask, before it can go on."""
+    if func in _INDEXED:
+        return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return bool(_DATA_DEPENDENT & {*func.tags})
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any], events: list[str]) -> Any:
     """Check an operation, do it on the CPU, and put the result where it belongs."""
     if func is aten._fused_sdp_choice.default:
@@ -119,7 +129,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], events: list[str]) -> Any
     generator = kwargs.get("generator")
     if generator is not None and result_here and generator.device.type != DEVICE.type:
         raise RuntimeError(f"{func}: expected a generator on {DEVICE}, found one on {generator.device}")
-    if func is aten._local_scalar_dense.default and here:
+    if here and _waits(func, args):
         events.append("wait")
     if func in _COPIES and (bool(here) != result_here or (here and there)):
         events.append("to device" if result_here else "to host")

@@ -57,8 +57,9 @@ class TrainingConfig:
     ema_decay: float = 0.9999
     """Decay of the moving average of the weights (EMA), with which the student ends; at first it is
     1 - (1 + step)^-0.75, if that is less."""
-    mixed_precision: str = "no"
-    """no, or bf16: matrix products in bfloat16; weights, solver step and loss stay in float32."""
+    mixed_precision: str = "auto"
+    """no, bf16 (matrix products in bfloat16; weights, solver step and loss stay in float32) or auto: bf16 on a GPU that
+    computes in it, else no. A run that is resumed with auto goes on in the precision that it began with."""
     gradient_checkpointing: bool = False
     """Recompute each block's activations in the backward pass, which takes less memory and more time."""
     sequential: bool = False
@@ -109,8 +110,8 @@ class TrainingConfig:
                 "gradient_checkpointing needs inputs teacher; with the student's inputs, which come step by step, use "
                 "sequential, which recomputes whole steps"
             )
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: no, bf16")
+        if self.mixed_precision not in ("auto", "no", "bf16"):
+            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: auto, no, bf16")
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class CostConfig:
     """The teacher's guidance scale; 1 means no guidance."""
     batch_size: int = 64
     """Trajectories per device and training step."""
-    mixed_precision: str = "no"
-    """Precision of the training: no or bf16."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Precision of the training: no, bf16, or auto: bf16 on a GPU that computes in it, else no."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
     lora_rank: int = 0

@@ -1,8 +1,10 @@
-"""Chooses devices: that of the given model, or the best available one if no model is given."""
+"""Chooses devices and precision: the given model's device or else the best one, and bfloat16 where a GPU has it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -51,6 +53,80 @@ def resolve_device(device: Device = None, of_model: torch.device | None = None) 
             f"expected auto or a device that this machine has, such as cpu or cuda:0, got {str(device)!r}: {reason}"
         ) from error
     return found
+
+
+PRECISIONS = ("auto", "no", "bf16")
+"""What ``mixed_precision`` may be."""
+
+
+def resolve_precision(name: str, device: torch.device | str) -> str:
+    """Find the precision of matrix products: for ``auto``, ``bf16`` on a GPU that computes in bfloat16, else ``no``.
+
+    Args:
+        name: ``auto``, ``no`` or ``bf16``.
+        device: Where the work is done.
+
+    Returns:
+        ``no`` (float32) or ``bf16`` (autocast to bfloat16).
+
+    Raises:
+        ValueError: The name is not known, or the device has no bfloat16.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown mixed_precision {name!r}; known: {', '.join(PRECISIONS)}")
+    where = torch.device(device)
+    if name == "bf16" and where.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ValueError(
+            f"expected a device with bfloat16 for mixed_precision bf16, got {device_name(where)}; name another device, "
+            "or choose mixed_precision no, with a new folder if the run or recording began in bf16"
+        )
+    if name != "auto":
+        return name
+    if where.type != "cuda" or not torch.cuda.is_available():
+        return "no"
+    with torch.cuda.device(where):  # an older GPU emulates bfloat16, slower than float32
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+@contextlib.contextmanager
+def tf32(device: torch.device | str) -> Iterator[None]:
+    """Allow TF32 in products of float32 on a GPU within the block, unless torch has been told otherwise."""
+    matmul, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = cpu.fp32_precision  # the call below changes it too
+    if torch.device(device).type != "cuda" or matmul.fp32_precision != "none":
+        yield
+        return
+    torch.set_float32_matmul_precision("high")  # what Inductor reads; fp32_precision alone would make that raise
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision, cpu.fp32_precision = "none", before
+
+
+@contextlib.contextmanager
+def precision(name: str, module: nn.Module) -> Iterator[None]:
+    """Compute in a precision with a module on its device within the block: autocast, and TF32 for float32 on a GPU.
+
+    Args:
+        name: ``no``, ``bf16`` or ``auto``, which leaves autocast alone where it is on already or the module's weights
+            have 16 bits, and elsewhere is what `resolve_precision` says.
+        module: The module that computes.
+
+    Raises:
+        ValueError: See `resolve_precision`.
+    """
+    where = device_of(module)
+    asked, is_on = resolve_precision(name, where), torch.is_autocast_enabled(where.type)
+    if name == "auto" and asked == "bf16":
+        weights = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
+        asked = "no" if weights.itemsize < 4 else asked
+    with tf32(where):
+        if (asked == "bf16") == is_on or (name == "auto" and is_on):
+            yield
+        else:
+            with torch.autocast(where.type, torch.bfloat16, enabled=asked == "bf16"):
+                yield
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -9,6 +9,7 @@ from ardistill.cli.command import Result
 from ardistill.cli.options import (
     CompareOptions,
     ComputeDevice,
+    ComputePrecision,
     EvaluateOptions,
     ImageSize,
     RecordedTeacher,
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from ardistill.evaluation import Comparison
 
 
-def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
+def sample(
+    options: SampleOptions,
+    size: ImageSize,
+    recorded: RecordedTeacher,
+    machine: ComputeDevice,
+    precision: ComputePrecision,
+) -> Result:
     """Draw samples from a student, as a grid or for an evaluation suite.
 
     The teacher's VAE decodes them.
@@ -46,12 +53,17 @@ def sample(options: SampleOptions, size: ImageSize, recorded: RecordedTeacher, m
         class_labels=options.class_labels,
         prompts=prompts if options.prompt is None else [options.prompt],
         guidance_scale=options.guidance_scale,
+        mixed_precision=precision.mixed_precision,
     )
     return Result({"out": options.out, "count": options.count}, f"{options.count} samples in {options.out}")
 
 
 def evaluate(
-    options: EvaluateOptions, judging: JudgeConfig, recorded: RecordedTeacher, machine: ComputeDevice
+    options: EvaluateOptions,
+    judging: JudgeConfig,
+    recorded: RecordedTeacher,
+    machine: ComputeDevice,
+    precision: ComputePrecision,
 ) -> Result:
     """Measure a student beside its teacher and the teacher's own solver at the same number of steps."""
     from ardistill import evaluation
@@ -63,11 +75,18 @@ def evaluate(
         judging,
         teacher=recorded.teacher,
         device=machine.device,
+        mixed_precision=precision.mixed_precision,
     )
     return _report(found, options.out)
 
 
-def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
+def compare(
+    options: CompareOptions,
+    judging: JudgeConfig,
+    recorded: RecordedTeacher,
+    machine: ComputeDevice,
+    precision: ComputePrecision,
+) -> Result:
     """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
 
     Compares finished runs (students, trajectories, out) or the arms of a recipe (recipe, arms); arms that are not
@@ -76,11 +95,12 @@ def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTea
     from ardistill import evaluation, studies
 
     students, trajectories, out = options.students, options.trajectories, options.out
+    teacher, device, computed_in = recorded.teacher, machine.device, precision.mixed_precision
     if options.recipe:
         if students or trajectories:
             raise ValueError("a recipe gives students and trajectories: leave those out")
         found = studies.compare_recipe(
-            options.recipe, out, options.arms, judging, teacher=recorded.teacher, device=machine.device
+            options.recipe, out, options.arms, judging, teacher=teacher, device=device, mixed_precision=computed_in
         )
         return _report(found)
     if options.arms:
@@ -88,7 +108,7 @@ def compare(options: CompareOptions, judging: JudgeConfig, recorded: RecordedTea
     if not students or not trajectories or not out:
         raise ValueError("expected a recipe, or one student or more, held-out trajectories and a folder for the report")
     found = evaluation.compare_students(
-        students, trajectories, out, judging, teacher=recorded.teacher, device=machine.device
+        students, trajectories, out, judging, teacher=teacher, device=device, mixed_precision=computed_in
     )
     return _report(found, out)
 

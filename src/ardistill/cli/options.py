@@ -47,6 +47,15 @@ class ComputeDevice:
 
 
 @dataclass(frozen=True)
+class ComputePrecision:
+    """What to compute in."""
+
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Precision of teacher and students: no, bf16 (matrix products in bfloat16) or auto: bf16 on a GPU that computes in
+    it, else no."""
+
+
+@dataclass(frozen=True)
 class RecordOptions:
     """Options of record."""
 
@@ -84,8 +93,9 @@ class RecordOptions:
     """Seed of the noise; record held-out trajectories with another seed."""
     shard_size: int = 256
     """Number of trajectories that are solved and written together."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """no, or bf16: matrix products in bfloat16, the solver's states in float32."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """no, bf16 (matrix products in bfloat16, the solver's states in float32) or auto: that of a recording that is there
+    already, else bf16 on a GPU that computes in it, else no."""
     dtype: Literal["float32", "float16"] = "float32"
     """Data type of stored states; float16 takes half the disk space and rounds to 3 significant digits."""
     manifest_only: bool = False

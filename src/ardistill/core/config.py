@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,16 +116,15 @@ class StudentConfig:
         """(a, b) of each step, whose estimate is a x + b prediction; float64, as alpha may be tiny."""
         return self.knots.coefficients("state" if self.target == "state" else "denoised")
 
-    def estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
-        """Estimates of the target, (b, s, c, h, w), from the network's predictions and inputs at these steps.
+    def estimate(self, prediction: Tensor, inputs: Tensor, step: int) -> Tensor:
+        """Estimate of the target, (b, c, h, w), from the network's prediction and input at one step.
 
-        The estimates are float32 whatever the dtype of the weights, as the solver step is made here.
+        The estimate is float32 whatever the dtype of the weights, as the solver step is made here.
         """
         if self.output == "direct":
             return prediction.float()
-        a, b = torch.tensor([self.coefficients[s] for s in steps], dtype=torch.float32, device=inputs.device).unbind(1)
-        shape = (-1,) + (1,) * (inputs.ndim - 2)
-        return a.view(shape) * inputs.float() + b.view(shape) * prediction.float()
+        a, b = self.coefficients[step]  # numbers, not tensors: nothing is copied to the device
+        return a * inputs.float() + b * prediction.float()
 
     def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
         """The input that follows an estimate made at ``step``: the estimate, or (``anchored``) its re-noised form."""

@@ -78,7 +78,7 @@ class _FixedKnots:
             self.state = sample.float()  # the noise, or latents that a callback changed
         if self.noise is None:
             self.noise = self.state
-        estimate = self.student.estimate(model_output[:, None], self.state[:, None], [index])[:, 0]
+        estimate = self.student.estimate(model_output, self.state, index)
         self.state = self.student.next_input(estimate, self.noise, index)
         is_last = index + 1 == self.student.knots.num_steps
         following = self.state.to((is_last and self.last_dtype) or sample.dtype)

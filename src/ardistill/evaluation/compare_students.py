@@ -35,6 +35,7 @@ def compare_students(
     *,
     teacher: str | Path | Teacher | None = None,
     device: Device = None,
+    mixed_precision: str = "auto",
 ) -> Comparison:
     """Measure students of one teacher side by side, from the same noise, with paired intervals against the first.
 
@@ -48,6 +49,8 @@ def compare_students(
         judging: Feature network, reference and scores of text.
         teacher: The teacher, or where it is now; the name that it was recorded under if not given.
         device: Where everything runs; where a given teacher is, else the best device, if not given.
+        mixed_precision: What teacher and students compute in: ``no``, ``bf16``, or ``auto``: bf16 on a GPU with it,
+            else no.
 
     Returns:
         All metrics; ``folder`` is ``out``.
@@ -68,7 +71,7 @@ def compare_students(
         check_held_out(path, loaded[name].config, manifest)
     found_teacher = _teacher(manifest, teacher, where)
     judge = Judge.from_config(judging, found_teacher, where)
-    found = measure_students(loaded, data, found_teacher, judge)
+    found = measure_students(loaded, data, found_teacher, judge, mixed_precision=mixed_precision)
     found = replace(found, folder=Path(out))
     prompts = next(iter(data.values())).prompts
     found.write(out, f"Students of {manifest.teacher}", columns=prompts or None)
@@ -84,6 +87,7 @@ def measure_students(
     *,
     solvers: Mapping[str, int] | None = None,
     baseline: str | None = None,
+    mixed_precision: str = "auto",
 ) -> Comparison:
     """Compare loaded students with their teacher and its solvers, and measure each student's errors per step.
 
@@ -95,6 +99,7 @@ def measure_students(
         solvers: Name -> steps of further arms, drawn by the teacher's solver; ``solver_4`` and the like, for each
             number of steps that a student has, if not given.
         baseline: The student that the others are compared with; the first if not given.
+        mixed_precision: What teacher and students compute in, as for `compare_students`.
 
     Raises:
         ValueError: See `compare_samplers`.
@@ -102,9 +107,9 @@ def measure_students(
     if solvers is None:
         solvers = {f"solver_{n}": n for n in sorted({knots.num_steps for knots in data})}
     first = next(iter(data.values()))
-    arms = {"teacher": Sampler.of_teacher(teacher, first.manifest.solver_steps)}
-    arms |= {name: Sampler.of_teacher(teacher, num_steps) for name, num_steps in solvers.items()}
-    arms |= {name: Sampler.of_student(student) for name, student in students.items()}
+    arms = {"teacher": Sampler.of_teacher(teacher, first.manifest.solver_steps, mixed_precision)}
+    arms |= {name: Sampler.of_teacher(teacher, num_steps, mixed_precision) for name, num_steps in solvers.items()}
+    arms |= {name: Sampler.of_student(student, mixed_precision) for name, student in students.items()}
     states, _, condition = first.stacked()
     found = compare_samplers(
         teacher,
@@ -120,7 +125,8 @@ def measure_students(
     errors = {}
     for name, student in students.items():
         states, denoised, condition = data[student.config.knots].stacked(slice(MEASURED))
-        errors[name] = exposure_bias(student, teacher, states, denoised, condition, first.manifest.knots)
+        solver = first.manifest.knots
+        errors[name] = exposure_bias(student, teacher, states, denoised, condition, solver, mixed_precision)
     return replace(found, error_per_step=errors)
 
 

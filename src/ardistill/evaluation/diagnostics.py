@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ardistill.core.knots import Knots
+from ardistill.devices import precision
 from ardistill.families import Condition
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
@@ -15,7 +16,13 @@ from ardistill.trajectories import knot_indices, select_knots
 
 @torch.no_grad()
 def exposure_bias(
-    student: Student, teacher: Teacher, states: Tensor, denoised: Tensor, condition: Condition, solver: Knots
+    student: Student,
+    teacher: Teacher,
+    states: Tensor,
+    denoised: Tensor,
+    condition: Condition,
+    solver: Knots,
+    mixed_precision: str = "auto",
 ) -> dict[str, list[float]]:
     """Mean squared error of each step, measured in three ways.
 
@@ -31,6 +38,7 @@ def exposure_bias(
         denoised: The teacher's x̂0 at these knots, (b, s, c, h, w).
         condition: One row per sample.
         solver: All knots that the trajectories were solved at.
+        mixed_precision: What student and teacher compute in, as for ``ardistill.student.sample``.
 
     Returns:
         Three lists of s numbers, noisiest step first. ``teacher_continued`` is an error of states, and is left out
@@ -45,21 +53,26 @@ def exposure_bias(
     def per_step(estimates: Tensor) -> list[float]:
         return (estimates.to(device) - targets).square().mean(dim=(0, *range(2, targets.ndim))).tolist()
 
-    free = sample(student, states[:, 0], condition)
-    curves = {"teacher_forced": per_step(student(inputs, condition)), "free_running": per_step(free)}
+    free = sample(student, states[:, 0], condition, mixed_precision)
+    with precision(mixed_precision, student.transformer):
+        forced = student(inputs, condition)
+    curves = {"teacher_forced": per_step(forced), "free_running": per_step(free)}
     if target == "state":
         first, *later = knot_indices(solver, knots)[1:]
         continued = [free[:, 0]]
         if later:
             rest = select_knots(solver, range(first, solver.num_steps + 1))
-            solved = teacher.solve_ode(free[:, 0], condition, rest).states.to(device)
+            with precision(mixed_precision, teacher.transformer):
+                solved = teacher.solve_ode(free[:, 0], condition, rest).states.to(device)
             continued += solved[:, [i - first for i in later]].unbind(1)
         curves["teacher_continued"] = per_step(torch.stack(continued, dim=1))
     return curves
 
 
 @torch.no_grad()
-def distance_to_solver(student: Student, teacher: Teacher, noise: Tensor, condition: Condition) -> float:
+def distance_to_solver(
+    student: Student, teacher: Teacher, noise: Tensor, condition: Condition, mixed_precision: str = "auto"
+) -> float:
     """Distance between a student's samples and those of its teacher's solver in as many steps.
 
     An untrained student without history, or with closed gates, is at 0.
@@ -69,12 +82,14 @@ def distance_to_solver(student: Student, teacher: Teacher, noise: Tensor, condit
         teacher: Its teacher, at the guidance that it was distilled with.
         noise: x_T, (n, c, h, w).
         condition: One row per sample.
+        mixed_precision: What student and teacher compute in, as for ``ardistill.student.sample``.
 
     Returns:
         Root mean square of the difference, divided by that of the solver's samples.
     """
     knots = student.config.knots
-    solved = teacher.solve_ode(noise, condition, knots)
-    drawn = sample(student, noise, condition)
+    with precision(mixed_precision, teacher.transformer):
+        solved = teacher.solve_ode(noise, condition, knots)
+    drawn = sample(student, noise, condition, mixed_precision)
     expected = (solved.states if student.config.target == "state" else solved.denoised)[:, -1].to(drawn.device)
     return float((drawn[:, -1] - expected).square().mean().sqrt() / expected.square().mean().sqrt())

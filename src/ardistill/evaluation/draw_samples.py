@@ -35,6 +35,7 @@ def draw_samples(
     guidance_scale: float | None = None,
     batch_size: int = 50,
     device: Device = None,
+    mixed_precision: str = "auto",
 ) -> None:
     """Draw a student's samples into a PNG grid, ten per row, or into an ``.npz`` file for ADM's evaluation suite.
 
@@ -49,6 +50,7 @@ def draw_samples(
         guidance_scale: For a student that takes the guidance scale as input; the middle of its range if not given.
         batch_size: Images drawn at once.
         device: Where student and VAE are moved; where the student is if not given.
+        mixed_precision: What the student computes in, as for ``ardistill.student.sample``.
 
     Raises:
         ValueError: ``count`` is below 1, the condition is not of the teacher's kind, the guidance scale is outside of
@@ -65,7 +67,8 @@ def draw_samples(
         teacher.check_condition({"class_labels": torch.tensor(asked, device="cpu")})
     student.to(where).eval()
     teacher.move_vae(where)
-    batches = _images(student, teacher, _conditions(teacher, asked, count, batch_size, where), scale, seed)
+    conditions = _conditions(teacher, asked, count, batch_size, where)
+    batches = _images(student, teacher, conditions, scale, seed, mixed_precision)
     total = -(-count // batch_size)
     drawn = bar(batches, total=total, desc="sample", disable=total == 1)
     if str(path).endswith(".npz"):
@@ -112,7 +115,12 @@ def _conditions(
 
 
 def _images(
-    student: Student, teacher: Teacher, conditions: Iterable[Condition], guidance_scale: float, seed: int
+    student: Student,
+    teacher: Teacher,
+    conditions: Iterable[Condition],
+    guidance_scale: float,
+    seed: int,
+    mixed_precision: str,
 ) -> Iterator[Tensor]:
     """Images in [-1, 1], (b, c, h, w), for each batch of conditions."""
     generator = torch.Generator().manual_seed(seed)
@@ -120,7 +128,7 @@ def _images(
         rows = len(next(iter(condition.values())))
         condition["guidance"] = torch.full((rows,), float(guidance_scale), dtype=torch.float32, device="cpu")
         noise = torch.randn(rows, *teacher.sample_shape, generator=generator, dtype=torch.float32, device="cpu")
-        yield teacher.decode(sample(student, noise, condition)[:, -1])
+        yield teacher.decode(sample(student, noise, condition, mixed_precision)[:, -1])
 
 
 def _save_grid(path: str | Path, images: Tensor, heads: Sequence[str], width: int = 10) -> None:

@@ -20,6 +20,7 @@ def evaluate(
     *,
     teacher: str | Path | Teacher | None = None,
     device: Device = None,
+    mixed_precision: str = "auto",
 ) -> Comparison:
     """Measure a student next to its teacher and the teacher's solver in as many steps.
 
@@ -31,6 +32,8 @@ def evaluate(
         judging: Feature network, reference and scores of text.
         teacher: The teacher, or where it is now; the name that it was recorded under if not given.
         device: Where everything runs; where a given teacher is, else the best device, if not given.
+        mixed_precision: What teacher and student compute in: ``no``, ``bf16``, or ``auto``: bf16 on a GPU with it,
+            else no.
 
     Returns:
         All metrics; ``folder`` is where they were written.
@@ -39,4 +42,6 @@ def evaluate(
         ValueError: See `compare_students`.
     """
     folder = out or evaluation_folder(student)
-    return compare_students([student], trajectories, folder, judging, teacher=teacher, device=device)
+    return compare_students(
+        [student], trajectories, folder, judging, teacher=teacher, device=device, mixed_precision=mixed_precision
+    )

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ardistill.devices import precision
 from ardistill.evaluation.plots import PICTURES, sample_grid
 from ardistill.files import check_target
 from ardistill.student import Student, sample
@@ -66,7 +67,8 @@ def validation_grid(
         condition = data.condition(slice(count))
         if not rows:
             before = teacher.device
-            solved = teacher.to(student.device).solve_ode(noise, condition, data.manifest.knots)
+            with precision("auto", teacher.to(student.device).transformer):
+                solved = teacher.solve_ode(noise, condition, data.manifest.knots)
             rows["teacher"] = teacher.decode(solved.states[:, -1])
             teacher.transformer.to(before)  # it is not needed again
         rows["student"] = teacher.decode(sample(student, noise, condition)[:, -1])

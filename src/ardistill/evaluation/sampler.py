@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ardistill.devices import precision
 from ardistill.families import Condition
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
@@ -26,17 +27,22 @@ class Sampler:
     """Noise and condition are moved to this device before ``draw`` is called and timed; not moved if None."""
 
     @classmethod
-    def of_student(cls, student: Student) -> Sampler:
-        """A student, in all its steps."""
-        return cls(lambda noise, condition: sample(student, noise, condition)[:, -1], student.num_steps, student.device)
+    def of_student(cls, student: Student, mixed_precision: str = "auto") -> Sampler:
+        """A student, in all its steps, in the precision that `ardistill.devices.precision` names."""
+
+        def draw(noise: Tensor, condition: Condition) -> Tensor:
+            return sample(student, noise, condition, mixed_precision)[:, -1]
+
+        return cls(draw, student.num_steps, student.device)
 
     @classmethod
-    def of_teacher(cls, teacher: Teacher, num_steps: int) -> Sampler:
+    def of_teacher(cls, teacher: Teacher, num_steps: int, mixed_precision: str = "auto") -> Sampler:
         """The teacher's solver in ``num_steps`` steps, at the teacher's guidance scale."""
         knots = teacher.knots(num_steps)
 
         def draw(noise: Tensor, condition: Condition) -> Tensor:
-            return teacher.solve_ode(noise, condition, knots).states[:, -1]
+            with precision(mixed_precision, teacher.transformer):
+                return teacher.solve_ode(noise, condition, knots).states[:, -1]
 
         nfe = num_steps * (1 if teacher.guidance_scale == 1 or teacher.embeds_guidance else 2)
         return cls(draw, nfe, teacher.device)
@@ -56,7 +62,8 @@ class Sampler:
             scheduler.set_timesteps(num_steps)
             latents = noise.to(teacher.device, torch.float32)
             for timestep in scheduler.timesteps:
-                prediction = teacher.predict(latents, float(timestep), condition)
+                with precision("auto", teacher.transformer):
+                    prediction = teacher.predict(latents, float(timestep), condition)
                 latents = scheduler.step(prediction, timestep, latents).prev_sample
             return latents
 

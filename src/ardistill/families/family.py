@@ -65,6 +65,8 @@ class Family(Architecture):
     output: Callable[[Any, Any, Tensor], Tensor] = take_first
     """(transformer, result of its forward, latents) -> prediction, shaped as the latents; a learned sigma follows it
     in the channels."""
+    on_host: tuple[str, ...] = ()
+    """Entries of the condition that ``inputs`` reads as numbers; on a device, each call would wait for them."""
     pipeline: str = ""
     """diffusers' pipeline class of the family, for a teacher whose folder names none."""
     encode: Callable[[Any, list[str]], Condition] | None = None
@@ -114,6 +116,10 @@ class Family(Architecture):
         if self.embeds_guidance(transformer):
             found["guidance"] = guidance
         return found, guidance
+
+    def place(self, condition: Condition, device: torch.device) -> Condition:
+        """The condition on a device, except for what is read on the host."""
+        return {name: x.to("cpu" if name in self.on_host else device) for name, x in condition.items()}
 
     @staticmethod
     def cast(transformer: Any, latents: Tensor, condition: Condition) -> tuple[Tensor, Condition]:

@@ -30,8 +30,8 @@ def grid_positions(height: int, width: int, axes: int, device: torch.device) -> 
 
 def pixel_size(latents: Tensor, *more: float) -> Tensor:
     """Height and width in pixels of an autoencoder of factor 8, then ``more``; one row per sample."""
-    height, width = (8.0 * n for n in latents.shape[-2:])
-    return torch.tensor([[height, width, *more]], device=latents.device, dtype=latents.dtype).repeat(len(latents), 1)
+    sizes = *(8.0 * n for n in latents.shape[-2:]), *more
+    return torch.stack([latents.new_full((len(latents),), x) for x in sizes], dim=1)  # filled in on the device
 
 
 def count_packed(transformer: Any, hidden_states: Tensor) -> int:

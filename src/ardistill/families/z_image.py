@@ -15,8 +15,9 @@ from ardistill.families.family import Family
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     """Arguments of the transformer's forward: lists of samples and of unpadded prompts; time from 0."""
     text, mask = condition["encoder_hidden_states"], condition.get("encoder_attention_mask")
-    rows = [x if mask is None else x[mask[i].bool()] for i, x in enumerate(text)]
-    return {"x": list(latents.unsqueeze(2).unbind(0)), "t": 1 - timestep / 1000, "cap_feats": rows}
+    lengths = [text.shape[1]] * len(text) if mask is None else mask.sum(1).tolist()  # waits unless the mask is on_host
+    prompts = [x[:length] for x, length in zip(text, lengths, strict=True)]
+    return {"x": list(latents.unsqueeze(2).unbind(0)), "t": 1 - timestep / 1000, "cap_feats": prompts}
 
 
 def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
@@ -46,6 +47,7 @@ FAMILY = Family(
     time_embedding="t_embedder",
     guidance_off=("guidance_scale", 0.0),
     inputs=_inputs,
+    on_host=("encoder_attention_mask",),
     output=_output,
     pipeline="ZImagePipeline",
     encode=_encode,

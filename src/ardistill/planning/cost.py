@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
 from ardistill.core.knots import Knots
-from ardistill.devices import resolve_device, synchronize
+from ardistill.devices import precision, resolve_device, resolve_precision, synchronize
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, class_name, family_of, transformer_class
 from ardistill.files import read_json
@@ -187,6 +187,8 @@ def cost(config: CostConfig) -> Cost:
         ValueError: The teacher or the device is unknown, or a number does not fit the teacher.
     """
     device = None if config.device is None else resolve_device(config.device)  # refused before anything is counted
+    name = resolve_precision(config.mixed_precision, device or resolve_device())
+    config = replace(config, mixed_precision="bf16" if name == "bf16" else "no")
     facts = transformer_config(config.teacher)
     family = family_of(class_name(facts))
     nested_indices(config.solver_steps, config.num_steps)
@@ -210,7 +212,7 @@ def cost(config: CostConfig) -> Cost:
     )
     if device is None:
         return found
-    rate = _measure(facts, family, counts.latent_shape, config.text_tokens, device)
+    rate = _measure(facts, family, counts.latent_shape, config, device)
     seconds = {
         "per_evaluation": rate,
         "recording": rate * config.solver_steps * _guided(config) * config.num_trajectories / config.num_devices,
@@ -298,14 +300,14 @@ def _activations(student: Student, shape: tuple[int, ...], family: Family, confi
 
 
 def _measure(
-    facts: dict[str, Any], family: Family, shape: tuple[int, ...], text_tokens: int, device: torch.device
+    facts: dict[str, Any], family: Family, shape: tuple[int, ...], config: CostConfig, device: torch.device
 ) -> float:
     """Seconds of one evaluation of one sample with random weights: the best of three after a warm-up."""
     transformer = _make(facts).to(device).eval()
-    example = family.example_condition(transformer, 1, text_tokens)
+    example = family.example_condition(transformer, 1, config.text_tokens)
     condition = {name: value.to(device) for name, value in example.items()}
     noise, times = torch.zeros(1, *shape, device=device), []
-    with torch.no_grad():
+    with torch.no_grad(), precision(config.mixed_precision, transformer):
         for _ in range(4):
             began = time.perf_counter()
             family.call(transformer, noise, torch.full((1,), 500.0, device=device), condition)

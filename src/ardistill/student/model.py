@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -108,10 +108,11 @@ class FewStepModel(nn.Module):
         if sequential or on_policy:
             return self._step_by_step(inputs, condition, sequential, detach_history, on_policy, through_steps)
         batch, steps = inputs.shape[:2]
-        times = torch.tensor(self.config.knots.timesteps, dtype=torch.float32, device=inputs.device).repeat(batch)
+        times = torch.stack([self._times(inputs, step) for step in range(steps)], dim=1).flatten()
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
         prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps, folded=history_attention))
-        return self._estimate(prediction.unflatten(0, (batch, steps)), inputs, range(steps))
+        pairs = zip(prediction.unflatten(0, (batch, steps)).unbind(1), inputs.unbind(1), strict=True)
+        return torch.stack([self.config.estimate(*pair, step) for step, pair in enumerate(pairs)], dim=1)
 
     def _step_by_step(
         self,
@@ -160,9 +161,12 @@ class FewStepModel(nn.Module):
         Returns:
             The step's estimate of its target, (b, c, h, w).
         """
-        times = torch.full((len(inputs),), self.config.knots.timesteps[step], dtype=torch.float32, device=inputs.device)
-        prediction = self._predict(inputs, times, condition, Layout(step=step, cache=cache))
-        return self._estimate(prediction[:, None], inputs[:, None], [step])[:, 0]
+        prediction = self._predict(inputs, self._times(inputs, step), condition, Layout(step=step, cache=cache))
+        return self.config.estimate(prediction, inputs, step)
+
+    def _times(self, inputs: Tensor, step: int) -> Tensor:
+        """The step's timestep for each row of inputs, (b,), filled in on the device: nothing is copied there."""
+        return torch.full((len(inputs),), self.config.knots.timesteps[step], dtype=torch.float32, device=inputs.device)
 
     def _predict(self, latents: Tensor, times: Tensor, condition: Condition, layout: Layout) -> Tensor:
         """The network's prediction, with as many channels as the latents: a learned sigma is cut off."""
@@ -177,6 +181,3 @@ class FewStepModel(nn.Module):
     def next_input(self, estimate: Tensor, noise: Tensor, step: int) -> Tensor:
         """The input that follows an estimate made at ``step``; `StudentConfig.next_input` defines it."""
         return self.config.next_input(estimate, noise, step)
-
-    def _estimate(self, prediction: Tensor, inputs: Tensor, steps: Sequence[int]) -> Tensor:
-        return self.config.estimate(prediction, inputs, steps)

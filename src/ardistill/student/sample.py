@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 
+from ardistill.devices import precision
 from ardistill.families import Condition
 from ardistill.student.model import FewStepModel
 
 
 @torch.no_grad()
-def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor:
+def sample(student: FewStepModel, noise: Tensor, condition: Condition, mixed_precision: str = "auto") -> Tensor:
     """Draw latents from noise; returns each step's estimate.
 
     Args:
         student: A student in either mode, as nothing in it is random; weights of any dtype.
         noise: x_T, (b, c, h, w), of any dtype, on any device.
         condition: One row per sample.
+        mixed_precision: ``no``, ``bf16`` (matrix products in bfloat16) or ``auto``: bf16 on a GPU that computes in it,
+            else no; where autocast is on already, or the weights have 16 bits, it is left as it is.
 
     Returns:
         Each step's estimate, (b, s, c, h, w), in float32 on the student's device; the last is the sample.
@@ -35,10 +37,11 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition) -> Tensor
     student.config.check_guidance(condition.get("guidance"))
     device = student.device
     noise = noise.to(device, torch.float32)
-    condition = send_to_device(condition, device)
+    condition = student.family.place(condition, device)
     cache: dict = {}
     inputs, estimates = noise, []
-    for step in range(student.num_steps):
-        estimates.append(student.step(inputs, step, condition, cache))
-        inputs = student.next_input(estimates[-1], noise, step)
+    with precision(mixed_precision, student.transformer):
+        for step in range(student.num_steps):
+            estimates.append(student.step(inputs, step, condition, cache))
+            inputs = student.next_input(estimates[-1], noise, step)
     return torch.stack(estimates, dim=1)

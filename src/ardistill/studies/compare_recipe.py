@@ -20,6 +20,7 @@ def compare_recipe(
     *,
     teacher: str | Path | Teacher | None = None,
     device: Device = None,
+    mixed_precision: str = "auto",
 ) -> Comparison:
     """Record and train the arms of a recipe as far as they are not there yet, and compare them.
 
@@ -31,6 +32,8 @@ def compare_recipe(
         judging: Feature network, reference and scores of text.
         teacher: The teacher, or where it is now, for the comparison; the recipe's if not given.
         device: Where everything runs; the best device if not given.
+        mixed_precision: What teacher and students compute in for the comparison, as for `compare_students`; the
+            recipe says what is recorded and trained in.
 
     Returns:
         All metrics; ``folder`` is where they were written.
@@ -44,5 +47,11 @@ def compare_recipe(
         study.held_out(study.student(name).config.knots)
     folders = [study.run_folder(name) for name in names]
     return compare_students(
-        folders, study.held_out_folder, study.out / "comparison", judging, teacher=teacher, device=device
+        folders,
+        study.held_out_folder,
+        study.out / "comparison",
+        judging,
+        teacher=teacher,
+        device=device,
+        mixed_precision=mixed_precision,
     )

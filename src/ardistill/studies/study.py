@@ -122,8 +122,8 @@ class Study:
         origin = self.recipe.options(self.recipe.lineages([name])[name][0])
         data = self.data(student.config.knots, origin.get("num_trajectories"))
         training = options["training"]
-        against = AdversarialConfig(**options.get("adversarial", {}))
-        adversary = Adversary.of_real(self.teacher, options["real"], against, training.get("seed", 0))
+        against, config = AdversarialConfig(**options.get("adversarial", {})), TrainingConfig(**training)
+        adversary = Adversary.of_real(self.teacher, options["real"], against, config.seed, config.mixed_precision)
         return self._trained(name, student, data, training, validate, adversary)
 
     def _trained(

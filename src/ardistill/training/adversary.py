@@ -66,7 +66,14 @@ class Adversary:
         return torch.optim.AdamW(parameters, rate, betas=(0.0, 0.99), weight_decay=0.0)
 
     @classmethod
-    def of_real(cls, teacher: Teacher, real: str | Path, config: AdversarialConfig, seed: int = 0) -> Adversary:
+    def of_real(
+        cls,
+        teacher: Teacher,
+        real: str | Path,
+        config: AdversarialConfig,
+        seed: int = 0,
+        mixed_precision: str = "auto",
+    ) -> Adversary:
         """Make an adversary with new heads and the real data of a file that ``ardistill encode`` wrote.
 
         Args:
@@ -74,11 +81,13 @@ class Adversary:
             real: File that ``encode`` wrote.
             config: Options of the discriminator and its training.
             seed: Seed of the heads' initial weights.
+            mixed_precision: What the teacher computes in, as for `TrainingConfig`.
 
         Raises:
             ValueError: The file cannot be read, or does not fit the teacher.
         """
-        return cls(Discriminator(teacher, config, seed), *load_real(real, teacher), config)
+        discriminator = Discriminator(teacher, config, seed, mixed_precision)
+        return cls(discriminator, *load_real(real, teacher), config)
 
     def generator_loss(self, fake: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Adversarial (hinge) loss of the student: lower if the discriminator takes its images for real.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ardistill.config import AdversarialConfig
+from ardistill.devices import precision
 from ardistill.families import Condition
 from ardistill.teacher import Teacher
 
@@ -53,17 +54,25 @@ class Discriminator(nn.Module):
         teacher: Frozen teacher.
         config: Which blocks are read, at what noise levels, and how wide the heads are.
         seed: Seed of the initial weights.
+        mixed_precision: What the teacher computes in, ``auto``, ``no`` or ``bf16``; the heads compute in float32.
     """
 
     teacher: Teacher
+    _knots: Tensor
+    """Alpha, sigma and timestep of each of 100 steps, (3, 100)."""
 
-    def __init__(self, teacher: Teacher, config: AdversarialConfig, seed: int = 0) -> None:
+    def __init__(
+        self, teacher: Teacher, config: AdversarialConfig, seed: int = 0, mixed_precision: str = "auto"
+    ) -> None:
         super().__init__()
         transformer, family = teacher.transformer, teacher.family
+        self.mixed_precision = mixed_precision
         self.__dict__.update(teacher=teacher)  # not through nn.Module, which would register a submodule
         blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
         self._blocks = blocks[:: config.every]
-        self._knots, steps = teacher.knots(100), 100
+        knots, steps = teacher.knots(100), 100
+        table = torch.tensor([knots.alpha[:-1], knots.sigma[:-1], knots.timesteps], dtype=torch.float32, device="cpu")
+        self.register_buffer("_knots", table, persistent=False)
         low, high = config.noise_levels
         # Knot i precedes step i: its share of the path is 1 - i / steps.
         self._range = max(0, round((1 - high) * steps)), min(steps - 1, round((1 - low) * steps))
@@ -102,7 +111,8 @@ class Discriminator(nn.Module):
 
         handles = [block.register_forward_hook(keep) for block in self._blocks]
         try:
-            family.call(transformer, latents, times, condition)
+            with precision(self.mixed_precision, transformer):
+                family.call(transformer, latents, times, condition)
         finally:
             for handle in handles:
                 handle.remove()
@@ -124,11 +134,8 @@ class Discriminator(nn.Module):
         low, high = self._range
         levels = torch.randint(low, high + 1, (len(latents),), generator=generator, device="cpu")
         noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device="cpu").to(latents.device)
-        knots, shape = self._knots, (-1, *(1 for _ in latents.shape[1:]))
-        alpha, sigma, times = (
-            torch.tensor(x, dtype=torch.float32, device="cpu")[levels].to(latents.device)
-            for x in (knots.alpha, knots.sigma, knots.timesteps)
-        )
+        shape = (-1, *(1 for _ in latents.shape[1:]))
+        alpha, sigma, times = self._knots[:, levels.to(latents.device)]
         noised = alpha.view(shape) * latents + sigma.view(shape) * noise
         teacher = self.teacher
         condition, _ = teacher.family.take_guidance(teacher.transformer, latents, condition, 1.0)
@@ -149,6 +156,7 @@ class Discriminator(nn.Module):
         )
         if mask is None:
             return text.mean(1)
+        mask = mask.to(text.device)  # a family may keep it on the host
         return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import device_of
+from ardistill.devices import device_of, tf32
 from ardistill.families import Condition
 from ardistill.files import checkpoints
 from ardistill.progress import bar as progress_bar
@@ -27,6 +27,7 @@ from ardistill.training.launch import (
     check_launch,
     check_schedule_and_tracker,
     make_accelerator,
+    settled,
 )
 from ardistill.training.losses import inputs_and_targets, regression_loss, step_weights
 from ardistill.training.run_folder import Settings, append_log, check_run_folder, claimed, is_logged, truncate_log
@@ -81,9 +82,10 @@ def distill(
     check_data(student, data)
     check_schedule_and_tracker(config)
     check_adversary(student, adversary)
+    config = settled(config, folder, device_of(student))
     accelerator = make_accelerator(device_of(student), config, folder)
     check_launch(accelerator, config)
-    with claimed(folder, _settings(student, data, config, start, adversary), accelerator):
+    with tf32(accelerator.device), claimed(folder, _settings(student, data, config, start, adversary), accelerator):
         run = _start(student, data, folder, config, accelerator, adversary)
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
@@ -165,7 +167,7 @@ def _start(
     if config.shard:
         shard(student, accelerator.device)
     state = TrainingState(student, config, adversary)
-    weights = step_weights(student.config.knots, student.config.target)
+    weights = step_weights(student.config.knots, student.config.target).to(accelerator.device)
     last_layer = None
     if adversary is not None:
         adversary.to(accelerator.device)

@@ -11,6 +11,7 @@ from ardistill.student import Student
 from ardistill.teacher import Teacher, load_recorded_teacher
 from ardistill.training.adversary import Adversary
 from ardistill.training.distill import Validate, distill
+from ardistill.training.launch import settled
 from ardistill.training.run_folder import check_run_folder
 from ardistill.trajectories import TrajectoryDataset
 
@@ -62,7 +63,8 @@ def finetune(
     loaded = Student.from_pretrained(student, where)
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
     found = load_recorded_teacher(data.manifest, teacher, where)
-    adversary = Adversary.of_real(found, real, adversarial, seed=training.seed)
+    training = settled(training, Path(out), where)
+    adversary = Adversary.of_real(found, real, adversarial, training.seed, training.mixed_precision)
     validate = None
     if validation is not None and found.draws_images:
         validate = validation(found, data, Path(out) / "samples")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from accelerate.utils import patch_environment
 from diffusers.optimization import SchedulerType
 
 from ardistill.config import TrainingConfig
+from ardistill.devices import best_device, resolve_precision
 from ardistill.student import Student
 from ardistill.teacher import Identity, check_same_teacher
 from ardistill.training.adversary import Adversary
+from ardistill.training.run_folder import stored_precision
 from ardistill.trajectories import TrajectoryDataset, same_states
 
 
@@ -70,6 +73,24 @@ def check_schedule_and_tracker(config: TrainingConfig) -> None:
         if value not in known:
             names = ", ".join("null" if x is None else x for x in known)
             raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
+
+
+def settled(config: TrainingConfig, folder: Path, device: torch.device) -> TrainingConfig:
+    """The configuration with a precision in place of ``auto``: that of the run in the folder, else the device's.
+
+    A resumed run is the same run only in its own precision, whatever device it goes on with.
+
+    Args:
+        config: Options of the training.
+        folder: Run folder.
+        device: Device of the student, where a single process trains.
+
+    Raises:
+        ValueError: The device cannot compute in that precision, or the folder's ``config.json`` is damaged.
+    """
+    where = device if int(os.environ.get("WORLD_SIZE", 1)) == 1 else best_device()
+    stored = stored_precision(folder) if config.mixed_precision == "auto" else None
+    return replace(config, mixed_precision=resolve_precision(stored or config.mixed_precision, where))
 
 
 def make_accelerator(device: torch.device, config: TrainingConfig, folder: Path) -> Accelerator:

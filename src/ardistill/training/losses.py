@@ -36,9 +36,11 @@ def inputs_and_targets(states: Tensor, denoised: Tensor, knots: Knots, target: s
     noise = states[:, :1]
     if target == "denoised":
         return torch.cat([noise, denoised[:, :-1]], dim=1), denoised
-    shape = (-1,) + (1,) * (states.ndim - 2)
-    alpha, sigma = (torch.tensor(x[1:-1], device=states.device).view(shape) for x in (knots.alpha, knots.sigma))
-    return torch.cat([noise, alpha * denoised[:, :-1] + sigma * noise], dim=1), denoised
+    noised = [
+        a * x + b * noise[:, 0]
+        for a, b, x in zip(knots.alpha[1:-1], knots.sigma[1:-1], denoised.unbind(1)[:-1], strict=True)
+    ]
+    return torch.stack([noise[:, 0], *noised], dim=1), denoised
 
 
 def step_weights(knots: Knots, target: str) -> Tensor:

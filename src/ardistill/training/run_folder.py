@@ -33,6 +33,7 @@ _LOCK_TIMEOUT = 20.0
 """Seconds to wait for the lock: a killed process takes a moment to release it."""
 _CHANGEABLE = {"checkpoint_every", "keep_checkpoints", "shard", "tracker"}
 """Training options that may differ when a run is resumed: apart from rounding, its weights do not depend on them."""
+_NO_SETTINGS = "{}: expected the settings of a run; restore it, or choose a new folder"
 _LOG = logging.getLogger(__name__)
 
 
@@ -60,7 +61,7 @@ def claimed(folder: Path, settings: Settings, accelerator: Accelerator) -> Itera
     with _locked(folder) if accelerator.is_main_process else nullcontext():
         with accelerator.main_process_first():
             _write_settings(folder, settings)
-            _write_environment(folder, accelerator.device)
+            _write_environment(folder, accelerator.device, settings["training"]["mixed_precision"])
         yield
 
 
@@ -113,6 +114,21 @@ def _write_settings(folder: Path, settings: Settings) -> None:
         write_whole(path, sealed_json(changed))
 
 
+def stored_precision(folder: Path) -> str | None:
+    """The precision of the run in a folder, ``no`` or ``bf16``; None if there is no run.
+
+    Raises:
+        ValueError: Its ``config.json`` does not hold the settings of a run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path).get("training", {}).get("mixed_precision", "no")
+    except AttributeError as error:
+        raise ValueError(_NO_SETTINGS.format(path)) from error
+
+
 def _read_settings(path: Path, settings: Settings) -> Settings:
     """Read ``config.json``; options that did not exist when it was written have the defaults they then had.
 
@@ -122,11 +138,12 @@ def _read_settings(path: Path, settings: Settings) -> Settings:
     before = read_json(path)
     try:
         before["student"] = json.loads(json.dumps(asdict(StudentConfig.from_dict(before["student"]))))
-        before["training"] = asdict(TrainingConfig()) | {"gate_rate": 1.0} | before.get("training", {})
+        then = asdict(TrainingConfig(mixed_precision="no", gate_rate=1.0))
+        before["training"] = then | before.get("training", {})
         before["data"] = {"draws": "rows"} | before.get("data", {})
         before.setdefault("start", settings["start"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected the settings of a run; restore it, or choose a new folder") from error
+        raise ValueError(_NO_SETTINGS.format(path)) from error
     return before
 
 
@@ -160,9 +177,10 @@ def _why_steps_are_fixed(folder: Path, steps: int, training: dict[str, Any]) -> 
     return ""
 
 
-def _write_environment(folder: Path, device: torch.device) -> None:
+def _write_environment(folder: Path, device: torch.device, mixed_precision: str) -> None:
     if not (folder / "environment.json").exists():
-        write_whole(folder / "environment.json", json.dumps(environment(device), indent=1).encode())
+        facts = environment(device) | {"mixed_precision": mixed_precision}
+        write_whole(folder / "environment.json", json.dumps(facts, indent=1).encode())
 
 
 def environment(device: Device = None) -> dict[str, Any]:
@@ -173,9 +191,9 @@ def environment(device: Device = None) -> dict[str, Any]:
 
     Returns:
         Versions of Python and packages, commit of the working directory (None outside a repository), platform, name of
-        the device and number of CPU threads.
+        the device, whether it may use TF32 in products of float32, and number of CPU threads.
     """
-    packages = ("ardistill", "torch", "diffusers", "accelerate", "numpy")
+    where, packages = resolve_device(device), ("ardistill", "torch", "diffusers", "accelerate", "numpy")
     commit = ""
     with suppress(OSError):  # git may not be installed
         asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
@@ -185,7 +203,8 @@ def environment(device: Device = None) -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "git_commit": commit or None,
         "platform": platform.platform(),
-        "device": device_name(resolve_device(device)),
+        "device": device_name(where),
+        "tf32": where.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32",
         "threads": torch.get_num_threads(),
     }
 

@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ardistill.devices import Device, resolve_device
+from ardistill.devices import Device, resolve_device, resolve_precision
 from ardistill.files import Store
 from ardistill.teacher import Teacher
 from ardistill.trajectories.claim import claim
 from ardistill.trajectories.conditions import publish_conditions
 from ardistill.trajectories.knots import nested_indices
-from ardistill.trajectories.manifest import Manifest
+from ardistill.trajectories.manifest import MANIFEST, Manifest
 from ardistill.trajectories.prompts import distinct_prompts
 from ardistill.trajectories.shard_maker import make_missing
 from ardistill.trajectories.shards import DTYPES
@@ -36,7 +36,7 @@ def record(
     num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     seed: int = 0,
     shard_size: int = 256,
-    mixed_precision: str = "no",
+    mixed_precision: str = "auto",
     dtype: str = "float32",
     manifest_only: bool = False,
     device: Device = None,
@@ -66,7 +66,8 @@ def record(
         num_steps: Step counts of the students to come; the states nearest to their uniform knots are stored.
         seed: Seed of the noise; labels follow from the row number.
         shard_size: Rows that are solved, written and read together.
-        mixed_precision: ``no``, or ``bf16``: matrix products in bfloat16, the solver's states in float32.
+        mixed_precision: ``no``, ``bf16`` (matrix products in bfloat16, the solver's states in float32) or ``auto``:
+            what the recording in the folder has, else bf16 on a GPU that computes in it, else no.
         dtype: ``float32`` or ``float16``, what states are stored in; they are solved and read in float32.
         manifest_only: Make no shards; for ``OnlineTrajectories``.
         device: Device that the teacher is moved to; its current device if not given.
@@ -78,12 +79,13 @@ def record(
     """
     distinct = _check_prompts(teacher, prompts)
     _check_numbers(num_trajectories, shard_size, num_steps)
-    if mixed_precision not in ("no", "bf16"):
-        raise ValueError(f"unknown mixed_precision {mixed_precision!r}; known: no, bf16")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     guidance = _check_guidance(teacher, guidance_range)
-    where = resolve_device(device, teacher.device)
+    where, store = resolve_device(device, teacher.device), Store(folder)
+    computed_in = resolve_precision(mixed_precision, where)
+    if mixed_precision == "auto" and store.exists(MANIFEST):
+        computed_in = Manifest.read(store).mixed_precision
     manifest = Manifest(
         teacher=teacher.name,
         fingerprint=teacher.fingerprint(),
@@ -97,14 +99,13 @@ def record(
         num_conditions=len(distinct) if teacher.takes_text else teacher.num_classes,
         prompts=hashlib.sha256(json.dumps(distinct).encode()).hexdigest() if teacher.takes_text else "",
         negative_prompt=teacher.negative_prompt,
-        mixed_precision=mixed_precision,
+        mixed_precision=computed_in,
         dtype=dtype,
         seed=seed,
         num_trajectories=num_trajectories,
         shard_size=shard_size,
     )
     _check_shards(manifest)
-    store = Store(folder)
     manifest = claim(store, manifest)
     if teacher.takes_text:
         publish_conditions(store, manifest, teacher, distinct, where, progress)

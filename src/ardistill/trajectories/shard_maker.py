@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate.utils import send_to_device
 
+from ardistill.devices import precision
 from ardistill.files import Store
 from ardistill.progress import bar as progress_bar
 from ardistill.teacher import Identity, Teacher, check_same_teacher
@@ -63,7 +64,7 @@ class ShardMaker:
         layout, labels, guidance = manifest.layout(shard), manifest.labels(shard), manifest.guidance(shard)
         noise = teacher.noise(manifest.seed, shard, layout.rows, layout.sample_shape)
         noise, condition = send_to_device((noise, look_up(self.table, labels, guidance)), self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=manifest.mixed_precision == "bf16"):
+        with precision(manifest.mixed_precision, teacher.transformer):
             solved = teacher.solve_ode(noise, condition, manifest.knots)
         states = solved.states[:, list(manifest.kept)].cpu()
         denoised = solved.denoised[:, [i - 1 for i in manifest.kept[1:]]].cpu()
