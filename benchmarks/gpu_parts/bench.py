@@ -70,6 +70,7 @@ AVAILABLE: dict[str, Callable[[], bool]] = {
     "student.compile()": lambda: Student.compile is not nn.Module.compile,
     "student.graphed()": lambda: hasattr(Student, "graphed"),
     "TrainingConfig.compile": lambda: "compile" in {x.name for x in fields(TrainingConfig)},
+    "sample(mixed_precision=)": lambda: "mixed_precision" in inspect.signature(sample).parameters,
     "record(compile=)": lambda: "compile" in inspect.signature(record).parameters,
 }
 """What not every version has -> whether this one does."""
@@ -178,7 +179,13 @@ def student_on(transformer: Any, config: StudentConfig) -> Student:
     return Student(share_weights(transformer), config)
 
 
-def drawer(student: Student, noise: Tensor, condition: dict[str, Tensor], way: str) -> Run:
+def draw(student: Student, noise: Tensor, condition: dict[str, Tensor], kind: str) -> Tensor:
+    """Draw in bf16 (autocast) or, for any other kind, in the dtype of the weights."""
+    options: dict[str, Any] = {"mixed_precision": "bf16" if kind == "bf16" else "no"}
+    return sample(student, noise, condition, **(options if AVAILABLE["sample(mixed_precision=)"]() else {}))
+
+
+def drawer(student: Student, noise: Tensor, condition: dict[str, Tensor], way: str, kind: str) -> Run:
     """A call that draws a batch, ``eager``, ``compiled``, ``graphed`` or ``compiled and graphed``.
 
     Raises:
@@ -188,7 +195,7 @@ def drawer(student: Student, noise: Tensor, condition: dict[str, Tensor], way: s
         require("student.compile()")
         student.compile()
     if "graphed" not in way:
-        return lambda: sample(student, noise, condition)
+        return lambda: draw(student, noise, condition, kind)
     require("student.graphed()")
     if noise.device.type != "cuda":
         raise NotAvailableError("CUDA graphs need a GPU")

@@ -87,15 +87,23 @@ def count_flops(run: Run) -> float:
 
 
 @contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Products of float32 in TF32 or not within this block; what torch was told before is put back."""
+    matmul, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, cpu.fp32_precision
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision, cpu.fp32_precision = before
+
+
+@contextlib.contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """Matrix products in ``bf16`` (autocast), ``tf32`` or ``fp32``."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with tf32(name == "tf32"), torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+        yield
 
 
 def release(device: torch.device) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from gpu_parts.bench import Bench, Figures, NotAvailableError, drawer, require, student_on
+from gpu_parts.bench import Bench, Figures, NotAvailableError, draw, drawer, require, student_on
 from gpu_parts.measure import PeakMemory, count_flops, largest_difference, precision
 
 import ardistill
@@ -61,38 +61,39 @@ def recording(bench: Bench) -> None:
 
 
 def equality(bench: Bench) -> None:
-    """Differences of compiled and graphed results from eager ones, over the largest value, at four layers."""
-    transformer = bench.transformer(min(4, bench.size.layers))
+    """Differences from eager results over the largest value, at four layers: compiled (float32), graphed (bf16)."""
     noise, condition = bench.noise(2), bench.labels(2)
     inputs = torch.randn(2, 4, *noise.shape[1:], device=bench.device)
+    weights = {kind: bench.transformer(min(4, bench.size.layers)) for kind in ("fp32", "bf16 weights")}
+    weights["bf16 weights"].to(torch.bfloat16)
 
-    def student(config: StudentConfig) -> Student:
-        made = student_on(transformer, config).eval()
+    def student(config: StudentConfig, kind: str) -> Student:
+        made = student_on(weights[kind], config).eval()
         with torch.no_grad():
             for name, parameter in made.named_parameters():
                 if name.endswith("history_gate"):
                     parameter.fill_(0.3)  # nothing is hidden behind a closed gate
         return made
 
-    def draw(config: StudentConfig, way: str) -> Figures:
-        found = drawer(student(config), noise, condition, way)()
+    def drawn(config: StudentConfig, way: str, kind: str) -> Figures:
+        found = drawer(student(config, kind), noise, condition, way, kind)()
         assert isinstance(found, torch.Tensor)
-        return {"difference": largest_difference(found, sample(student(config), noise, condition))}
+        return {"difference": largest_difference(found, draw(student(config, kind), noise, condition, kind))}
 
     def folded(config: StudentConfig) -> Figures:
         require("student.compile()")
-        compiled = student(config)
+        compiled = student(config, "fp32")
         compiled.compile()
         with torch.no_grad():
-            found, expected = compiled(inputs, condition), student(config)(inputs, condition)
+            found, expected = compiled(inputs, condition), student(config, "fp32")(inputs, condition)
         return {"difference": largest_difference(found, expected)}
 
     configs = {"gated": StudentConfig(bench.knots, 2), "softmax": StudentConfig(bench.knots, 2, gated=False)}
     with precision("fp32", bench.device):
         for name, config in configs.items():
             bench.arm(f"folded pass, {name}, compiled", lambda config=config: folded(config))
-            for way in ("compiled", "graphed", "compiled and graphed"):
-                bench.arm(f"sample, {name}, {way}", lambda config=config, way=way: draw(config, way))
+            bench.arm(f"sample, {name}, compiled", lambda config=config: drawn(config, "compiled", "fp32"))
+            bench.arm(f"sample, {name}, graphed", lambda config=config: drawn(config, "graphed", "bf16 weights"))
 
 
 def quickstart(bench: Bench) -> None:

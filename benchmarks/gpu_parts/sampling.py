@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from gpu_parts.bench import Bench, Figures, drawer, student_on
-from gpu_parts.measure import PeakMemory, Run, bytes_of, count_flops, precision
+from gpu_parts.measure import PeakMemory, Run, bytes_of, count_flops, precision, tf32
 from torch import Tensor
 
 from ardistill import Student, StudentConfig, Teacher
@@ -24,10 +24,8 @@ def machine(bench: Bench) -> None:
 
     def product(name: str) -> Figures:
         a, b = torch.randn(2, edge, edge, device=bench.device).to(DTYPES[name])
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        found = bench.timed(lambda: a @ b, 0.5)
-        torch.set_float32_matmul_precision(before)
+        with tf32(name == "tf32"):
+            found = bench.timed(lambda: a @ b, 0.5)
         return found | {"flops": 2 * edge**3, "tflops": 2 * edge**3 / found["ms_low"] / 1e9}
 
     def memory() -> Figures:
@@ -66,8 +64,8 @@ def _history(
 
     def run(config: StudentConfig) -> Figures:
         student, one = (student_on(transformer, config).eval() for _ in range(2))
-        call = drawer(student, noise, condition, way)
-        flops = count * count_flops(drawer(one, noise[:1], bench.labels(1), "eager"))
+        call = drawer(student, noise, condition, way, kind)
+        flops = count * count_flops(drawer(one, noise[:1], bench.labels(1), "eager", kind))
         del one
         found = bench.beside(base, call)
         if not config.history_layers:
@@ -170,7 +168,7 @@ def sd35(bench: Bench) -> None:
         return bench.timed(call) | {"flops": count_flops(call), "precision": "bf16"} | memory.figures()
 
     def draw(config: StudentConfig) -> Figures:
-        call = drawer(student_on(transformer, config).eval(), noise, condition, "eager")
+        call = drawer(student_on(transformer, config).eval(), noise, condition, "eager", "bf16")
         flops = count_flops(call)
         found = bench.beside(base, call)
         if not config.history_layers:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
-SPEC = importlib.util.spec_from_file_location("gpu", SCRIPT)
-gpu = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(gpu)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPT.with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+gpu, performance = script("gpu"), script("performance")
 
 pytestmark = pytest.mark.slow
 
 OPTIONS = {"size": "tiny", "device": None, "reference": None}
 
 
-def test_every_part_runs_at_its_small_size(tmp_path):
+def test_every_part_runs_at_its_small_size_and_gets_a_column(tmp_path):
     command = [sys.executable, str(SCRIPT), "--size", "tiny", "--device", "cpu"]
     done = subprocess.run([*command, "--json", str(tmp_path / "gpu.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,6 +50,10 @@ def test_every_part_runs_at_its_small_size(tmp_path):
     ):
         assert arms[arm]["ms"] > 0, arm
     assert arms["quickstart, export and draw"]["images"] == 2
+    shutil.copytree(performance.RESULTS, tmp_path / "results")
+    shutil.copy(tmp_path / "gpu.json", tmp_path / "results" / "gpu-cpu.json")
+    page = performance.page(tmp_path / "results")
+    assert "| goal | H100 80GB HBM3, before | cpu |" in page and "| N=2 gated M2, eager, bf16 |  | " in page
 
 
 def test_a_part_that_goes_wrong_is_noted_and_the_next_one_goes_on(tmp_path):
