@@ -25,16 +25,16 @@ from typing import Any
 
 LIMITS = {
     "machine": 40,
-    "sample 1": 120,
+    "sample 1": 130,
     "pass bf16": 110,
     "step": 130,
     "record": 90,
-    "sample many": 110,
     "equality": 60,
     "quickstart": 60,
+    "sample many": 110,
+    "sd35": 60,
     "teacher": 30,
     "pass tf32": 80,
-    "sd35": 60,
     "processes": 90,
 }
 """Part -> seconds that it may take; the most important parts first."""

@@ -134,7 +134,8 @@ def cell(figures: dict[str, Any]) -> str:
         return "not available"
     texts = []
     if "per_second" in figures:
-        texts.append(f"{figures['per_second']:.3g} a second")
+        whole = figures.get("per_second_whole_call")
+        texts.append(f"{figures['per_second']:.3g} a second" + (f" ({whole:.3g} with its start)" if whole else ""))
     elif "ms" in figures:
         texts.append(f"{figures['ms']:.4g} ms")
     elif "ms_low" in figures:

@@ -103,7 +103,12 @@ class Bench:
         self.folder = tempfile.TemporaryDirectory(prefix="ardistill-gpu-")
 
     def arm(self, name: str, run: Callable[[], Figures]) -> None:
-        """Report an arm's figures, or why there are none; the next arm goes on."""
+        """Report an arm's figures, or why there are none; the next arm goes on.
+
+        What earlier arms compiled is forgotten first, as the graphs of many students would stand side by side in one
+        function and each call would look for its own; kernels are kept by Inductor's cache.
+        """
+        torch.compiler.reset()
         try:
             self.report(name, run())
         except NotAvailableError as error:

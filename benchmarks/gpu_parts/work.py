@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+import torch._dynamo
 from gpu_parts import running, sampling, training
 from gpu_parts.bench import Bench, last_line
 from gpu_parts.measure import release
@@ -44,6 +45,7 @@ def work(parts: Sequence[str], options: dict[str, Any], pipe: Connection) -> Non
     device = resolve_device(options["device"])
     if device.type == "cpu":
         torch.compiler.set_stance("force_eager")  # compiling for a CPU takes minutes and is not what is measured
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else what is called compiled is eager, in silence
     gc.collect()
     gc.freeze()  # what was imported stays: each of many collections passes over the rest alone
     pipe.send(("environment", {**environment(device), "card": device_name(device), **_more(device)}))
@@ -57,7 +59,6 @@ def work(parts: Sequence[str], options: dict[str, Any], pipe: Connection) -> Non
             found["error"] = last_line(error)
         synchronize(device)  # a device that does not answer any more ends the process, and the next part gets a new one
         release(device)
-        torch.compiler.reset()
         pipe.send(("done", found | {"seconds": time.perf_counter() - began}))
 
 
