@@ -1,5 +1,6 @@
 """What the documentation and the project's files name exists, and says the same in both places."""
 
+import importlib.util
 import json
 import pkgutil
 import re
@@ -60,6 +61,13 @@ def test_the_study_is_the_committed_results():
     page = (ROOT / "docs" / "study.md").read_text()
     found = json.loads((ROOT / "benchmarks" / "study" / "summary.json").read_text())
     assert f"FD {found['fd_ard_adversarial']:.3f}, the teacher {found['fd_teacher']:.3f}" in page
+
+
+def test_the_page_on_performance_is_the_committed_results():
+    spec = importlib.util.spec_from_file_location("performance", ROOT / "benchmarks" / "performance.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.PAGE.read_text() == script.page(), "run python benchmarks/performance.py"
 
 
 def test_versions_agree():

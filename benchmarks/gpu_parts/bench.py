@@ -1,0 +1,208 @@
+"""What every part is given: its size, its device, models with random weights, and a place for its figures."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from gpu_parts.measure import Run, paired, release, timed
+from torch import Tensor, nn
+
+from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, record, sample
+from ardistill.core.knots import Knots
+from ardistill.student.lora import share_weights
+from ardistill.teacher import knots_from_scheduler
+
+Figures = dict[str, Any]
+"""Figure -> number, or text."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of what is measured."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    latents: int
+    """Edge of the latents."""
+    history_layers: int
+    batch: int
+    """Trajectories of a training pass."""
+    many: int
+    """Images of a large batch."""
+    record: int
+    """Trajectories that are recorded."""
+    shard: int
+    """Trajectories of a shard."""
+    solver_steps: int
+    """Steps of the recorded teacher; a sample of the teacher takes one more."""
+    steps: tuple[int, int]
+    """First and last training step that are timed."""
+    seconds: float
+    """How long a call is repeated, for calls of a second or more several times as long."""
+
+
+SIZES = {
+    "xl": Size(28, 16, 72, 32, 6, 8, 64, 384, 64, 24, (20, 60), 1.0),
+    "tiny": Size(3, 2, 8, 8, 2, 2, 2, 4, 2, 8, (1, 3), 0.0),
+}
+
+
+def last_line(error: Exception) -> str:
+    """The line that a traceback ends with: the kind of the error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+class NotAvailableError(Exception):
+    """This machine, this installation or this version of the package lacks what an arm needs."""
+
+
+AVAILABLE: dict[str, Callable[[], bool]] = {
+    "student.compile()": lambda: Student.compile is not nn.Module.compile,
+    "student.graphed()": lambda: hasattr(Student, "graphed"),
+    "TrainingConfig.compile": lambda: "compile" in {x.name for x in fields(TrainingConfig)},
+    "sample(mixed_precision=)": lambda: "mixed_precision" in inspect.signature(sample).parameters,
+    "record(compile=)": lambda: "compile" in inspect.signature(record).parameters,
+}
+"""What not every version has -> whether this one does."""
+
+
+def require(name: str) -> None:
+    """Refuse what this version of the package lacks.
+
+    Raises:
+        NotAvailableError: It lacks it.
+    """
+    if not AVAILABLE[name]():
+        raise NotAvailableError(f"{name} does not exist in this version")
+
+
+class Bench:
+    """One run of the parts on one device.
+
+    Args:
+        size: A key of ``SIZES``.
+        device: Where everything is measured.
+        reference: A checkout of the authors' code, or None.
+        report: Receives the name and the figures of each arm.
+    """
+
+    def __init__(
+        self, size: str, device: torch.device, reference: str | None, report: Callable[[str, Figures], None]
+    ) -> None:
+        self.name, self.size, self.device, self.reference, self.report = size, SIZES[size], device, reference, report
+        self.folder = tempfile.TemporaryDirectory(prefix="ardistill-gpu-")
+
+    def arm(self, name: str, run: Callable[[], Figures]) -> None:
+        """Report an arm's figures, or why there are none; the next arm goes on.
+
+        What earlier arms compiled is forgotten first, as the graphs of many students would stand side by side in one
+        function and each call would look for its own; kernels are kept by Inductor's cache.
+        """
+        torch.compiler.reset()
+        try:
+            self.report(name, run())
+        except NotAvailableError as error:
+            self.report(name, {"not_available": str(error)})
+        except Exception as error:
+            traceback.print_exc()
+            self.report(name, {"error": last_line(error)})
+        release(self.device)
+
+    def timed(self, run: Run, times_as_long: float = 1.0) -> Figures:
+        """Milliseconds of a call; `gpu_parts.measure.timed` documents them."""
+        return timed(run, self.device, times_as_long * self.size.seconds)
+
+    def beside(self, base: list[Run], run: Run) -> Figures:
+        """Milliseconds of a call and its ratio to the baseline, if there is one."""
+        return paired(base[0], run, self.device, 2 * self.size.seconds) if base else self.timed(run)
+
+    def transformer(self, layers: int | None = None) -> Any:
+        """A DiT with random weights, on the device."""
+        size = self.size
+        torch.manual_seed(0)
+        with self.device:
+            transformer = DiTTransformer2DModel(
+                num_layers=size.layers if layers is None else layers,
+                num_attention_heads=size.heads,
+                attention_head_dim=size.head_dim,
+                sample_size=size.latents,
+                in_channels=4,
+                out_channels=8,
+            )
+        return transformer.to(self.device).eval()
+
+    @functools.cached_property
+    def knots(self) -> Knots:
+        """Those of a four-step student."""
+        return knots_from_scheduler(DDIMScheduler(), 4)
+
+    def noise(self, count: int) -> Tensor:
+        """Noise of images, (count, 4, h, w)."""
+        return torch.randn(count, 4, self.size.latents, self.size.latents, device=self.device)
+
+    def labels(self, count: int) -> dict[str, Tensor]:
+        """A condition of this many rows."""
+        return {"class_labels": torch.arange(count, device=self.device)}
+
+    def students(self) -> dict[str, StudentConfig]:
+        """The students that are compared, by name; the first has no history."""
+        n, depth = self.size.history_layers, self.size.layers
+        return {
+            "N=0": StudentConfig(self.knots, 0),
+            f"N={n} gated": StudentConfig(self.knots, n),
+            f"N={n} gated M2": StudentConfig(self.knots, n, "M2"),
+            f"N={n} softmax": StudentConfig(self.knots, n, gated=False),
+            f"N={n} softmax M2": StudentConfig(self.knots, n, "M2", gated=False),
+            f"N={depth} gated": StudentConfig(self.knots, depth),
+        }
+
+    @functools.cached_property
+    def teacher(self) -> Teacher:
+        """A teacher with random weights."""
+        return Teacher(self.transformer(), DDIMScheduler(), guidance_scale=1.5)
+
+    @functools.cached_property
+    def data(self) -> TrajectoryDataset:
+        """A few trajectories to train on."""
+        folder, count = Path(self.folder.name) / "trajectories", 4 * self.size.batch
+        record(self.teacher, folder, count, solver_steps=4, num_steps=(4,), shard_size=count, progress=False)
+        return TrajectoryDataset(folder, 4)
+
+
+def student_on(transformer: Any, config: StudentConfig) -> Student:
+    """A student on a transformer's own weights, so that several of them fit on a card."""
+    return Student(share_weights(transformer), config)
+
+
+def draw(student: Student, noise: Tensor, condition: dict[str, Tensor], kind: str) -> Tensor:
+    """Draw in bf16 (autocast) or, for any other kind, in the dtype of the weights."""
+    options: dict[str, Any] = {"mixed_precision": "bf16" if kind == "bf16" else "no"}
+    return sample(student, noise, condition, **(options if AVAILABLE["sample(mixed_precision=)"]() else {}))
+
+
+def drawer(student: Student, noise: Tensor, condition: dict[str, Tensor], way: str, kind: str) -> Run:
+    """A call that draws a batch, ``eager``, ``compiled``, ``graphed`` or ``compiled and graphed``.
+
+    Raises:
+        NotAvailableError: This version cannot draw in this way.
+    """
+    if "compiled" in way:
+        require("student.compile()")
+        student.compile()
+    if "graphed" not in way:
+        return lambda: draw(student, noise, condition, kind)
+    require("student.graphed()")
+    if noise.device.type != "cuda":
+        raise NotAvailableError("CUDA graphs need a GPU")
+    graph: Any = student.graphed(len(noise))  # type: ignore[operator]
+    return lambda: graph(student, noise, condition)

@@ -1,0 +1,182 @@
+"""Parts that train: the training pass beside the authors' code, and whole steps of ``distill``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from gpu_parts.bench import AVAILABLE, Bench, Figures, require, student_on
+from gpu_parts.measure import PeakMemory, Run, bytes_of, count_flops, precision, release
+from torch import Tensor
+
+from ardistill import Student, StudentConfig, TrainingConfig, TrajectoryDataset, distill
+
+AUTHORS = "authors"
+"""Arm of the authors' model."""
+
+
+def pass_bf16(bench: Bench) -> None:
+    """Forward and backward of a training batch in bfloat16, eager and compiled."""
+    _passes(bench, "bf16", ("eager", "compiled"))
+
+
+def pass_tf32(bench: Bench) -> None:
+    """Forward and backward of a training batch in TF32, eager and compiled."""
+    _passes(bench, "tf32", ("eager", "compiled"))
+
+
+def _passes(bench: Bench, kind: str, ways: tuple[str, ...]) -> None:
+    """Arms of the training pass; each of ours runs beside the authors' model where that is given."""
+    transformer, batch = bench.transformer().requires_grad_(True), bench.size.batch
+    inputs, targets = torch.randn(2, batch, 4, 4, bench.size.latents, bench.size.latents, device=bench.device)
+    n = f"N={bench.size.history_layers}"
+    configs = {name: bench.students()[name] for name in ("N=0", f"{n} softmax", f"{n} gated")}
+
+    def ours(config: StudentConfig, way: str, base: list[Run]) -> Figures:
+        student, one = (student_on(transformer, config).train() for _ in range(2))
+        if way == "compiled":
+            require("student.compile()")
+            student.compile()
+        flops = batch * count_flops(_pass(one, inputs[:1], targets[:1], bench.labels(1)))
+        call = _pass(student, inputs, targets, bench.labels(batch))
+        return _measured(bench, student, call, kind, base) | {"flops": flops}
+
+    for way in ways:
+        base: list[Run] = []
+        if bench.reference:
+            bench.arm(f"{AUTHORS}, {way}", lambda way=way, base=base: _authors(bench, way, kind, base))
+        for name, config in configs.items():
+            bench.arm(f"{name}, {way}", lambda config=config, way=way, base=base: ours(config, way, base))
+        base.clear()
+        release(bench.device)
+
+
+def _pass(student: Student, inputs: Tensor, targets: Tensor, condition: dict[str, Tensor]) -> Run:
+    def run() -> None:
+        student.zero_grad(set_to_none=True)
+        (student(inputs, condition) - targets).square().mean().backward()
+
+    return run
+
+
+def _measured(bench: Bench, model: torch.nn.Module, call: Run, kind: str, base: list[Run]) -> Figures:
+    """Time of a pass, alone or beside the authors', and its peak memory, weights included."""
+    with precision(kind, bench.device):
+        found = bench.beside(base, call)
+        model.zero_grad(set_to_none=True)
+        with PeakMemory(bench.device, bytes_of(model)) as memory:
+            call()
+    model.zero_grad(set_to_none=True)
+    return found | {"precision": kind} | memory.figures()
+
+
+def _authors(bench: Bench, way: str, kind: str, base: list[Run]) -> Figures:
+    """The pass of the authors' model; it becomes the baseline of the others."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from reference import load_reference
+
+    size, batch = bench.size, bench.size.batch
+    with bench.device:
+        theirs = load_reference(bench.reference or "", size.heads * size.head_dim, size.layers, size.heads)
+    theirs = theirs.to(bench.device)
+    if way == "compiled":
+        for block in theirs.blocks:  # what is done to ours
+            block.compile()
+    inputs, targets = torch.randn(2, batch, 4, 4, 32, 32, device=bench.device)  # the size that their code is made for
+    noise, z15, z10, z5 = inputs.unbind(1)
+    labels, times = torch.arange(batch, device=bench.device), torch.full((batch,), 999.0, device=bench.device)
+
+    def run() -> None:
+        theirs.zero_grad(set_to_none=True)
+        outputs = theirs(z5, z10, z15, noise, times, size.history_layers, labels)
+        errors = [(o[:, :4] - t).square().mean() for o, t in zip(outputs, targets.unbind(1), strict=True)]
+        (sum(errors, torch.zeros((), device=bench.device)) / 4).backward()
+
+    found = _measured(bench, theirs, run, kind, [])
+    base.append(run)
+    return found
+
+
+class _EnoughError(Exception):
+    """The steps that are timed are done."""
+
+
+class _Clocked(TrajectoryDataset):
+    """Notes when each batch is drawn, and ends the training after a number of them, before a checkpoint is written.
+
+    Args:
+        data: The trajectories.
+        last: Batches to draw.
+    """
+
+    def __init__(self, data: TrajectoryDataset, last: int) -> None:
+        super().__init__(data.store.path, data.knots)
+        self.last = last
+        self.drawn: list[float] = []
+
+    def draw(self, *args: Any, **options: Any) -> Any:
+        self.drawn.append(time.perf_counter())
+        if len(self.drawn) > self.last:
+            raise _EnoughError
+        return super().draw(*args, **options)
+
+
+def step(bench: Bench) -> None:
+    """Whole training steps of ``distill``, and the pass alone in the same way."""
+    config, batch = bench.data.student_config(history_layers=bench.size.history_layers), bench.size.batch
+    states = bench.data.stacked(slice(batch))[0].to(bench.device)
+    inputs, targets = states[:, :-1], states[:, 1:]
+    one = Student.from_teacher(bench.teacher, config)
+    flops = batch * count_flops(_pass(one, inputs[:1], targets[:1], bench.labels(1)))
+    del one
+
+    def alone(compiled: bool) -> Figures:
+        student = Student.from_teacher(bench.teacher, config).train()
+        if compiled:
+            require("student.compile()")
+            student.compile()
+        call = _pass(student, inputs, targets, bench.labels(batch))
+        return _measured(bench, student, call, "bf16", []) | {"flops": flops}
+
+    def whole(lora_rank: int = 0, compiled: bool | None = None, **options: Any) -> Figures:
+        if compiled is not None and AVAILABLE["TrainingConfig.compile"]():
+            options["compile"] = compiled
+        elif compiled:
+            require("TrainingConfig.compile")
+        found = _distil(bench, replace(config, lora_rank=lora_rank), options)
+        return found if lora_rank else found | {"flops": flops}
+
+    bf16: dict[str, Any] = {"mixed_precision": "bf16"}
+    bench.arm("pass, eager", lambda: alone(False))
+    bench.arm("step, by default", lambda: whole())
+    bench.arm("step, eager", lambda: whole(compiled=False, **bf16))
+    bench.arm("step, checkpointing, eager", lambda: whole(compiled=False, gradient_checkpointing=True, **bf16))
+    bench.arm("step, adapters, eager", lambda: whole(16, compiled=False, **bf16))
+    bench.arm("pass, compiled", lambda: alone(True))
+    bench.arm("step, compiled", lambda: whole(compiled=True, **bf16))
+    bench.arm("step, adapters, compiled", lambda: whole(16, compiled=True, **bf16))
+
+
+def _distil(bench: Bench, config: StudentConfig, options: dict[str, Any]) -> Figures:
+    """Milliseconds of a step of ``distill``, between two batches that it draws."""
+    first, last = bench.size.steps
+    data, folder = _Clocked(bench.data, last), Path(bench.folder.name) / "run"
+    training = TrainingConfig(max_steps=10_000, batch_size=bench.size.batch, tracker=None, **options)
+    shared = bytes_of(bench.teacher.transformer) if config.lora_rank else 0
+    with PeakMemory(bench.device, shared) as memory:
+        student = Student.from_teacher(bench.teacher, config)
+        with suppress(_EnoughError):
+            distill(student, data, folder, training, progress=False)
+        figures = memory.figures()
+    shutil.rmtree(folder)
+    AcceleratorState._reset_state()  # the next run may have another precision
+    is_bf16 = training.mixed_precision == "bf16" or (training.mixed_precision, bench.device.type) == ("auto", "cuda")
+    ms = 1000 * (data.drawn[last] - data.drawn[first]) / (last - first)
+    return {"ms": ms, "precision": "bf16" if is_bf16 else "fp32"} | figures
