@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from test_families import batch, make
 from tiny_families import TINY
+from tiny_students import batch, make
 
 from ardistill.student import sample
 

@@ -5,44 +5,20 @@ import copy
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny_families import GATE, TINY, open_gates
+from diffusers import DDIMScheduler
+from tiny_families import GATE, TINY
+from tiny_students import STEPS, batch, make, near
 
 from ardistill.config import TrainingConfig
 from ardistill.core.history import MASKS
 from ardistill.families import FAMILIES, family_of, register_family
 from ardistill.publishing import export
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student
 from ardistill.student.sample import sample
-from ardistill.teacher import Teacher, knots_from_scheduler
+from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.losses import regression_loss
 from ardistill.trajectories import TrajectoryDataset, record
-
-STEPS = 4
-VP = ("dit", "dit-timm", "pixart-alpha", "pixart-sigma", "hunyuandit")
-"""Trained with a variance-preserving schedule; the others with flow matching."""
-
-
-def make(name, history_layers=2, mask="M4", output="solver", steps=STEPS, gated=True):
-    scheduler = DDIMScheduler() if name in VP else FlowMatchEulerDiscreteScheduler(shift=3.0)
-    knots = knots_from_scheduler(scheduler, steps)
-    config = StudentConfig(knots, history_layers, mask, output=output, gated=gated)
-    student = Student(TINY[name].transformer(), config)
-    open_gates(student)
-    if output == "direct":
-        for head in student.family.head:
-            torch.nn.init.normal_(student.transformer.get_submodule(head).later_weight, std=0.1)
-    return student
-
-
-def batch(name, count=2, steps=STEPS):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, steps, *TINY[name].latents, generator=generator), TINY[name].condition(count)
-
-
-def near(found, expected, tolerance=1e-5):
-    return (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_every_family_has_an_instance():

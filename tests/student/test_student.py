@@ -56,7 +56,9 @@ def test_history_attention_equals_dense_mask(mask, gated):
     if gated:  # itself, and apart from it the earlier steps
         own = torch.eye(STEPS, dtype=torch.bool)[:, None, :, None].expand_as(visible)
         gate, expected = torch.tensor([0.3]), dense(own.clone()) + 0.3 * dense(visible & ~own)
-    assert torch.allclose(unfold(history_attention(query, key, value, STEPS, mask, gate=gate)), expected, atol=1e-5)
+    assert torch.allclose(
+        unfold(history_attention(query, key, value, mask, gate=gate, num_steps=STEPS)), expected, atol=1e-5
+    )
 
 
 class DenseAttention:

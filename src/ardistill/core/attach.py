@@ -45,10 +45,10 @@ def compile_blocks(transformer: Any, **options: Any) -> None:
         transformer: A transformer of a known class, with or without a history.
         options: Options of ``torch.compile``.
     """
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.12
-        options = {"recompile_limit": 64} | options  # a graph per step, and for blocks whose input is strided
+    # A class has a graph for each step, and again where inputs have other strides; torch 2.11 has no such option.
+    limit = {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
     for block, _ in architecture_of(transformer).blocks(transformer):
-        block.compile(**options)
+        block.compile(**limit | options)
 
 
 def attach(transformer: Any, config: StudentConfig) -> Attachment:

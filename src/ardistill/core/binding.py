@@ -47,8 +47,7 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
     functional = SimpleNamespace(**vars(F) | {"scaled_dot_product_attention": attention})
     bound: dict[int, Any] = {id(F): functional, id(nn): SimpleNamespace(**vars(nn) | {"functional": functional})}
     bound |= {id(F.scaled_dot_product_attention): attention}
-    names = {*function.__code__.co_names}
-    if not names & {"dispatch_attention_fn", "scaled_dot_product_attention"}:
+    if not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
         raise bypassed(f"none in {function.__qualname__}")
     # Dynamo takes a function for another one of its module if its globals have the module's name.
     world = {name: bound.get(id(x), x) for name, x in function.__globals__.items() if name != "__name__"}

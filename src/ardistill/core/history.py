@@ -1,10 +1,10 @@
 """The idea of ARD in one file: attend from each step of a trajectory to itself and to the steps before it.
 
-Rows of a *folded* batch are (batch * steps), step fastest, noisiest first. The teacher's own forward code runs. Each
-row has its own timestep, so every block of tokens gets the time of its state (the paper's token-wise time embedding).
-Only the self-attention of the lower N layers sees other rows: its call of ``scaled_dot_product_attention``, bound to
-`attend`, attends to the keys and values of the visible steps of the same sample beside its own.
-When sampling, the steps run one after the other and a cache holds those keys and values.
+The teacher's own forward code runs. Each row has its own timestep, so every block of tokens gets the time of its state
+(the paper's token-wise time embedding). Only the self-attention of the lower N layers sees other rows: its call of
+``scaled_dot_product_attention``, bound to `attend`, attends to the keys and values of the visible steps of the same
+sample beside its own. In training, the steps are *folded* into the rows, (batch * steps), step fastest, noisiest first;
+in sampling they run one after the other, and a cache holds earlier keys and values.
 
 The paper has one softmax over a step's own keys and the earlier ones. This takes attention away from the keys that the
 teacher attends to, so an untrained student differs from its teacher. *Gated*, the attention to earlier steps is added
@@ -58,19 +58,10 @@ def extend_mask(mask: Tensor, num_keys: int) -> Tensor:
     return F.pad(mask, (num_keys - mask.shape[-1], 0), value=True if mask.dtype == torch.bool else 0.0)
 
 
-def _miscounted(expected: int, found: int) -> HistoryError:
-    return HistoryError(
-        f"a layer with history ran out of order: expected {expected} cached steps, found {found}; call the transformer "
-        "once per step, and disable block-skipping caches (transformer.disable_cache())"
-    )
-
-
 @dataclass(eq=False)
 class Layout:
     """How the rows of one call of the transformer are laid out. The call itself fills in where the image stands."""
 
-    num_steps: int = 1
-    """Steps folded into the rows."""
     step: int = 0
     """The step of every row, in a call that holds one step of each sample."""
     cache: dict[int, list[tuple[Tensor, Tensor]]] | None = None
@@ -80,19 +71,23 @@ class Layout:
     image_start: Tensor | None = None
     """Index of each row's first image token, (rows,); None where ``History.text`` determines it."""
     folded: Callable[..., Tensor] | None = None
-    """Attention of folded rows, `ardistill.student.folded.history_attention`; None where rows hold one step."""
+    """Attention of folded rows, `ardistill.student.folded.history_attention`; None where rows are of one step."""
     guidance: Tensor | float | None = None
     """Guidance scale of each row, (rows,), or one for all rows, where the scale is an input of the student."""
 
-    def check_step(self) -> None:
-        """Check that every layer with history has run in this step.
 
-        Raises:
-            HistoryError: One was skipped.
-        """
-        for past in (self.cache or {}).values():
-            if len(past) != self.step + 1:
-                raise _miscounted(self.step + 1, len(past))
+def check_cached(layers: Iterable[list], steps: int) -> None:
+    """Check that the cache holds this many steps of each of these layers.
+
+    Raises:
+        HistoryError: A layer was skipped, or ran twice.
+    """
+    for past in layers:
+        if len(past) != steps:
+            raise HistoryError(
+                f"a layer with history ran out of order: expected {steps} cached steps, found {len(past)}; call the "
+                "transformer once per step, and disable block-skipping caches (transformer.disable_cache())"
+            )
 
 
 class _Now(threading.local):
@@ -185,7 +180,7 @@ def attend(
     options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
     call.made.append((of_image(key, image), of_image(value, image)))
     if layout.folded is not None:
-        return layout.folded(query, key, value, layout.num_steps, call.history.mask, image, attn_mask, gate, **options)
+        return layout.folded(query, key, value, call.history.mask, image, attn_mask, gate, **options)
     earlier = call.earlier[index]
     if gate is not None and earlier:
         keys, values = (x[0] if len(x) == 1 else torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
@@ -264,9 +259,7 @@ class _HistoryBlock(MixedIn):
         if layout.cache is None:
             return run(block, layout, [], args, kwargs)[0]
         every = [layout.cache.setdefault(layer, []) for layer in block.history_layers]
-        for past in every:
-            if len(past) != layout.step:
-                raise _miscounted(layout.step, len(past))
+        check_cached(every, layout.step)
         seen = MASKS[block.history.mask](layout.step)[:-1]
         output, made = run(block, layout, [[past[i] for i in seen] for past in every], args, kwargs)
         for past, pair in zip(every, made, strict=True):

@@ -41,8 +41,8 @@ class MixedIn:
                 "expected a transformer without hooks, found some (offloading or caching); load a fresh one, make the "
                 "student or pipeline of it, and enable them there"
             )
-        classes: tuple[Any, Any] = (cls, type(module))
-        module.__class__ = _mixed(*classes)
+        both: Any = (cls, type(module))
+        module.__class__ = _mixed(*both)
         if hooked is not None:
             module._old_forward = type(module).forward.__get__(module)  # type: ignore[assignment]
 

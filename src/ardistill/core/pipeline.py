@@ -25,12 +25,10 @@ from ardistill.core.adoption import adopt, folders_of, unwrapped
 from ardistill.core.architecture import architecture_of
 from ardistill.core.attach import compile_blocks
 from ardistill.core.config import StudentConfig
-from ardistill.core.history import Layout
+from ardistill.core.history import Layout, check_cached
 
 GRID = ("sigmas", "timesteps", "mu")
 """Options of a call that choose times; a student's are fixed."""
-
-
 _ENCODING = threading.RLock()
 """Tokenizers keep the padding of the current call: without the lock, two threads would get each other's."""
 
@@ -73,7 +71,7 @@ class _FixedKnots:
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, **_: Any) -> Any:
         index = self.layout.step
-        self.layout.check_step()
+        check_cached((self.layout.cache or {}).values(), index + 1)
         if self.state is None or self.given is None or self.given[0] is not sample or self.given[1] != _version(sample):
             self.state = sample.float()  # the noise, or latents that a callback changed
         if self.noise is None:
@@ -141,12 +139,6 @@ def _take_guidance(base: Any, student: StudentConfig, options: dict[str, Any], t
     return float(told)
 
 
-def _is_empty(value: Any) -> bool:
-    """Whether a value asks for nothing: None, or the empty prompts that user interfaces send."""
-    each = value if isinstance(value, (list, tuple)) else [value]
-    return all(x is None or (isinstance(x, str) and not x.strip()) for x in each)
-
-
 def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -> None:
     """Refuse options that a student cannot follow, and remove options that ask for nothing.
 
@@ -155,7 +147,8 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
     """
     for name, value in [*options.items()]:
         if name.startswith("negative_"):
-            if not _is_empty(value):
+            asked = value if isinstance(value, (list, tuple)) else [value]
+            if any(x is not None and not (isinstance(x, str) and not x.strip()) for x in asked):
                 raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
             del options[name]
         if name in GRID and value is not None:

@@ -20,11 +20,12 @@ def history_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    num_steps: int,
     mask: str = "M4",
     image: slice | Tensor = slice(None),
     attn_mask: Tensor | None = None,
     gate: Tensor | None = None,
+    *,
+    num_steps: int,
     **options: Any,
 ) -> Tensor:
     """Attend from each step to the steps of its own trajectory that the mask shows; no mask matrix is made.
@@ -33,7 +34,6 @@ def history_attention(
         query: After q-norm and rotary embedding, (b*s, h, t, d).
         key: Keys after norm and rotary embedding, (b*s, h_kv, t, d); h_kv < h for grouped-query attention.
         value: Projected values, shape of the keys.
-        num_steps: Steps folded into the rows, 1 or more.
         mask: A key of ``MASKS``.
         image: Which of the t tokens are the image's. Text tokens of earlier steps are left out; each step attends to
             its own. Where the place differs between rows: indices, (b*s, tokens).
@@ -41,6 +41,7 @@ def history_attention(
             tokens are never masked.
         gate: (1,): a step attends to itself as the teacher does, and its attention to the earlier steps, times the
             gate, is added. None: one softmax over both.
+        num_steps: Steps folded into the rows, 1 or more.
         options: Further options of ``scaled_dot_product_attention`` (scale, dropout_p, enable_gqa).
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,8 +110,9 @@ class FewStepModel(nn.Module):
             return self._step_by_step(inputs, condition, sequential, detach_history, on_policy, through_steps)
         batch, steps = inputs.shape[:2]
         times = torch.stack([self._times(inputs, step) for step in range(steps)], dim=1).flatten()
+        layout = Layout(folded=functools.partial(history_attention, num_steps=steps))
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
-        prediction = self._predict(inputs.flatten(0, 1), times, repeated, Layout(steps, folded=history_attention))
+        prediction = self._predict(inputs.flatten(0, 1), times, repeated, layout)
         pairs = zip(prediction.unflatten(0, (batch, steps)).unbind(1), inputs.unbind(1), strict=True)
         return torch.stack([self.config.estimate(*pair, step) for step, pair in enumerate(pairs)], dim=1)
 
