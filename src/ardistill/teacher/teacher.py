@@ -18,7 +18,7 @@ from ardistill.core.knots import Knots
 from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import Condition, Family, family_of
 from ardistill.families.grids import uniform_grid
-from ardistill.files import weight_fingerprint
+from ardistill.files import remembered_fingerprint
 from ardistill.teacher import sizes
 from ardistill.teacher import vae as vaes
 from ardistill.teacher.guidance import guide
@@ -325,8 +325,8 @@ class Teacher:
             raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
 
     def fingerprint(self) -> str:
-        """SHA-256 of the transformer's weights, names and shapes included."""
-        return weight_fingerprint(self.transformer.state_dict())
+        """SHA-256 of the transformer's weights, names and shapes included; remembered for large ones."""
+        return remembered_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
         """The solver's grid: trailing timesteps, or flow-matching sigmas as the teacher's pipeline spaces them.

@@ -38,7 +38,7 @@ class ShardMaker:
         self, teacher: Teacher, manifest: Manifest, table: ConditionTable | None, device: torch.device | str
     ) -> None:
         expected = Identity.of(manifest)
-        check_same_teacher("these trajectories", expected, Identity.of(teacher), "give the recording's teacher")
+        check_same_teacher("these trajectories", manifest, teacher, "give the recording's teacher")
         for name, given, recorded in (
             ("guidance_channels", teacher.guidance_channels, manifest.guidance_channels),
             ("negative_prompt", teacher.negative_prompt, manifest.negative_prompt),
