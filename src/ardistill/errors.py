@@ -39,7 +39,7 @@ _warned: set[str] = set()
 _ENDING = tuple(getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x))
 """Signals that ask a process to end."""
 _MEMORY = (
-    "lower the batch size (--training.batch_size; --shard_size of record), or train with "
+    "lower the batch size (--training.batch_size; --batch_size of record), or train with "
     "--training.gradient_checkpointing true or --lora_rank 16"
 )
 _DISK = {

@@ -92,7 +92,10 @@ class RecordOptions:
     seed: int = 0
     """Seed of the noise; record held-out trajectories with another seed."""
     shard_size: int = 256
-    """Number of trajectories that are solved and written together."""
+    """Number of trajectories that are written and read together."""
+    batch_size: Literal["auto"] | int = "auto"
+    """Number of trajectories of a shard that are solved at once; auto: as many as a GPU's memory takes, measured once,
+    and the whole shard on a CPU."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """no, bf16 (matrix products in bfloat16, the solver's states in float32) or auto: that of a recording that is there
     already, else bf16 on a GPU that computes in it, else no."""

@@ -57,6 +57,7 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
         num_steps=options.num_steps,
         seed=options.seed,
         shard_size=options.shard_size,
+        batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
         dtype=options.dtype,
         manifest_only=options.manifest_only,

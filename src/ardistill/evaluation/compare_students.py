@@ -20,7 +20,7 @@ from ardistill.evaluation.runs import check_held_out, run_of
 from ardistill.evaluation.sampler import Sampler
 from ardistill.files import check_folder, write_whole
 from ardistill.student import Student
-from ardistill.teacher import Identity, Teacher, check_same_teacher, load_recorded_teacher
+from ardistill.teacher import Teacher, check_same_teacher, load_recorded_teacher
 from ardistill.trajectories import Manifest, TrajectoryDataset
 
 MEASURED = 200
@@ -158,7 +158,7 @@ def _teacher(manifest: Manifest, teacher: str | Path | Teacher | None, device: t
     """The teacher of the trajectories, loaded unless it is given."""
     if not isinstance(teacher, Teacher):
         return load_recorded_teacher(manifest, teacher, device)
-    check_same_teacher("the trajectories", Identity.of(manifest), Identity.of(teacher), "give the right teacher")
+    check_same_teacher("the trajectories", manifest, teacher, "give the right teacher")
     low, high = manifest.guidance_range
     if not low <= teacher.guidance_scale <= high:
         raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from ardistill.errors import say
 from ardistill.files import read_json
 from ardistill.student import StudentConfig
-from ardistill.teacher import Identity, check_same_teacher
+from ardistill.teacher import check_same_teacher
 from ardistill.trajectories import Manifest
 
 
@@ -82,9 +82,7 @@ def check_held_out(student: str | Path, config: StudentConfig, manifest: Manifes
     Raises:
         ValueError: The trajectories are from another teacher, at another guidance, or from the seed of the training.
     """
-    check_same_teacher(
-        str(student), Identity.of(config), Identity.of(manifest), "record held-out trajectories of its teacher"
-    )
+    check_same_teacher(str(student), config, manifest, "record held-out trajectories of its teacher")
     (low, high), (lowest, highest) = config.guidance_range, manifest.guidance_range
     if not low <= lowest <= highest <= high:
         raise ValueError(

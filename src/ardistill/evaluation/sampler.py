@@ -60,10 +60,10 @@ class Sampler:
         @torch.no_grad()
         def draw(noise: Tensor, condition: Condition) -> Tensor:
             scheduler.set_timesteps(num_steps)
-            latents = noise.to(teacher.device, torch.float32)
+            guided, latents = teacher.guided(noise, condition), noise.to(teacher.device, torch.float32)
             for timestep in scheduler.timesteps:
                 with precision("auto", teacher.transformer):
-                    prediction = teacher.predict(latents, float(timestep), condition)
+                    prediction = guided(latents, float(timestep))
                 latents = scheduler.step(prediction, timestep, latents).prev_sample
             return latents
 

@@ -17,7 +17,7 @@ from ardistill.publishing.card import model_card
 from ardistill.publishing.module import pipeline_source
 from ardistill.student import Student
 from ardistill.student.files import save_transformer
-from ardistill.teacher import Companions, Identity, Teacher, check_same_teacher
+from ardistill.teacher import Companions, Teacher, check_same_teacher
 
 
 def export(
@@ -50,7 +50,7 @@ def export(
     if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     remedy = "name the teacher that the student was distilled from"
-    check_same_teacher("the student", Identity.of(student.config), Identity.of(teacher), remedy)
+    check_same_teacher("the student", student.config, teacher, remedy)
     with whole_folder(folder) as made:
         _write(student, teacher, made, figures, picture)
 

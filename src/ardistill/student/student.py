@@ -11,7 +11,7 @@ from ardistill.devices import Device, resolve_device
 from ardistill.student import files
 from ardistill.student.lora import add_adapters, share_weights
 from ardistill.student.model import FewStepModel
-from ardistill.teacher import Identity, Teacher, check_same_teacher
+from ardistill.teacher import Teacher, check_same_teacher
 
 
 class Student(FewStepModel):
@@ -100,9 +100,7 @@ class Student(FewStepModel):
             ValueError: They are not there, or of another teacher.
         """
         config, weights = files.read_adapters(Path(folder))
-        check_same_teacher(
-            f"the adapters in {folder}", Identity.of(config), Identity.of(teacher), "name the teacher they belong to"
-        )
+        check_same_teacher(f"the adapters in {folder}", config, teacher, "name the teacher they belong to")
         student = cls.from_teacher(teacher, config)
         files.fill_adapters(student, weights, Path(folder))
         return student.eval()

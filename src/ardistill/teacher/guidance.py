@@ -2,8 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ardistill.families import Condition, Family
+
+
+@dataclass(frozen=True)
+class GuidedPrediction:
+    """A teacher's guided prediction for some samples at any time.
+
+    What all times share is made before and lies on the teacher's device, so that a call copies nothing to the device
+    and waits for nothing, except for what the transformer does itself.
+    """
+
+    family: Family
+    """The transformer's family."""
+    transformer: Any
+    """The teacher's transformer."""
+    condition: Condition
+    """One row per sample; followed by their unconditional rows, if both halves are computed in one batch."""
+    unconditional: Condition | None = None
+    """The unconditional branch, where prompts of different lengths without a mask keep it out of the batch."""
+    scale: Tensor | None = None
+    """Guidance scale of each sample, (b,); None: the conditional prediction alone."""
+    channels: int | None = None
+    """Number of guided channels; all if None."""
+
+    @torch.no_grad()
+    def __call__(self, states: Tensor, timestep: float) -> Tensor:
+        """Predict from states on the teacher's device.
+
+        Args:
+            states: (b, c, h, w).
+            timestep: Time of all of them.
+        """
+        if self.scale is None:
+            return self._call(states, timestep, self.condition)
+        if self.unconditional is None:
+            conditional, unconditional = self._call(torch.cat([states, states]), timestep, self.condition).chunk(2)
+        else:
+            conditional = self._call(states, timestep, self.condition)
+            unconditional = self._call(states, timestep, self.unconditional)
+        output = guide(conditional, unconditional, self.scale, self.channels)
+        return self.family.rescale_guided(output, conditional) if self.family.rescale_guided else output
+
+    def _call(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
+        """The network's prediction in float32, without the channels of a learned sigma."""
+        times = torch.full((len(states),), timestep, dtype=torch.float32, device=states.device)
+        found = self.family.call(self.transformer, states, times, condition)
+        return found[:, : self.transformer.config.in_channels].float()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: int | None = None) -> Tensor:

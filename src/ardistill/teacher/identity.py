@@ -16,6 +16,8 @@ class Identity(NamedTuple):
     @classmethod
     def of(cls, owner: Any) -> Identity:
         """The identity of a teacher, or of the teacher that a manifest or a student's configuration names."""
+        if isinstance(owner, Identity):
+            return owner
         if callable(owner.fingerprint):
             return cls(owner.name, owner.fingerprint())
         return cls(owner.teacher, owner.fingerprint)
@@ -24,17 +26,22 @@ class Identity(NamedTuple):
         return f"{self.name or 'an unnamed teacher'} ({self.fingerprint[:12]})"
 
 
-def check_same_teacher(what: str, expected: Identity, found: Identity, remedy: str) -> None:
+def check_same_teacher(what: str, expected: Any, found: Any, remedy: str) -> None:
     """Refuse to combine things that belong to two different teachers. An unknown fingerprint agrees with any.
 
     Args:
         what: The subject of the message, such as "the student in runs/a".
-        expected: The teacher that it belongs to.
-        found: The teacher that it is to be used with.
+        expected: What it belongs to: a teacher, a manifest, a student's configuration or an `Identity`.
+        found: What it is to be used with, of the same kinds. A teacher's weights are read only if the fingerprint that
+            is expected is known.
         remedy: What to do, for the message.
 
     Raises:
         ValueError: Their weights differ.
     """
-    if expected.fingerprint and found.fingerprint and expected.fingerprint != found.fingerprint:
-        raise ValueError(f"{what}: expected the teacher {expected}, got another teacher, {found}; {remedy}")
+    ours = Identity.of(expected)
+    if not ours.fingerprint:
+        return
+    theirs = Identity.of(found)
+    if theirs.fingerprint and ours.fingerprint != theirs.fingerprint:
+        raise ValueError(f"{what}: expected the teacher {ours}, got another teacher, {theirs}; {remedy}")

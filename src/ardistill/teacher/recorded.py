@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ardistill.devices import Device
-from ardistill.teacher.identity import Identity, check_same_teacher
+from ardistill.teacher.identity import check_same_teacher
 from ardistill.teacher.teacher import Teacher
 
 
@@ -48,7 +48,6 @@ def load_recorded_teacher(facts: TeacherFacts, name: str | Path | None = None, d
         negative_prompt=getattr(facts, "negative_prompt", ""),
         latent_shape=facts.sample_shapes[0] if facts.sample_shapes else None,
     )
-    if facts.fingerprint:
-        check_same_teacher(name, Identity.of(facts), Identity.of(teacher), "name the right one with --teacher")
+    check_same_teacher(name, facts, teacher, "name the right one with --teacher")
     teacher.name = facts.teacher or name
     return teacher

@@ -18,10 +18,10 @@ from ardistill.core.knots import Knots
 from ardistill.devices import Device, device_of, resolve_device
 from ardistill.families import Condition, Family, family_of
 from ardistill.families.grids import uniform_grid
-from ardistill.files import weight_fingerprint
+from ardistill.files import remembered_fingerprint
 from ardistill.teacher import sizes
 from ardistill.teacher import vae as vaes
-from ardistill.teacher.guidance import guide
+from ardistill.teacher.guidance import GuidedPrediction
 from ardistill.teacher.ode import Trajectory, integrate
 from ardistill.teacher.padding import can_join, join_conditions
 from ardistill.teacher.pipeline import load_pipeline
@@ -239,8 +239,7 @@ class Teacher:
             ValueError: There is no VAE, and the latents are not pixels.
         """
         if not self.draws_images:
-            channels = self.transformer.config.in_channels
-            name = self.name or "the teacher"
+            name, channels = self.name or "the teacher", self.transformer.config.in_channels
             raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")
         vae = self.vae
         return latents.float().clamp(-1, 1).cpu() if vae is None else vaes.decode(vae, latents, batch_size)
@@ -308,7 +307,7 @@ class Teacher:
         """The condition of the unconditional branch: the negative prompt, or the label after the last one."""
         if self.takes_text:
             like = next(iter(condition.values()))
-            null = send_to_device(self.encode_negative(), like.device)
+            self._unconditional = null = send_to_device(self.encode_negative(), like.device)  # once per device
             return {name: value.expand(len(like), *value.shape[1:]) for name, value in null.items()}
         return {"class_labels": torch.full_like(condition["class_labels"], self.num_classes)}
 
@@ -325,8 +324,8 @@ class Teacher:
             raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
 
     def fingerprint(self) -> str:
-        """SHA-256 of the transformer's weights, names and shapes included."""
-        return weight_fingerprint(self.transformer.state_dict())
+        """SHA-256 of the transformer's weights, names and shapes included; remembered for large ones."""
+        return remembered_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
         """The solver's grid: trailing timesteps, or flow-matching sigmas as the teacher's pipeline spaces them.
@@ -348,31 +347,34 @@ class Teacher:
         shape, generator = sample_shape or self.sample_shape, seeded_generator(f"{seed}/{shard}")
         return torch.randn(count, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    @torch.no_grad()
     def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
         """The guided prediction at one time, (b, c, h, w), in float32, on the teacher's device.
 
-        Each row is guided by its ``guidance`` in the condition, or by the teacher's scale if the condition has none.
-        Channels of a learned sigma are cut off. Guidance is applied in float32, whatever the dtype of the weights.
+        Each row is guided by its ``guidance`` in the condition, or by the teacher's scale if the condition has none;
+        in float32, whatever the dtype of the weights. Channels of a learned sigma are cut off.
         """
-        channels = self.transformer.config.in_channels
-        states, condition = send_to_device((states, condition), self.device)
-        condition, guidance = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
+        return self.guided(states, condition)(states.to(self.device), timestep)
 
-        def call(latents: Tensor, given: Condition) -> Tensor:
-            times = torch.full((len(latents),), timestep, dtype=torch.float32, device=latents.device)
-            return self.family.call(self.transformer, latents, times, given)[:, :channels].float()
+    @torch.no_grad()
+    def guided(self, states: Tensor, condition: Condition) -> GuidedPrediction:
+        """Prepare ``predict`` for samples that are predicted at several times.
 
-        if self.embeds_guidance or bool((guidance == 1).all()):
-            return call(states, condition)
-        null = self.null_condition(condition)
-        if can_join([condition, null]):
-            both = join_conditions([condition, null])
-            conditional, unconditional = call(torch.cat([states, states]), both).chunk(2)
-        else:  # prompts of different lengths, and no mask
-            conditional, unconditional = call(states, condition), call(states, null)
-        output = guide(conditional, unconditional, guidance, self.guidance_channels)
-        return self.family.rescale_guided(output, conditional) if self.family.rescale_guided else output
+        Args:
+            states: Any states of these samples, (b, c, h, w).
+            condition: One row per sample; guidance scales on the host are looked at without a wait for the device.
+        """
+        condition, scale = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
+        is_guided = not self.embeds_guidance and bool((scale != 1).any())
+        condition, scale = self._on_device((condition, scale))
+        if not is_guided:
+            return GuidedPrediction(self.family, self.transformer, condition)
+        halves = condition, self.null_condition(condition)
+        first, second = (join_conditions(halves), None) if can_join(halves) else halves
+        return GuidedPrediction(self.family, self.transformer, first, second, scale, self.guidance_channels)
+
+    def _on_device(self, tensors: Any) -> Any:
+        """Tensors on the teacher's device; pinned ones are copied there without a wait."""
+        return send_to_device(tensors, self.device, non_blocking=self.device.type != "cpu")
 
     @torch.no_grad()
     def solve_ode(self, noise: Tensor, condition: Condition, knots: Knots, progress: bool = False) -> Trajectory:
@@ -394,5 +396,4 @@ class Teacher:
                 f"width where {type(self.transformer).__name__} takes it, got {tuple(noise.shape)}"
             )
         self.check_condition(condition)
-        state, condition = send_to_device((noise.float(), condition), self.device)
-        return integrate(lambda x, timestep: self.predict(x, timestep, condition), state, knots, progress)
+        return integrate(self.guided(noise, condition), self._on_device(noise.float()), knots, progress)

@@ -17,7 +17,7 @@ from diffusers.optimization import SchedulerType
 from ardistill.config import TrainingConfig
 from ardistill.devices import best_device, resolve_precision
 from ardistill.student import Student
-from ardistill.teacher import Identity, check_same_teacher
+from ardistill.teacher import check_same_teacher
 from ardistill.training.adversary import Adversary
 from ardistill.training.run_folder import stored_precision
 from ardistill.trajectories import TrajectoryDataset, same_states
@@ -38,7 +38,7 @@ def check_data(student: Student, data: TrajectoryDataset) -> None:
             )
     if not same_states(ours.knots, data.knots):
         raise ValueError("the recorded times are not the student's knots; make the student from the data's knots")
-    check_same_teacher("the trajectories", Identity.of(ours), Identity.of(theirs), "record the student's teacher")
+    check_same_teacher("the trajectories", ours, theirs, "record the student's teacher")
     if ours.fingerprint and ours.guidance_range != theirs.guidance_range:
         raise ValueError(
             f"the student says guidance {ours.guidance_range}, its trajectories have {theirs.guidance_range}; "

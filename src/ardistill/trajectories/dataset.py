@@ -58,7 +58,7 @@ class TrajectoryDataset(Dataset):
         self.store = store = Store(folder)
         self.manifest = manifest = Manifest.read(store)
         expected = Identity("", fingerprint or "")
-        check_same_teacher(f"the trajectories in {folder}", expected, Identity.of(manifest), "record again")
+        check_same_teacher(f"the trajectories in {folder}", expected, manifest, "record again")
         indices = knot_indices(manifest.knots, num_steps)
         if missing := [i for i in indices if i not in manifest.kept]:
             raise ValueError(

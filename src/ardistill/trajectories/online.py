@@ -15,7 +15,8 @@ from ardistill.trajectories.shard_maker import ShardMaker
 
 
 class OnlineTrajectories(TrajectoryDataset):
-    """The trajectories of a manifest, solved when they are needed, bit-equal to what the same machine would record.
+    """The trajectories of a manifest, solved when they are needed, equal to what the same machine would record: on a
+    CPU to the bit, elsewhere up to the rounding of another batch size.
 
     A shard is solved whole, as for a recording, and forgotten after use. Choose ``shard_size`` equal to the batch size
     and draw batches by shards, so that every solved row is used.
@@ -42,7 +43,9 @@ class OnlineTrajectories(TrajectoryDataset):
     ) -> None:
         super().__init__(folder, num_steps, teacher.fingerprint(), draws=draws or "shards", keep=1)
         where = resolve_device(device, teacher.device)
-        self._shards = LastUsed(ShardMaker(teacher, self.manifest, self._table, where), keep=1)
+        self._shards = LastUsed(
+            ShardMaker(teacher, self.manifest, self._table, where, self.manifest.shard_size), keep=1
+        )
 
     def _check_complete(self) -> None:
         """Shards are not needed; the prompts' embeddings are opened by the constructor."""

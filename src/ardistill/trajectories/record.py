@@ -20,7 +20,7 @@ from ardistill.trajectories.conditions import publish_conditions
 from ardistill.trajectories.knots import nested_indices
 from ardistill.trajectories.manifest import MANIFEST, Manifest
 from ardistill.trajectories.prompts import distinct_prompts
-from ardistill.trajectories.shard_maker import make_missing
+from ardistill.trajectories.shard_maker import BatchSize, make_missing
 from ardistill.trajectories.shards import DTYPES
 
 
@@ -36,6 +36,7 @@ def record(
     num_steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     seed: int = 0,
     shard_size: int = 256,
+    batch_size: BatchSize = "auto",
     mixed_precision: str = "auto",
     dtype: str = "float32",
     manifest_only: bool = False,
@@ -47,10 +48,11 @@ def record(
     Shards that exist are not made again. With a larger ``num_trajectories`` the missing ones are added, equal to those
     of a recording that had this number from the start.
 
-    Any number of processes may record into one folder at a time, with the same arguments but for ``device`` and
-    ``progress``. Processes of one ``accelerate launch`` (RANK and WORLD_SIZE in the environment) each take the shards
-    whose number modulo WORLD_SIZE is their RANK and then help the others; processes that were started alone take any
-    missing shard. Each returns once all shards are there. If one process adds trajectories meanwhile, the others help.
+    Any number of processes may record into one folder at a time, with the same arguments but for ``batch_size``,
+    ``device`` and ``progress``. Processes of one ``accelerate launch`` (RANK and WORLD_SIZE in the environment) each
+    take the shards whose number modulo WORLD_SIZE is their RANK and then help the others; processes that were started
+    alone take any missing shard. Each returns once all shards are there. If one process adds trajectories meanwhile,
+    the others help.
 
     Args:
         teacher: The teacher, with its guidance.
@@ -65,7 +67,9 @@ def record(
         solver_steps: Steps of the ODE solver.
         num_steps: Step counts of the students to come; the states nearest to their uniform knots are stored.
         seed: Seed of the noise; labels follow from the row number.
-        shard_size: Rows that are solved, written and read together.
+        shard_size: Rows that are written and read together.
+        batch_size: Rows of a shard that are solved at once. ``"auto"`` measures once on CUDA how many the memory takes,
+            and is the whole shard elsewhere. A shard's content depends on it by rounding at most.
         mixed_precision: ``no``, ``bf16`` (matrix products in bfloat16, the solver's states in float32) or ``auto``:
             what the recording in the folder has, else bf16 on a GPU that computes in it, else no.
         dtype: ``float32`` or ``float16``, what states are stored in; they are solved and read in float32.
@@ -78,6 +82,8 @@ def record(
             there are fewer shards than shapes, or prompts are missing or not used by the teacher.
     """
     distinct = _check_prompts(teacher, prompts)
+    if batch_size != "auto" and batch_size < 1:
+        raise ValueError(f"expected a batch_size of 1 row or more, or auto, got {batch_size}")
     _check_numbers(num_trajectories, shard_size, num_steps)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
@@ -110,7 +116,7 @@ def record(
     if teacher.takes_text:
         publish_conditions(store, manifest, teacher, distinct, where, progress)
     if not manifest_only:
-        make_missing(store, manifest, teacher, where, progress)
+        make_missing(store, manifest, teacher, where, progress, batch_size)
     return manifest
 
 

@@ -67,7 +67,7 @@ def make_shard(layout: ShardLayout, states: Tensor, denoised: Tensor, labels: Te
     found: list[np.ndarray] = []
     for name, value in (("states", states), ("denoised", denoised)):
         with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(value.float().numpy().astype(DTYPES[layout.dtype]))
+            array = np.ascontiguousarray(value.float().numpy().astype(DTYPES[layout.dtype], copy=False))
         if not np.isfinite(array).all():
             raise ValueError(
                 f"{name} of shard {layout.shard} are not finite in {layout.dtype}; check the teacher, its guidance "
