@@ -69,9 +69,8 @@ class TrainingState:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=max(config.max_steps - self.warmup_steps, 1),
         )
-        self.ema = EMAModel(
-            self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=kind == "fused"
-        )
+        foreach = kind == "fused" and not config.shard  # torch copies no list of DTensors at once
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=foreach)
         self.step = 0
         """Optimiser steps done."""
         self.good_step = 0
