@@ -5,6 +5,7 @@ A server process imports torch once and forks them, so that each starts quickly.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -12,7 +13,7 @@ import os
 import shutil
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,36 @@ def leavings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def train(name: str, data: str, run: str, training: dict[str, Any], student: dict[str, Any] | None = None) -> Any:
+@contextlib.contextmanager
+def as_on_cuda(writes_aside: bool) -> Iterator[None]:
+    """Within, a training on the CPU goes as one on CUDA: fused optimiser, late readings, checkpoints by a thread."""
+    loop = importlib.import_module("ardistill.training.distill")  # the module: the room's name is the function
+    kind, writer = loop.optimizer_kind, loop.CheckpointWriter
+    loop.optimizer_kind = lambda device: "fused"
+    loop.CheckpointWriter = lambda folder, keep, aside: writer(folder, keep, writes_aside)
+    try:
+        yield
+    finally:
+        loop.optimizer_kind, loop.CheckpointWriter = kind, writer
+
+
+def train(
+    name: str,
+    data: str,
+    run: str,
+    training: dict[str, Any],
+    student: dict[str, Any] | None = None,
+    cuda: bool = False,
+) -> Any:
     """Distil the tiny teacher ``name`` in this process; the loss of each pass goes to ``run.losses-rank``.
+
+    Args:
+        name: A key of ``TINY``.
+        data: Its trajectories.
+        run: Run folder.
+        training: Options of the training that differ from those of most tests.
+        student: Options of the student.
+        cuda: Whether it goes `as_on_cuda`.
 
     Returns:
         The student.
@@ -108,20 +137,22 @@ def train(name: str, data: str, run: str, training: dict[str, Any], student: dic
         return loss, errors
 
     loop.regression_loss = noted
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     try:
-        return loop.distill(made, recorded, run, TrainingConfig(**(options | training)), progress=False)
+        with as_on_cuda(writes_aside=alone) if cuda else contextlib.nullcontext():
+            return loop.distill(made, recorded, run, TrainingConfig(**(options | training)), progress=False)
     finally:
         loop.regression_loss = regression_loss
 
 
 def train_all(folder: str, jobs: list[tuple]) -> None:
-    """Run several distillations of the tiny DiT, (name, training, student), in the same processes."""
+    """Run several distillations of the tiny DiT, (name, training, student, cuda), in the same processes."""
     import torch
     from accelerate.state import AcceleratorState
     from torch.distributed.tensor import DTensor
 
-    for name, options, *student in jobs:
-        made = train("dit", f"{folder}/data", f"{folder}/{name}", options, *student)
+    for name, options, *more in jobs:
+        made = train("dit", f"{folder}/data", f"{folder}/{name}", options, *more)
         divided = [isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in made.parameters()]
         own = [p for p in made.parameters() if p.numel() > 1]  # a gate is one number
         assert sum(divided) >= len(own) if options.get("shard") else not any(divided)

@@ -21,14 +21,25 @@ def passes(losses):
     return losses.read_text().count("\n") if losses.exists() else 0
 
 
-@pytest.mark.parametrize("count,kills", [(1, 1), (2, 2)])
-def test_killed_and_started_again_is_bit_equal(tmp_path, count, kills):
+@pytest.mark.parametrize("count,kills,cuda", [(1, 1, False), (2, 2, False), (1, 2, True)])
+def test_killed_and_started_again_is_bit_equal(tmp_path, count, kills, cuda):
+    """As on a CPU, and as on CUDA: checkpoints by a thread, norms read late, another optimiser."""
     teacher = Teacher(TINY["dit"].transformer(), DDIMScheduler())
     record(teacher, tmp_path / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
     training = {"max_steps": STEPS, "checkpoint_every": 2, "lr_scheduler": "cosine"}
-    run(count, tmp_path / "whole.log", train, "dit", str(tmp_path / "data"), str(tmp_path / "whole"), training)
-    command = (train, "dit", str(tmp_path / "data"), str(tmp_path / "killed"), training)
-    moments, log = random.Random(count), tmp_path / "killed.losses-0"
+    run(
+        count,
+        tmp_path / "whole.log",
+        train,
+        "dit",
+        str(tmp_path / "data"),
+        str(tmp_path / "whole"),
+        training,
+        None,
+        cuda,
+    )
+    command = (train, "dit", str(tmp_path / "data"), str(tmp_path / "killed"), training, None, cuda)
+    moments, log = random.Random(count + 2 * cuda), tmp_path / "killed.losses-0"
     for _ in range(kills):
         before = passes(log)
         some = moments.randint(3, 5)  # never so many that it comes to its end

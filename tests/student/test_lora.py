@@ -6,13 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_families import TINY, open_gates
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardistill.config import CostConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.planning import cost, describe
 from ardistill.student import Student, StudentConfig, sample
+from ardistill.student.lora import add_adapters
+from ardistill.student.lora_linear import LoraLinear
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.trajectories import TrajectoryDataset, record
@@ -121,6 +125,43 @@ def test_diffusers_reads_the_adapters(name, tmp_path):
         a, b = student.config.coefficients[0]
         ours = student.step(latents, 0, condition, {})
     assert torch.allclose(a * latents + b * theirs[:, : latents.shape[1]], ours, atol=1e-5)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what an accelerator would launch: every operation that is not a mere view."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not (func.is_view or func is torch.ops.aten._unsafe_view.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast,most", [(False, (3, 6)), (True, (7, 8))])
+def test_an_adapter_layer_is_peft_in_fewer_operations(autocast, most):
+    """To the bit in float32; under autocast the sum is rounded once where PEFT rounds twice."""
+    found, counts = [], []
+    for kind in (Linear, LoraLinear):
+        torch.manual_seed(0)
+        net = torch.nn.Module()
+        net.blocks = torch.nn.ModuleList([torch.nn.Linear(24, 40)])
+        add_adapters(net, [*net.parameters()], ["blocks"], 4)
+        assert type(net.blocks[0]) is LoraLinear
+        net.blocks[0].__class__ = kind
+        torch.nn.init.normal_(net.blocks[0].lora_B["default"].weight)
+        x = torch.randn(2, 5, 24, dtype=torch.bfloat16 if autocast else torch.float32, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Operations() as forward:
+            y = net.blocks[0](x)
+        gradient = torch.randn_like(y)
+        with Operations() as backward:
+            y.backward(gradient)
+        found.append([y.detach(), x.grad, *(p.grad for p in net.parameters() if p.requires_grad)])
+        counts.append((forward.count, backward.count))
+    assert counts[1] == most and sum(counts[0]) >= sum(most) + 3, counts
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, rtol=0.02, atol=0.02) if autocast else torch.equal(theirs, ours)
 
 
 def test_the_plan_counts_shared_weights_once(tmp_path):

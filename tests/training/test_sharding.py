@@ -44,13 +44,14 @@ def test_two_processes_train_as_one(tmp_path):
     record(teacher, tmp_path / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
     train("dit", str(tmp_path / "data"), str(tmp_path / "one"), LONG | {"gradient_accumulation_steps": 2})
     jobs = [("ddp", LONG), ("shard", LONG | {"shard": True}), ("ddp-then-shard", LONG | {"shard": True})]
+    jobs += [("shard-fused", LONG | {"shard": True}, None, True)]  # the optimiser of CUDA
     direct = {"target": "anchored", "output": "direct"}
     jobs += [(f"short-{divided}", SHORT | {"shard": divided}, direct) for divided in (False, True)]
     jobs += [(f"adapters-{divided}", SHORT | {"shard": divided}, {"lora_rank": 2}) for divided in (False, True)]
     run(2, tmp_path / "log", train_all, str(tmp_path), jobs)
     one = losses(tmp_path / "one", passes=2)
     assert one.shape == (STEPS, 2) and one[-1].mean() < one[0].mean()
-    for name, first in (("ddp", 0), ("shard", 0), ("ddp-then-shard", 10)):
+    for name, first in (("ddp", 0), ("shard", 0), ("shard-fused", 0), ("ddp-then-shard", 10)):
         assert torch.allclose(losses(tmp_path / name), one[first:], rtol=0, atol=1e-5), name
         assert same(weights(tmp_path / name), weights(tmp_path / "one")), name
     for kind in ("short", "adapters"):

@@ -1,5 +1,6 @@
 """A diverged training stops before its weights are saved; a suspicious one is warned of once."""
 
+import importlib
 import json
 
 import pytest
@@ -12,27 +13,44 @@ from ardistill.training.watchdog import Watchdog
 from ardistill.trajectories import TrajectoryDataset, record
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_checkpoint_is_good(teacher, tmp_path):
+class Poisoned(TrajectoryDataset):
+    """Its fifth batch is no numbers."""
+
+    drawn = 0
+
+    def draw(self, count, generator):
+        rows = super().draw(count, generator)
+        self.drawn += 1
+        if self.drawn == 5:
+            self.bad = rows
+        return rows
+
+    def batch(self, rows):
+        batch = super().batch(rows)
+        return batch | {"states": batch["states"] * float("nan")} if rows is getattr(self, "bad", None) else batch
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_checkpoint_is_good(
+    teacher, tmp_path, monkeypatch, kind
+):
+    """At once or, where the device alone skips the update, while the next step is under way or a checkpoint is due."""
+    monkeypatch.setattr(importlib.import_module("ardistill.training.distill"), "optimizer_kind", lambda _: kind)
     record(teacher, tmp_path / "data", 8, solver_steps=8, num_steps=(4,), progress=False)
-    data = TrajectoryDataset(tmp_path / "data", 4)
-    config = TrainingConfig(max_steps=6, batch_size=4, checkpoint_every=2, tracker=None)
-
-    def poison(student, step):
-        if step == 4:  # the weights are restored after validation, so the data is poisoned instead
-            data.__class__ = type("Poisoned", (TrajectoryDataset,), {"batch": poisoned})
-
-    def poisoned(self, rows):
-        batch = TrajectoryDataset.batch(self, rows)
-        return batch | {"states": batch["states"] * float("nan")}
-
-    student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
-    with pytest.raises(TrainingDivergedError, match=r"step 5: expected finite gradients.* try a lower learning_rate"):
-        distill(student, data, tmp_path / "run", config, validate=poison, progress=False)
-    assert all(torch.isfinite(p).all() for p in student.parameters())
-    assert max(x.name for x in (tmp_path / "run" / "checkpoints").iterdir()) == "step-00000004"
-    again = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
-    distill(again, TrajectoryDataset(tmp_path / "data", 4), tmp_path / "run", config, progress=False)
-    assert (tmp_path / "run" / "student" / "student.json").is_file()
+    data = Poisoned(tmp_path / "data", 4)
+    for every in (4, 5):
+        config = TrainingConfig(max_steps=8, batch_size=4, checkpoint_every=every, tracker=None)
+        run, data.drawn = tmp_path / f"run-{every}", 0
+        student = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+        before = [p.clone() for p in student.parameters()]
+        with pytest.raises(TrainingDivergedError, match=r"step 5: expected finite gradients.* try a lower learning_ra"):
+            distill(student, data, run, config, progress=False)
+        assert all(torch.isfinite(p).all() for p in student.parameters())
+        assert not all(torch.equal(p, was) for p, was in zip(student.parameters(), before, strict=True))
+        assert [x.name for x in run.glob("checkpoints/*")] == (["step-00000004"] if every == 4 else [])
+        again = Student.from_teacher(teacher, StudentConfig(data.knots, 2))
+        distill(again, TrajectoryDataset(tmp_path / "data", 4), run, config, progress=False)
+        assert (run / "student" / "student.json").is_file()
 
 
 def quiet(self, make=Watchdog.__init__):

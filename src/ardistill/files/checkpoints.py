@@ -29,7 +29,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 _LOG = logging.getLogger(__name__)
 
 
-def _split(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def split(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Separate a tree into its tensors, by dotted path, and the tree without them."""
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
@@ -37,7 +37,7 @@ def _split(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], d
         if isinstance(value, Tensor):
             tensors[prefix + key] = value
         elif isinstance(value, dict):
-            own, rest[key] = _split(value, f"{prefix}{key}.")
+            own, rest[key] = split(value, f"{prefix}{key}.")
             tensors |= own
         else:
             rest[key] = value
@@ -66,7 +66,12 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
     Raises:
         OSError: It cannot be written; earlier checkpoints are unchanged.
     """
-    folder = Path(folder)
+    tensors, rest = split(tree)
+    return write(Path(folder), step, tensors, json.dumps(rest).encode(), keep, good)
+
+
+def write(folder: Path, step: int, tensors: dict[str, Tensor], rest: bytes, keep: int, good: int) -> Path:
+    """Do what `save` does, with a tree that `split` has separated; ``rest`` is what ``state.json`` will hold."""
     path, temporary = folder / f"step-{step:08d}", folder / f"step-{step:08d}.tmp"
     first, many = not dist.is_initialized() or dist.get_rank() == 0, dist.is_initialized()
     if first:
@@ -76,7 +81,6 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
         temporary.mkdir()
     if many:
         dist.barrier()
-    tensors, rest = _split(tree)
     try:
         _run(dcp.save, tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True))
     except dcp.api.CheckpointException as error:  # raised on every process, whichever failed
@@ -96,12 +100,12 @@ def save(folder: str | Path, step: int, tree: dict[str, Any], keep: int, good: i
     return path
 
 
-def _publish(temporary: Path, path: Path, rest: dict[str, Any]) -> None:
+def _publish(temporary: Path, path: Path, rest: bytes) -> None:
     """Add the state and the checksums to a folder of tensors, and give it its name.
 
     Checkpoints of the same or a later step are removed first: training resumed before them because they are broken.
     """
-    write_whole(temporary / "state.json", json.dumps(rest).encode())
+    write_whole(temporary / "state.json", rest)
     files = {file.name: _facts(file) for file in sorted(temporary.iterdir())}
     write_whole(temporary / "manifest.json", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
     for broken in _all(path.parent):
@@ -154,7 +158,7 @@ def load(path: Path, tree: dict[str, Any], collectively: bool = True) -> dict[st
     Raises:
         ValueError: The checkpoint's tensors do not fit the tree.
     """
-    tensors, _ = _split(tree)
+    tensors, _ = split(tree)
     try:
         reader = dcp.HuggingFaceStorageReader(str(path))
         _run(dcp.load, tensors, collectively, storage_reader=reader)
@@ -162,14 +166,19 @@ def load(path: Path, tree: dict[str, Any], collectively: bool = True) -> dict[st
         raise ValueError(
             f"{path} does not fit this run ({_causes(error)}); resume it with the version that wrote it"
         ) from error
-    return _join(tree, json.loads((path / "state.json").read_text()))
+    return _join(tree, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Everything in a complete checkpoint that is not a tensor."""
+    return json.loads((path / "state.json").read_text())
 
 
 def _run(function: Callable[..., Any], tensors: dict[str, Tensor], collectively: bool = True, **options: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        alone = not (collectively and dist.is_initialized())
-        function({name: x.detach() for name, x in tensors.items()}, no_dist=alone, **options)
+    # For good: a filter that ends with this call is not safe, as a training may run beside it in another thread.
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    alone = not (collectively and dist.is_initialized())
+    function({name: x.detach() for name, x in tensors.items()}, no_dist=alone, **options)
 
 
 def _causes(error: dcp.api.CheckpointException) -> str:

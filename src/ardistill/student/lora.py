@@ -39,6 +39,9 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
     try:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
+        from peft.tuners.lora.layer import Linear
+
+        from ardistill.student.lora_linear import LoraLinear
     except ImportError as error:
         raise ValueError("lora_rank needs PEFT: pip install 'ardistill[lora]'") from error
     targets = [
@@ -58,6 +61,8 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
                     where = own.get_base_layer().weight.device
                     linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=where))
                 layer.reset_lora_parameters("default", True)
+                if type(layer) is Linear:  # not a quantised one, of which there are several classes
+                    own.__class__ = LoraLinear
     frozen = {id(parameter) for parameter in base}
     for parameter in transformer.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)

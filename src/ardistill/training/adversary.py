@@ -127,16 +127,20 @@ class Adversary:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state)
 
-    def update(self, fake: Tensor, condition: Condition, generator: torch.Generator) -> dict[str, float]:
+    def update(
+        self, fake: Tensor, condition: Condition, generator: torch.Generator, measured: bool = True
+    ) -> dict[str, Tensor]:
         """Train the discriminator for one step, on equally many real and fake latents.
 
         Args:
             fake: The student's latents, (b, c, h, w).
             condition: One row per latent.
             generator: Source of the real rows, noise levels and noise, on the CPU.
+            measured: Whether this step's figures are wanted.
 
         Returns:
-            Loss (``d_loss``); shares of real and fake tokens judged correctly; norm of the gradient; and, in the
+            Nothing or, if measured, tensors of one element, which are still on the device:
+            loss (``d_loss``); shares of real and fake tokens judged correctly; norm of the gradient; and, in the
             features of the teacher's last block, diversity (spread of the fakes over that of the real latents) and
             recall of the batch. Recall is too low for small batches: only its course over the training is meaningful.
         """
@@ -154,14 +158,16 @@ class Adversary:
             slope = self._slope(on_real, seen_real, real_times, real_condition, generator)
             total = loss + self.config.r1_weight * slope
         norm = self._step(total)
+        if not measured:
+            return {}
         pooled = {"real": seen_real[-1].mean(1), "fake": seen_fake[-1].mean(1)}
         return {
-            "d_loss": float(loss.detach()),
-            "d_real_accuracy": float((on_real > 0).float().mean()),
-            "d_fake_accuracy": float((on_fake < 0).float().mean()),
-            "d_gradient_norm": float(norm),
-            "diversity": float(pooled["fake"].std(0).mean() / pooled["real"].std(0).mean()),
-            "recall": float(lies_among(pooled["real"], pooled["fake"]).float().mean()),
+            "d_loss": loss.detach(),
+            "d_real_accuracy": (on_real > 0).float().mean(),
+            "d_fake_accuracy": (on_fake < 0).float().mean(),
+            "d_gradient_norm": norm,
+            "diversity": pooled["fake"].std(0).mean() / pooled["real"].std(0).mean(),
+            "recall": lies_among(pooled["real"], pooled["fake"]).float().mean(),
         }
 
     def _slope(

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
+from tqdm import tqdm
 
 from ardistill.config import TrainingConfig
 from ardistill.devices import device_of, tf32
-from ardistill.families import Condition
 from ardistill.files import checkpoints
+from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.progress import bar as progress_bar
 from ardistill.student import Student, sample
 from ardistill.training.adversary import Adversary, LastLayer
+from ardistill.training.batches import Batch, batches
 from ardistill.training.fsdp import shard
 from ardistill.training.launch import (
     check_adversary,
@@ -29,9 +32,10 @@ from ardistill.training.launch import (
     make_accelerator,
     settled,
 )
-from ardistill.training.losses import inputs_and_targets, regression_loss, step_weights
+from ardistill.training.losses import regression_loss, step_weights
+from ardistill.training.readings import Readings
 from ardistill.training.run_folder import Settings, append_log, check_run_folder, claimed, is_logged, truncate_log
-from ardistill.training.state import TrainingState
+from ardistill.training.state import TrainingState, optimizer_kind, saved_kind
 from ardistill.training.watchdog import COLLAPSED
 from ardistill.trajectories import TrajectoryDataset
 
@@ -89,22 +93,24 @@ def distill(
         run = _start(student, data, folder, config, accelerator, adversary)
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
-        while run.state.step < config.max_steps:
-            errors, figures = run.zero_errors(), {}
-            for part in range(config.gradient_accumulation_steps):
-                batch = _draw_batch(run, part)
-                with accelerator.accumulate(run.model):
-                    estimates, loss, pass_errors = _estimate(run, batch)
-                    errors += pass_errors / config.gradient_accumulation_steps
-                    figures = _update_student(run, batch, estimates, loss)
-                    figures |= _update_discriminator(run, batch, estimates)
-            run.state.finish_step()
-            bar.update()
-            if is_logged(run.state.step, config.max_steps):
-                bar.set_postfix(loss=_log(run, errors, figures))
-            if run.state.step % config.checkpoint_every == 0 or run.state.step == config.max_steps:
-                _checkpoint(run)
-                _validate(run, validate)
+        with run.writer, batches(data, student.config.target, config, accelerator, run.state.step) as drawn:
+            while run.state.step < config.max_steps:
+                errors, figures = run.zero_errors(), {}
+                for _ in range(config.gradient_accumulation_steps):
+                    batch = next(drawn)
+                    with accelerator.accumulate(run.model):
+                        estimates, loss, pass_errors = _estimate(run, batch)
+                        errors += pass_errors / config.gradient_accumulation_steps
+                        figures = _update_student(run, batch, estimates, loss)
+                        figures |= _update_discriminator(run, batch, estimates)
+                run.state.finish_step()
+                bar.update()
+                if is_logged(run.state.step, config.max_steps):
+                    _log(run, errors, figures, bar)
+                run.readings.end_step()
+                if run.state.step % config.checkpoint_every == 0 or run.state.step == config.max_steps:
+                    _checkpoint(run)
+                    _validate(run, validate)
         bar.close()
         return _finish(run)
 
@@ -126,6 +132,9 @@ class _Run:
     """Loss weight of each of the student's steps, (s,)."""
     last_layer: LastLayer | None
     """The student's output layer, if there is an adversary."""
+    readings: Readings
+    """Gradient norms and log lines: late where the device can be left to skip an update that is not finite."""
+    writer: CheckpointWriter
 
     @property
     def draws_samples(self) -> bool:
@@ -166,68 +175,35 @@ def _start(
     student.to(accelerator.device).train()
     if config.shard:
         shard(student, accelerator.device)
-    state = TrainingState(student, config, adversary)
+    checkpoint = _newest_checkpoint(folder, accelerator.is_main_process)
+    kind = optimizer_kind(accelerator.device) if checkpoint is None else saved_kind(checkpoint)
+    state = TrainingState(student, config, adversary, kind)
     weights = step_weights(student.config.knots, student.config.target).to(accelerator.device)
     last_layer = None
     if adversary is not None:
         adversary.to(accelerator.device)
         last_layer = LastLayer(student)
-    _resume(state, folder, config, accelerator.is_main_process)
+    if checkpoint is not None:
+        state.load(checkpoint)
+    if accelerator.is_main_process:
+        truncate_log(folder, state.step, config.max_steps)
     # A student that is already divided over the processes is not to be wrapped in DDP as well.
     model = accelerator.prepare_model(student, evaluation_mode=config.shard)
     optimizer = accelerator.prepare_optimizer(state.optimizer)
-    return _Run(state, data, folder, config, accelerator, model, optimizer, weights, last_layer)
+    readings = Readings(late=kind == "fused")
+    aside = accelerator.device.type != "cpu" and accelerator.num_processes == 1
+    writer = CheckpointWriter(folder / "checkpoints", config.keep_checkpoints, aside)
+    return _Run(state, data, folder, config, accelerator, model, optimizer, weights, last_layer, readings, writer)
 
 
-def _resume(state: TrainingState, folder: Path, config: TrainingConfig, is_main_process: bool) -> None:
-    """Restore the last whole checkpoint, which the first process chooses for all, and cut the log there."""
+def _newest_checkpoint(folder: Path, is_main_process: bool) -> Path | None:
+    """The last whole checkpoint, which the first process chooses for all; None if there is none yet."""
     found = [str(checkpoints.newest(folder / "checkpoints") or "") if is_main_process else ""]
     broadcast_object_list(found)
-    if found[0]:
-        state.load(Path(found[0]))
-    if is_main_process:
-        truncate_log(folder, state.step, config.max_steps)
+    return Path(found[0]) if found[0] else None
 
 
-class _Batch(NamedTuple):
-    """Trajectories of one forward pass."""
-
-    inputs: Tensor
-    """Teacher-forced input of each step, (b, s, c, h, w)."""
-    targets: Tensor
-    """Target of each step, (b, s, c, h, w)."""
-    condition: Condition
-    """One row per trajectory."""
-    on_policy: bool
-    """Whether each step is given the student's own estimate instead of ``inputs``."""
-    generator: torch.Generator
-    """Source of further random draws of this pass, on the CPU."""
-
-
-def _draw_batch(run: _Run, part: int) -> _Batch:
-    """Draw the trajectories of the ``part``-th forward pass of this step.
-
-    They follow from seed, step and process alone, so that a resumed run needs no position in the data.
-    """
-    config, accelerator, step = run.config, run.accelerator, run.state.step
-    passes = step * config.gradient_accumulation_steps + part
-    seed = config.seed * 1_000_003 + passes * accelerator.num_processes + accelerator.process_index
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # for dropout inside a model
-    batch = send_to_device(run.data.batch(run.data.draw(config.batch_size, generator)), accelerator.device)
-    share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
-    on_policy = float(torch.rand((), generator=generator, device="cpu")) < share[config.inputs]
-    if config.shard and config.inputs == "mixed":
-        # Weights are gathered at each step: a process that takes the other branch would block all of them.
-        choice = [on_policy]
-        broadcast_object_list(choice)
-        on_policy = choice[0]
-    target = run.state.student.config.target
-    inputs, targets = inputs_and_targets(batch["states"], batch["denoised"], run.data.knots, target)
-    return _Batch(inputs, targets, batch["condition"], on_policy, generator)
-
-
-def _estimate(run: _Run, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _estimate(run: _Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Run the student and compare it with the teacher.
 
     Returns:
@@ -241,11 +217,11 @@ def _estimate(run: _Run, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
     return estimates, loss, torch.cat([loss.detach().view(1), step_errors.detach()])
 
 
-def _update_student(run: _Run, batch: _Batch, estimates: Tensor, regression: Tensor) -> dict[str, float]:
+def _update_student(run: _Run, batch: Batch, estimates: Tensor, regression: Tensor) -> dict[str, Tensor]:
     """Backward pass and, at the last pass of a step, the optimiser's step; not during the discriminator's warm-up.
 
     Returns:
-        Numbers for the log.
+        Numbers for the log, still on the device.
     """
     if not run.state.trains_student:
         return {}
@@ -253,15 +229,17 @@ def _update_student(run: _Run, batch: _Batch, estimates: Tensor, regression: Ten
     loss, figures = _student_loss(run, batch, estimates, regression)
     accelerator.backward(loss)
     if accelerator.sync_gradients:
-        norm = float(accelerator.clip_grad_norm_(state.parameters, run.config.max_grad_norm))
-        state.watchdog.check_gradient(state.step + 1, norm)  # the norm is the same on every process
+        norm = accelerator.clip_grad_norm_(state.parameters, run.config.max_grad_norm)
+        state.skip_if_not_finite(norm)
+        check = partial(state.watchdog.check_gradient, state.step + 1)
+        run.readings.add([norm], lambda numbers: check(*numbers))  # the norm is the same on every process
         figures["gradient_norm"] = norm
     run.optimizer.step()
     run.optimizer.zero_grad()
     return figures
 
 
-def _student_loss(run: _Run, batch: _Batch, estimates: Tensor, regression: Tensor) -> tuple[Tensor, dict[str, float]]:
+def _student_loss(run: _Run, batch: Batch, estimates: Tensor, regression: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The regression loss plus, with an adversary, its weighted loss on the last step's estimates."""
     adversary = run.state.adversary
     if adversary is None or run.last_layer is None:
@@ -269,34 +247,44 @@ def _student_loss(run: _Run, batch: _Batch, estimates: Tensor, regression: Tenso
     adversarial = adversary.generator_loss(estimates[:, -1], batch.condition, batch.generator)
     weight = adversary.weight(regression, adversarial, run.last_layer.weight)
     loss = regression + weight * adversarial
-    return loss, {"g_loss": float(adversarial.detach()), "g_weight": float(weight)}
+    return loss, {"g_loss": adversarial.detach(), "g_weight": weight}
 
 
-def _update_discriminator(run: _Run, batch: _Batch, estimates: Tensor) -> dict[str, float]:
-    """One step of the discriminator, if there is one; returns numbers for the log."""
+def _update_discriminator(run: _Run, batch: Batch, estimates: Tensor) -> dict[str, Tensor]:
+    """One step of the discriminator, if there is one; returns numbers for the log, if this step is logged."""
     adversary = run.state.adversary
-    return {} if adversary is None else adversary.update(estimates[:, -1], batch.condition, batch.generator)
+    if adversary is None:
+        return {}
+    logged = is_logged(run.state.step + 1, run.config.max_steps)
+    return adversary.update(estimates[:, -1], batch.condition, batch.generator, logged)
 
 
-def _log(run: _Run, errors: Tensor, figures: dict[str, float]) -> str:
-    """Write a line of the log with means over the processes; the loss as text, for the progress bar."""
-    accelerator, state = run.accelerator, run.state
-    loss, *step_errors = accelerator.reduce(errors, "mean").tolist()
-    accelerator.log({"loss": loss, "learning_rate": state.scheduler.get_last_lr()[0]} | figures, step=state.step)
-    if accelerator.is_main_process:
-        append_log(run.folder, {"step": state.step, "loss": loss, "step_errors": step_errors} | figures)
-    return f"{loss:.5f}"
+def _log(run: _Run, errors: Tensor, figures: dict[str, Tensor], bar: tqdm) -> None:
+    """Write a line of the log with means over the processes, and show the loss, once the numbers are read."""
+    accelerator, step, rate = run.accelerator, run.state.step, run.state.scheduler.get_last_lr()[0]
+    means = accelerator.reduce(errors, "mean")
+
+    def write(numbers: list[float]) -> None:
+        loss, step_errors = numbers[0], numbers[1 : len(means)]
+        named = dict(zip(figures, numbers[len(means) :], strict=True))
+        accelerator.log({"loss": loss, "learning_rate": rate} | named, step=step)
+        if accelerator.is_main_process:
+            append_log(run.folder, {"step": step, "loss": loss, "step_errors": step_errors} | named)
+        bar.set_postfix(loss=f"{loss:.5f}")
+
+    run.readings.add([*means, *figures.values()], write)
 
 
 def _checkpoint(run: _Run) -> None:
     """Write a checkpoint; it counts as good if samples are diverse and the watchdog suspects nothing."""
     state = run.state
+    run.readings.settle()  # no checkpoint follows a gradient that nobody has looked at
     if run.draws_samples:
         with state.averaged():
             diversity = _diversity(run)
         if diversity >= COLLAPSED and not state.watchdog.suspects:
             state.good_step = state.step
-    state.save(run.folder / "checkpoints", run.config.keep_checkpoints)
+    state.save(run.writer)
 
 
 def _diversity(run: _Run) -> float:

@@ -6,18 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 
 from ardistill.config import TrainingConfig
 from ardistill.files import checkpoints
+from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.student import Student
 from ardistill.training.adversary import Adversary
 from ardistill.training.watchdog import Watchdog
+
+OptimizerKind = Literal["plain", "fused"]
+"""How AdamW and EMA are computed; both differ by rounding. ``plain``: as torch and diffusers do by default. ``fused``:
+each in a few kernels over all weights, where AdamW leaves the weights alone if the gradient is not finite."""
+
+
+def optimizer_kind(device: torch.device) -> OptimizerKind:
+    """The kind that suits a device: ``fused`` for CUDA, where every kernel that is launched costs time."""
+    return "fused" if device.type == "cuda" else "plain"
+
+
+def saved_kind(path: Path) -> OptimizerKind:
+    """The kind of the run that wrote a checkpoint; checkpoints of earlier versions are all plain."""
+    return checkpoints.read_state(path).get("optimizer_kind", "plain")
 
 
 class TrainingState:
@@ -27,9 +44,12 @@ class TrainingState:
         student: Placed on its device and, with ``shard``, divided over the processes; trained in place.
         config: Optimiser, learning rate schedule and EMA.
         adversary: Trained along with the student; None without a discriminator.
+        kind: How AdamW and EMA are computed, which a run keeps from its first step to its last.
     """
 
-    def __init__(self, student: Student, config: TrainingConfig, adversary: Adversary | None) -> None:
+    def __init__(
+        self, student: Student, config: TrainingConfig, adversary: Adversary | None, kind: OptimizerKind = "plain"
+    ) -> None:
         named = [*student.named_parameters()]
         self._names = [name for name, p in named if p.requires_grad]
         self._frozen = {name for name, p in named if not p.requires_grad}
@@ -38,8 +58,10 @@ class TrainingState:
         """The student's trained parameters."""
         self.warmup_steps = 0 if adversary is None else adversary.config.warmup_steps
         """First steps, in which only the discriminator is trained."""
+        self.kind = kind
+        fused = True if kind == "fused" else None
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(student, config), config.learning_rate, weight_decay=config.weight_decay
+            _parameter_groups(student, config), config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.scheduler = get_scheduler(
             config.lr_scheduler,
@@ -47,7 +69,8 @@ class TrainingState:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=max(config.max_steps - self.warmup_steps, 1),
         )
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+        foreach = kind == "fused" and not config.shard  # torch copies no list of DTensors at once
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=foreach)
         self.step = 0
         """Optimiser steps done."""
         self.good_step = 0
@@ -57,6 +80,15 @@ class TrainingState:
     def trains_student(self) -> bool:
         """Whether the next step trains the student, and not the discriminator alone."""
         return self.step >= self.warmup_steps
+
+    def skip_if_not_finite(self, norm: Tensor) -> None:
+        """Let the next step of a fused optimiser change nothing if the gradient's norm is NaN or infinite.
+
+        The device decides, so that nobody waits for the norm: this is how torch's GradScaler has a step skipped.
+        """
+        if self.kind == "fused":
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
 
     def finish_step(self) -> None:
         """Advance learning rate and EMA after an optimiser step, and count the step."""
@@ -88,6 +120,7 @@ class TrainingState:
             "step": self.step,
             "good": self.good_step,
             "watchdog": self.watchdog.state_dict(),
+            "optimizer_kind": self.kind,
             "made_of": {"student": asdict(student.config), "transformer": student.described},
             "student": {name: x for name, x in student.state_dict().items() if name not in self._frozen},
             "optimizer": get_optimizer_state_dict(student, self.optimizer) if self.step > self.warmup_steps else {},
@@ -113,9 +146,9 @@ class TrainingState:
         if "watchdog" in saved:
             self.watchdog.load_state_dict(saved["watchdog"])
 
-    def save(self, folder: Path, keep: int) -> None:
-        """Write a checkpoint into ``folder`` and delete all but the newest ``keep`` and the last good one."""
-        checkpoints.save(folder, self.step, self.state_dict(), keep, self.good_step)
+    def save(self, writer: CheckpointWriter) -> None:
+        """Have a checkpoint written, and all but the newest ones and the last good one deleted."""
+        writer.save(self.step, self.state_dict(), self.good_step)
 
     def load(self, path: Path) -> None:
         """Read a checkpoint, in place."""

@@ -54,7 +54,7 @@ class Watchdog:
         return norms[:-10], norms[-10:]
 
     def check_gradient(self, step: int, norm: float) -> None:
-        """Check the gradient's norm of an optimiser step, before clipping and before weights are changed.
+        """Check the norm of an optimiser step's gradient before clipping; one that is not finite changes no weights.
 
         A rise ends when the norm comes down again, or after 1,000 steps, when it counts as the new level.
 
@@ -67,8 +67,8 @@ class Watchdog:
         """
         if not math.isfinite(norm):
             raise TrainingDivergedError(
-                f"step {step}: expected finite gradients, their norm is {norm}; the weights were not changed and the "
-                "last checkpoint is good: try a lower learning_rate, more lr_warmup_steps, or mixed_precision no"
+                f"step {step}: expected finite gradients, their norm is {norm}; they did not change the weights and "
+                "the last checkpoint is good: try a lower learning_rate, more lr_warmup_steps, or mixed_precision no"
             )
         self._norms.append(norm)
         before, now = self._windows()

@@ -46,6 +46,9 @@ class TrajectoryDataset(Dataset):
         ValueError: The knots of ``num_steps`` were not recorded, the teacher is another, or a shard is missing or cut.
     """
 
+    reads_ahead: bool = True
+    """Whether a training may have its next batch read by a thread; not where reading is work for the model's device."""
+
     def __init__(
         self,
         folder: str | Path,

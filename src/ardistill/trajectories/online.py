@@ -32,6 +32,9 @@ class OnlineTrajectories(TrajectoryDataset):
         ValueError: The teacher is not the recording's, or its prompts are missing.
     """
 
+    reads_ahead = False
+    """The teacher solves on the device that the student trains on, and its modules are not for two threads at once."""
+
     def __init__(
         self,
         folder: str | Path,
