@@ -34,8 +34,13 @@ def data(teacher, tmp_path):
     return Noting(tmp_path / "data", 4)
 
 
-def drawn(data, first_step, target="anchored"):
-    with batches(data, target, CONFIG, Accelerator(), first_step) as found:
+@pytest.fixture
+def student(teacher, data):
+    return Student.from_teacher(teacher, data.student_config(history_layers=1, target="anchored"))
+
+
+def drawn(data, student, first_step):
+    with batches(data, student, CONFIG, Accelerator(), first_step) as found:
         return [(*batch, torch.initial_seed()) for batch in found]
 
 
@@ -46,20 +51,20 @@ def equal(ours, theirs):
     return torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=other[4]))
 
 
-def test_they_are_the_same_in_a_thread_and_from_any_step_on(data):
-    ahead = drawn(data, 0)
+def test_they_are_the_same_in_a_thread_and_from_any_step_on(data, student):
+    ahead = drawn(data, student, 0)
     assert len(ahead) == 10 and set(data.threads) == {"batches"}
     assert not torch.equal(ahead[0][0], ahead[1][0]) and {batch[3] for batch in ahead} == {False, True}
-    resumed = drawn(data, 3)
+    resumed = drawn(data, student, 3)
     data.reads_ahead, data.threads = False, []
-    at_once = drawn(data, 0)
+    at_once = drawn(data, student, 0)
     assert set(data.threads) == {"MainThread"}
     assert len(resumed) == 4 and all(equal(*pair) for pair in zip(ahead[6:], resumed, strict=True))
-    assert all(equal(*pair) for pair in zip(drawn(data, 0), at_once, strict=True))
+    assert all(equal(*pair) for pair in zip(drawn(data, student, 0), at_once, strict=True))
 
 
-def test_the_next_one_is_read_while_a_pass_runs(data):
-    with batches(data, "state", CONFIG, Accelerator(), 0) as found:
+def test_the_next_one_is_read_while_a_pass_runs(data, student):
+    with batches(data, student, CONFIG, Accelerator(), 0) as found:
         for count in (2, 3):
             next(found)
             limit = time.time() + 10
@@ -87,11 +92,11 @@ def test_damaged_data_ends_the_training_as_it_would_without_a_thread(teacher, da
     assert said[0] == said[1]
 
 
-def test_a_read_that_does_not_return_does_not_hold_up_the_end(data, monkeypatch):
+def test_a_read_that_does_not_return_does_not_hold_up_the_end(data, student, monkeypatch):
     never = threading.Event()
     monkeypatch.setattr(module, "_PATIENCE", 0.2)
     began = time.time()
-    with pytest.raises(KeyboardInterrupt), batches(data, "state", CONFIG, Accelerator(), 0) as found:
+    with pytest.raises(KeyboardInterrupt), batches(data, student, CONFIG, Accelerator(), 0) as found:
         next(found)
         data.batch = lambda rows: never.wait()
         next(found)

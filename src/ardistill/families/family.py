@@ -119,7 +119,8 @@ class Family(Architecture):
 
     def place(self, condition: Condition, device: torch.device) -> Condition:
         """The condition on a device, except for what is read on the host."""
-        return {name: x.to("cpu" if name in self.on_host else device) for name, x in condition.items()}
+        on_host = self.on_host
+        return {k: x.cpu() if k in on_host else x.to(device, non_blocking=True) for k, x in condition.items()}
 
     @staticmethod
     def cast(transformer: Any, latents: Tensor, condition: Condition) -> tuple[Tensor, Condition]:

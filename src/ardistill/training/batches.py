@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ardistill.config import TrainingConfig
 from ardistill.families import Condition
+from ardistill.student import Student
 from ardistill.training.losses import inputs_and_targets
 from ardistill.trajectories import TrajectoryDataset
 
@@ -42,7 +43,7 @@ class Batch(NamedTuple):
 
 @contextmanager
 def batches(
-    data: TrajectoryDataset, target: str, config: TrainingConfig, accelerator: Accelerator, first_step: int
+    data: TrajectoryDataset, student: Student, config: TrainingConfig, accelerator: Accelerator, first_step: int
 ) -> Iterator[Iterator[Batch]]:
     """Context that gives the batches of a run from a step on, one for each forward pass.
 
@@ -51,15 +52,15 @@ def batches(
 
     Args:
         data: Trajectories.
-        target: The student's target.
+        student: Tells the target, and which part of a condition stays on the host.
         config: Batch size, seed, number of steps and kind of inputs.
         accelerator: Tells the device and this process's number.
         first_step: Optimiser steps done.
     """
-    source, parts = _Source(data, config, accelerator), config.gradient_accumulation_steps
+    source, parts = _Source(data, student, config, accelerator), config.gradient_accumulation_steps
     passes = range(first_step * parts, config.max_steps * parts)
     with _read_ahead(source.draw, passes) if data.reads_ahead else nullcontext(map(source.draw, passes)) as drawn:
-        yield (source.prepare(number, drawn, target) for number in passes)
+        yield (source.prepare(number, drawn) for number in passes)
 
 
 class _Drawn(NamedTuple):
@@ -76,8 +77,10 @@ class _Drawn(NamedTuple):
 class _Source:
     """Draws batches and prepares them for a pass."""
 
-    def __init__(self, data: TrajectoryDataset, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.data, self.config, self.accelerator = data, config, accelerator
+    def __init__(
+        self, data: TrajectoryDataset, student: Student, config: TrainingConfig, accelerator: Accelerator
+    ) -> None:
+        self.data, self.student, self.config, self.accelerator = data, student, config, accelerator
         device = accelerator.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         """Stream on which batches are copied, beside the one that the model runs on."""
@@ -99,25 +102,33 @@ class _Source:
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
                 pinned = recursively_apply(torch.Tensor.pin_memory, tensors)
-                tensors = send_to_device(pinned, self.accelerator.device, non_blocking=True)
+                tensors = self._placed(pinned)
                 copied = self._stream.record_event()
         return _Drawn(tensors, on_policy, generator, copied)
 
-    def prepare(self, number: int, drawn: Iterator[_Drawn], target: str) -> Batch:
+    def _placed(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The tensors on the device, except for what the family reads on the host."""
+        device, condition = self.accelerator.device, tensors["condition"]
+        placed = send_to_device({**tensors, "condition": {}}, device, non_blocking=True)
+        return {**placed, "condition": self.student.family.place(condition, device)}
+
+    def prepare(self, number: int, drawn: Iterator[_Drawn]) -> Batch:
         """Take the next batch and make it ready for its pass. Called in the main thread, when the pass begins."""
         torch.manual_seed(self._seed(number))  # for dropout inside a model
         tensors, on_policy, generator, copied = next(drawn)
         if copied is not None:
             stream = torch.cuda.current_stream(self.accelerator.device)
             stream.wait_event(copied)
-            recursively_apply(lambda x: x.record_stream(stream), tensors)  # its memory is in use until then
-        tensors = send_to_device(tensors, self.accelerator.device)
+            recursively_apply(lambda x: x.record_stream(stream) if x.is_cuda else x, tensors)  # in use until then
+        tensors = self._placed(tensors)
         if self.config.shard and self.config.inputs == "mixed":
             # Weights are gathered at each step: a process that takes the other branch would block all of them.
             choice = [on_policy]
             broadcast_object_list(choice)
             on_policy = choice[0]
-        inputs, targets = inputs_and_targets(tensors["states"], tensors["denoised"], self.data.knots, target)
+        inputs, targets = inputs_and_targets(
+            tensors["states"], tensors["denoised"], self.data.knots, self.student.config.target
+        )
         return Batch(inputs, targets, tensors["condition"], on_policy, generator)
 
 

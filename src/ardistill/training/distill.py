@@ -93,7 +93,7 @@ def distill(
         run = _start(student, data, folder, config, accelerator, adversary)
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
-        with run.writer, batches(data, student.config.target, config, accelerator, run.state.step) as drawn:
+        with run.writer, batches(data, student, config, accelerator, run.state.step) as drawn:
             while run.state.step < config.max_steps:
                 errors, figures = run.zero_errors(), {}
                 for _ in range(config.gradient_accumulation_steps):
