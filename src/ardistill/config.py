@@ -60,6 +60,8 @@ class TrainingConfig:
     mixed_precision: str = "auto"
     """no, bf16 (matrix products in bfloat16; weights, solver step and loss stay in float32) or auto: bf16 on a GPU that
     computes in it, else no. A run that is resumed with auto goes on in the precision that it began with."""
+    compile: bool | None = None
+    """Compile the blocks of the transformer (torch.compile); null: on CUDA, where the run has 1,000 passes or more."""
     gradient_checkpointing: bool = False
     """Recompute each block's activations in the backward pass, which takes less memory and more time."""
     sequential: bool = False
@@ -97,6 +99,8 @@ class TrainingConfig:
             raise ValueError(f"expected a seed of -2^43 to 2^43, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
+        if self.compile and self.shard:
+            raise ValueError("compile and shard have not been tried together; leave one of them out")
         if self.detach_history and not self.sequential:
             raise ValueError("detach_history needs sequential; the folded pass has no step to detach")
         if self.inputs not in ("teacher", "student", "mixed"):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -127,6 +129,21 @@ def precision(name: str, module: nn.Module) -> Iterator[None]:
         else:
             with torch.autocast(where.type, torch.bfloat16, enabled=asked == "bf16"):
                 yield
+
+
+def compiles(asked: bool | None, device: torch.device, passes: int) -> bool:
+    """Whether to compile the blocks of a transformer: as asked, or where it pays, if nothing is asked.
+
+    It pays on CUDA from 1,000 forward passes on, where Triton and a C compiler, which it needs, are there.
+
+    Args:
+        asked: What the user chose; None leaves the choice to this function.
+        device: Where the transformer runs.
+        passes: Forward passes to come.
+    """
+    if asked is not None or device.type != "cuda" or passes < 1000:
+        return bool(asked)
+    return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,6 +45,16 @@ class _Lines(tqdm):
 def bar(steps: Iterable[Any] | None = None, **options: Any) -> Any:
     """A progress bar on stderr with tqdm's arguments and methods; ``disable=True`` shows none."""
     return (tqdm if sys.stderr.isatty() else _Lines)(steps, **options)
+
+
+def tell_compiled(began: float, what: str) -> None:
+    """Print how long the first pass took, in which torch.compile made the blocks' graphs.
+
+    Args:
+        began: ``time.time()`` at its beginning.
+        what: What the pass was, such as a step.
+    """
+    tqdm.write(f"the first {what} took {time.time() - began:.0f} s: the blocks were compiled", file=sys.stderr)
 
 
 def calm_libraries() -> None:

@@ -44,6 +44,8 @@ def sample(
     teacher = load_recorded_teacher(student.config, recorded.teacher, machine.device)
     if size.height is not None or size.width is not None:
         teacher.sample_shape = teacher.latent_shape(size.height, size.width)
+    if options.compile:
+        student.compile()
     draw_samples(
         student,
         teacher,

@@ -99,6 +99,8 @@ class RecordOptions:
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """no, bf16 (matrix products in bfloat16, the solver's states in float32) or auto: that of a recording that is there
     already, else bf16 on a GPU that computes in it, else no."""
+    compile: bool | None = None
+    """Compile the blocks of the teacher's transformer; null: on CUDA, where 1,000 passes or more are missing."""
     dtype: Literal["float32", "float16"] = "float32"
     """Data type of stored states; float16 takes half the disk space and rounds to 3 significant digits."""
     manifest_only: bool = False
@@ -222,6 +224,8 @@ class SampleOptions:
     """Guidance scale, for a student that takes it as an input; the middle of its range if not given."""
     seed: int = 0
     """Seed of the noise."""
+    compile: bool = False
+    """Compile the blocks of the student's transformer: for many images on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
         shard_size=options.shard_size,
         batch_size=options.batch_size,
         mixed_precision=options.mixed_precision,
+        compile=options.compile,
         dtype=options.dtype,
         manifest_only=options.manifest_only,
     )

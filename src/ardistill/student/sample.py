@@ -28,6 +28,12 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition, mixed_pre
         ValueError: Noise and condition have different numbers of rows, the noise is not a batch, or a guidance scale
             is outside of the range that the student was distilled at.
     """
+    noise, condition = placed_inputs(student, noise, condition)
+    return draw_steps(student, noise, condition, mixed_precision)
+
+
+def placed_inputs(student: FewStepModel, noise: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+    """Noise, in float32, and condition where the student takes them; checks them as ``sample`` says."""
     rows = {len(value) for value in condition.values()}
     if noise.ndim < 4 or rows - {len(noise)}:
         raise ValueError(
@@ -35,9 +41,11 @@ def sample(student: FewStepModel, noise: Tensor, condition: Condition, mixed_pre
             f"{sorted(rows)} rows"
         )
     student.config.check_guidance(condition.get("guidance"))
-    device = student.device
-    noise = noise.to(device, torch.float32)
-    condition = student.family.place(condition, device)
+    return noise.to(student.device, torch.float32), student.family.place(condition, student.device)
+
+
+def draw_steps(student: FewStepModel, noise: Tensor, condition: Condition, mixed_precision: str) -> Tensor:
+    """All steps from placed noise, (b, s, c, h, w); nothing crosses to the device, and nothing waits for it."""
     cache: dict = {}
     inputs, estimates = noise, []
     with precision(mixed_precision, student.transformer):

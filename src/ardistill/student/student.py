@@ -9,6 +9,7 @@ from pathlib import Path
 from ardistill.core.config import StudentConfig
 from ardistill.devices import Device, resolve_device
 from ardistill.student import files
+from ardistill.student.graphed import GraphedSampler
 from ardistill.student.lora import add_adapters, share_weights
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import Teacher, check_same_teacher
@@ -40,6 +41,18 @@ class Student(FewStepModel):
         base, lists = teacher.transformer.parameters(), student.family.block_lists
         add_adapters(student.transformer, base, lists, config.lora_rank)
         return student
+
+    def graphed(self, batch_size: int, mixed_precision: str = "auto") -> GraphedSampler:
+        """A sampler that replays one CUDA graph: for drawing at once, again and again, in the same shapes.
+
+        Args:
+            batch_size: Rows that it draws at most.
+            mixed_precision: As for ``sample``.
+
+        Raises:
+            ValueError: The student is not on CUDA.
+        """
+        return GraphedSampler(self, batch_size, mixed_precision)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``transformer/`` (a diffusers folder, safetensors) and ``student.json``.

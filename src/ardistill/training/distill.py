@@ -16,10 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import device_of, tf32
+from ardistill.devices import compiles, device_of, tf32
 from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.progress import bar as progress_bar
+from ardistill.progress import tell_compiled
 from ardistill.student import Student, sample
 from ardistill.training.adversary import Adversary, LastLayer
 from ardistill.training.batches import Batch, batches
@@ -105,6 +106,8 @@ def distill(
                         figures |= _update_discriminator(run, batch, estimates)
                 run.state.finish_step()
                 bar.update()
+                if run.compiled and not hidden and bar.n == bar.initial + 1:
+                    tell_compiled(bar.start_t, "step")
                 if is_logged(run.state.step, config.max_steps):
                     _log(run, errors, figures, bar)
                 run.readings.end_step()
@@ -135,6 +138,8 @@ class _Run:
     readings: Readings
     """Gradient norms and log lines: late where the device can be left to skip an update that is not finite."""
     writer: CheckpointWriter
+    compiled: bool
+    """Whether the blocks are compiled, in the first step."""
 
     @property
     def draws_samples(self) -> bool:
@@ -173,6 +178,9 @@ def _start(
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     student.to(accelerator.device).train()
+    compiled = compiles(config.compile, accelerator.device, config.max_steps) and not config.shard
+    if compiled:
+        student.compile()
     if config.shard:
         shard(student, accelerator.device)
     checkpoint = _newest_checkpoint(folder, accelerator.is_main_process)
@@ -193,7 +201,8 @@ def _start(
     readings = Readings(late=kind == "fused")
     aside = accelerator.device.type != "cpu" and accelerator.num_processes == 1
     writer = CheckpointWriter(folder / "checkpoints", config.keep_checkpoints, aside)
-    return _Run(state, data, folder, config, accelerator, model, optimizer, weights, last_layer, readings, writer)
+    told = (model, optimizer, weights, last_layer, readings, writer, compiled)
+    return _Run(state, data, folder, config, accelerator, *told)
 
 
 def _newest_checkpoint(folder: Path, is_main_process: bool) -> Path | None:

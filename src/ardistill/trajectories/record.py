@@ -38,6 +38,7 @@ def record(
     shard_size: int = 256,
     batch_size: BatchSize = "auto",
     mixed_precision: str = "auto",
+    compile: bool | None = None,
     dtype: str = "float32",
     manifest_only: bool = False,
     device: Device = None,
@@ -72,6 +73,8 @@ def record(
             and is the whole shard elsewhere. A shard's content depends on it by rounding at most.
         mixed_precision: ``no``, ``bf16`` (matrix products in bfloat16, the solver's states in float32) or ``auto``:
             what the recording in the folder has, else bf16 on a GPU that computes in it, else no.
+        compile: Compile the blocks of the transformer (``torch.compile``). None: on CUDA, where 1,000 passes or
+            more are missing. A shard's content depends on it by rounding at most.
         dtype: ``float32`` or ``float16``, what states are stored in; they are solved and read in float32.
         manifest_only: Make no shards; for ``OnlineTrajectories``.
         device: Device that the teacher is moved to; its current device if not given.
@@ -116,7 +119,7 @@ def record(
     if teacher.takes_text:
         publish_conditions(store, manifest, teacher, distinct, where, progress)
     if not manifest_only:
-        make_missing(store, manifest, teacher, where, progress, batch_size)
+        make_missing(store, manifest, teacher, where, progress, batch_size, compile)
     return manifest
 
 

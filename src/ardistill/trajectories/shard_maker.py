@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -10,10 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ardistill.devices import precision
+from ardistill.core.attach import compile_blocks
+from ardistill.devices import compiles, precision
 from ardistill.families import Condition
 from ardistill.files import Store
 from ardistill.progress import bar as progress_bar
+from ardistill.progress import tell_compiled
 from ardistill.teacher import Identity, Teacher, check_same_teacher
 from ardistill.trajectories.batch_size import rows_at_once
 from ardistill.trajectories.conditions import (
@@ -44,6 +47,7 @@ class ShardMaker:
         device: Where the teacher runs.
         batch_size: Rows that are solved at once. ``"auto"`` is measured on CUDA with the first shard; elsewhere it is
             the whole shard.
+        compile: Compile the blocks of the teacher's transformer at the first shard.
 
     Raises:
         ValueError: The teacher, its guided channels or its negative prompt are not the recorded ones.
@@ -56,6 +60,7 @@ class ShardMaker:
         table: ConditionTable | None,
         device: torch.device | str,
         batch_size: BatchSize = "auto",
+        compile: bool = False,
     ) -> None:
         check_same_teacher("these trajectories", manifest, teacher, "give the recording's teacher")
         for name, given, recorded in (
@@ -70,6 +75,7 @@ class ShardMaker:
         self.teacher, self.manifest, self.table = teacher, manifest, table
         self.device = torch.device(device)
         self.batch_size = batch_size if batch_size != "auto" or self.device.type == "cuda" else manifest.shard_size
+        self._compiles = compile
         self._transfers = Transfers(self.device)
         if teacher.takes_text and manifest.guidance_range[1] > 1 and not teacher.embeds_guidance:
             teacher.encode_negative(device)  # now: text encoders and transformer may not fit on the device together
@@ -93,6 +99,9 @@ class ShardMaker:
         self.teacher.to(self.device)
         if self.batch_size == "auto":
             self.batch_size = self._measure()
+        if self._compiles:  # after the measurement, of which each size would be compiled
+            compile_blocks(self.teacher.transformer)
+            self._compiles = False
         noise, condition = self._inputs(shard)
         states, denoised = [], []
         for first in range(0, layout.rows, self.batch_size):
@@ -167,6 +176,7 @@ def make_missing(
     device: torch.device | str,
     progress: bool = True,
     batch_size: BatchSize = "auto",
+    compile: bool | None = None,
 ) -> None:
     """Make and publish shards until all are there, whichever process makes them. While one is written, the next one is
     solved.
@@ -178,7 +188,8 @@ def make_missing(
     missing = every - manifest.present(store)
     bar = progress_bar(total=len(every), desc="record", unit="shard", disable=not progress)
     bar.update(len(every) - len(missing))
-    options = device, batch_size
+    compiled = compiles(compile, torch.device(device), len(missing) * manifest.solver_steps)
+    options, began = (device, batch_size, compiled), time.time()
     make = ShardMaker(teacher, manifest, open_conditions(store, manifest), *options) if missing else None
     with ShardWriter(store) as writer:
         while missing or writer.is_writing:
@@ -189,6 +200,9 @@ def make_missing(
                     missing &= every - manifest.present(store)
                 else:
                     finish = make.solve(shard)
+                    if compiled and progress and began:
+                        tell_compiled(began, "shard")
+                        began = 0.0
             found = writer.wait() if finish is not None or not missing else None
             if found is not None and found != manifest:  # another process added trajectories: help it
                 if finish is not None and found.num_rows(shard) != manifest.num_rows(shard):
