@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import chain
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -151,9 +152,8 @@ def device_of(module: nn.Module) -> torch.device:
     execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     if execution_device is not None:
         return torch.device(execution_device)
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    found = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if found is None else found.device
 
 
 def synchronize(device: Device = None) -> None:

@@ -64,8 +64,9 @@ class Layout:
 
     step: int = 0
     """The step of every row, in a call that holds one step of each sample."""
-    cache: dict[int, list[tuple[Tensor, Tensor]]] | None = None
-    """Layer -> keys and values of the earlier steps, in a call that holds one step; the call adds those of its step."""
+    cache: dict[int, list[tuple[Tensor, ...]]] | None = None
+    """Layer -> keys and values of the earlier steps, in a call that holds one step; the call adds those of its step and
+    lets go, as ``()``, of those that no later step sees."""
     image_tokens: int | None = None
     """Image tokens of a sample; None where attention sees image tokens alone."""
     image_start: Tensor | None = None
@@ -216,10 +217,8 @@ def _run(block: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tu
     return output, call.made
 
 
-@functools.cache
-def _compiled(options: tuple[tuple[str, Any], ...]) -> Any:
-    """`_run`, compiled; all blocks share it, and with it the graphs of their classes."""
-    return torch.compile(_run, **dict(options))
+_compiled = functools.cache(lambda options: torch.compile(_run, **dict(options)))
+"""`_run`, compiled with these options: all blocks share it, and with it the graphs of their classes."""
 
 
 class _Bound(MixedIn):
@@ -260,10 +259,10 @@ class _HistoryBlock(MixedIn):
             return run(block, layout, [], args, kwargs)[0]
         every = [layout.cache.setdefault(layer, []) for layer in block.history_layers]
         check_cached(every, layout.step)
-        seen = MASKS[block.history.mask](layout.step)[:-1]
+        seen, later = (MASKS[block.history.mask](step)[:-1] for step in (layout.step, layout.step + 1))
         output, made = run(block, layout, [[past[i] for i in seen] for past in every], args, kwargs)
-        for past, pair in zip(every, made, strict=True):
-            past.append(pair)
+        for past, pair in zip(every, made, strict=True):  # what no later step sees is let go
+            past[:] = [*(x if i in later else () for i, x in enumerate(past)), pair]
         return output
 
 

@@ -41,6 +41,12 @@ def take_first(transformer: Any, result: Any, latents: Tensor) -> Tensor:
     return result[0]
 
 
+def dtype_of(transformer: Any) -> torch.dtype:
+    """The dtype that a transformer computes in; ``transformer.dtype`` walks through all modules to find it."""
+    first = next((x.dtype for x in transformer.parameters() if x.is_floating_point()), torch.float32)
+    return first if first.itemsize > 1 else transformer.dtype  # 8 bits are what weights are stored in
+
+
 def no_extras(config: Any, count: int, text_tokens: int) -> Condition:
     """No placeholders: the family needs ``encoder_hidden_states`` alone."""
     return {}
@@ -129,7 +135,7 @@ class Family(Architecture):
         Raises:
             ValueError: Autocast is on in another 16-bit dtype than the weights have, which torch cannot mix.
         """
-        dtype, kind = transformer.dtype, latents.device.type
+        dtype, kind = dtype_of(transformer), latents.device.type
         if torch.is_autocast_enabled(kind) and dtype in (torch.float16, torch.bfloat16):
             asked = torch.get_autocast_dtype(kind)
             if asked != dtype:
