@@ -175,11 +175,12 @@ def test_a_cache_that_skips_layers_with_history_is_refused(exported, cache):
     for kind in ("teacher", "plain", "history"):
         pipeline = (control if kind == "teacher" else opened)(exported("flux", kind))
         expected = draw(pipeline, "flux")
-        pipeline.transformer.enable_cache(CACHES[cache])
-        if kind == "history":
-            with pytest.raises(ValueError, match="disable_cache"):
+        if kind == "history":  # a cache of blocks does not know their class; one of attention is noticed in the call
+            with pytest.raises(ValueError, match="not registered" if cache == "blocks" else "disable_cache"):
+                pipeline.transformer.enable_cache(CACHES[cache])
                 draw(pipeline, "flux")
         else:
+            pipeline.transformer.enable_cache(CACHES[cache])
             assert not torch.allclose(draw(pipeline, "flux"), expected, atol=1e-3)
         pipeline.transformer.disable_cache()
         assert near(draw(pipeline, "flux"), expected)

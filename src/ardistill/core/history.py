@@ -147,8 +147,8 @@ class _BlockCall:
 
     history: History
     layout: Layout
-    gates: list[Tensor | None]
-    """For each attention call, its gate."""
+    modules: list[Any]
+    """The attention modules; each is asked for its gate while it runs, as offloading brings weights only then."""
     earlier: list[list[tuple[Tensor, Tensor]]]
     """For each attention call, keys and values of the earlier steps that are seen; none where steps are folded."""
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -174,10 +174,10 @@ def attend(
     call = (_TRACED if torch.compiler.is_compiling() else _NOW).block
     if is_causal:
         raise ValueError("causal attention cannot have a history; set history_layers to 0, or change the teacher")
-    if call is None or len(call.made) == len(call.gates):
+    if call is None or len(call.made) == len(call.modules):
         raise bypassed("another")
     index, layout = len(call.made), call.layout
-    gate, image = call.gates[index], _image(layout, call.history.text, key.shape[2])
+    gate, image = call.modules[index].history_gate, _image(layout, call.history.text, key.shape[2])
     options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
     call.made.append((of_image(key, image), of_image(value, image)))
     if layout.folded is not None:
@@ -208,11 +208,11 @@ def _image(layout: Layout, text: str, tokens: int) -> slice | Tensor:
 def _run(block: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
     """Run a block's own forward; returns its output, and keys and values of each of its attention calls."""
     now = _TRACED if torch.compiler.is_compiling() else _NOW
-    gates = [getattr(block, name).history_gate for name in block.history_attention]
-    now.block = call = _BlockCall(block.history, layout, gates, earlier)
-    output = super(_HistoryBlock, block).forward(*args, **kwargs)
+    modules = [getattr(block, name) for name in block.history_attention]
+    now.block = call = _BlockCall(block.history, layout, modules, earlier)
+    output = block._own_forward(*args, **kwargs)
     now.block = None
-    if len(call.made) != len(gates):
+    if len(call.made) != len(modules):
         raise bypassed("none")
     return output, call.made
 
@@ -233,11 +233,10 @@ class _Bound(MixedIn):
 def _bind(module: Any) -> None:
     """Bind the attention call of a module, or that of its processor, unless it is bound."""
     processor = getattr(module, "processor", None)
-    if isinstance(module if processor is None else processor, _Bound):
-        return
-    if processor is not None:
-        module.processor = module = copy.copy(processor)  # other modules may share it
-    _Bound.mix_into(module)
+    if not hasattr(module if processor is None else processor, "mix_into"):  # by name: an export may be loaded again
+        if processor is not None:
+            module.processor = module = copy.copy(processor)  # other modules may share it
+        _Bound.mix_into(module)
 
 
 class _HistoryBlock(MixedIn):
@@ -248,6 +247,10 @@ class _HistoryBlock(MixedIn):
     def compile(self, **options: Any) -> None:
         """Compile what the block computes; the history comes to it as data, so that one graph serves all layers."""
         self.history_compile = (*options.items(),)
+
+    def _own_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's own forward."""
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         block: Any = self
@@ -282,7 +285,7 @@ def attach_history(blocks: Iterable[tuple[nn.Module, Sequence[str]]], mask: str,
     """
     history, layers = History(mask, text), 0
     for block, names in blocks:
-        if isinstance(block, _HistoryBlock):
+        if hasattr(block, "history"):
             raise ValueError("this transformer has a history already; load a fresh copy of the teacher")
         vars(block).update(history=history, history_attention=tuple(names))
         vars(block)["history_layers"] = tuple(range(layers, layers := layers + len(names)))
