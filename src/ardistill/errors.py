@@ -73,6 +73,9 @@ _NETWORK = {
 _NO_NETWORK = f"check the network, the address and your credentials; {SAME_COMMAND}"
 _RUNTIME = {
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory": _MEMORY,
+    r"backend='inductor'|InductorError|C(\+\+)? compiler|recompile_limit": (
+        "the blocks cannot be compiled here: leave them as they are, --training.compile false (record: --compile false)"
+    ),
     r"DataLoader worker .* (killed|exited)": "use fewer workers, or a machine with more memory or a larger /dev/shm",
     r"PytorchStreamWriter|unexpected pos \d+|Parent directory .* does not exist|cannot be opened": (
         f"free space there, or name a folder that you may write; {SAME_COMMAND}"

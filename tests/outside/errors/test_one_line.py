@@ -116,6 +116,7 @@ EXPLAINED = {
     "checkpoint": (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file"), "free space"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "gradient_checkpointing.*lora"),
     "cpu-memory": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "batch size"),
+    "compiler": (RuntimeError("backend='inductor' raised: no working C++ compiler"), "--training.compile false"),
     "worker": (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "fewer workers"),
     "peer": (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), "another process"),
     "extra": (ModuleNotFoundError("No module named 'peft'", name="peft"), r"'ardistill\[lora\]'"),
