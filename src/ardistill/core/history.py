@@ -146,8 +146,8 @@ class _BlockCall:
 
     history: History
     layout: Layout
-    gates: list[Tensor | None]
-    """For each attention call, its gate."""
+    modules: list[Any]
+    """The attention modules, in the order of their calls. A gate is read in the call: hooks may bring it only then."""
     earlier: list[list[tuple[Tensor, Tensor]]]
     """For each attention call, keys and values of the earlier steps that are seen; none where steps are folded."""
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -173,10 +173,10 @@ def attend(
     call = (_TRACED if torch.compiler.is_compiling() else _NOW).block
     if is_causal:
         raise ValueError("causal attention cannot have a history; set history_layers to 0, or change the teacher")
-    if call is None or len(call.made) == len(call.gates):
+    if call is None or len(call.made) == len(call.modules):
         raise bypassed("another")
     index, layout = len(call.made), call.layout
-    gate, image = call.gates[index], _image(layout, call.history.text, key.shape[2])
+    gate, image = call.modules[index].history_gate, _image(layout, call.history.text, key.shape[2])
     options: dict[str, Any] = {"dropout_p": dropout_p, "scale": scale, "enable_gqa": enable_gqa}
     call.made.append((of_image(key, image), of_image(value, image)))
     if layout.folded is not None:
@@ -207,11 +207,11 @@ def _image(layout: Layout, text: str, tokens: int) -> slice | Tensor:
 def _run(block: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
     """Run a block's own forward; returns its output, and keys and values of each of its attention calls."""
     now = _TRACED if torch.compiler.is_compiling() else _NOW
-    gates = [getattr(block, name).history_gate for name in block.history_attention]
-    now.block = call = _BlockCall(block.history, layout, gates, earlier)
+    modules = [getattr(block, name) for name in block.history_attention]
+    now.block = call = _BlockCall(block.history, layout, modules, earlier)
     output = super(_HistoryBlock, block).forward(*args, **kwargs)
     now.block = None
-    if len(call.made) != len(gates):
+    if len(call.made) != len(modules):
         raise bypassed("none")
     return output, call.made
 
