@@ -86,16 +86,20 @@ class DiT(ModelMixin, ConfigMixin):
         return x.unflatten(-1, (patch, patch, -1)).permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, height, width)
 
 
+def inputs(transformer, latents, timestep, condition):
+    return {"x": latents, "t": timestep, "y": condition["class_labels"]}
+
+
+def output(transformer, result, latents):
+    return result
+
+
 ROW = Family(
     block_lists=("blocks",),
     attention=("attn",),
     head=("final_layer.adaLN_modulation.1", "final_layer.linear"),
-    inputs=lambda transformer, latents, timestep, condition: {
-        "x": latents,
-        "t": timestep,
-        "y": condition["class_labels"],
-    },
-    output=lambda transformer, result, latents: result,
+    inputs=inputs,
+    output=output,
     options={},
     time_embedding="t_embedder",
     square=True,
