@@ -103,10 +103,12 @@ def _step_ratio(over: str, below: str) -> Callable[[Parts], str | None]:
 
 
 def _recorded(parts: Parts) -> str | None:
-    found = arm(parts, "record", "by default")
-    return (
-        f"{percent(found['share_of_peak'])}, {found['per_second']:.3g} a second" if "share_of_peak" in found else None
-    )
+    texts = []
+    for rate in ("whole call", "steady"):
+        found = arm(parts, "record", f"by default, {rate}")
+        if "share_of_peak" in found:
+            texts.append(f"{percent(found['share_of_peak'])}, {found['per_second']:.3g} a second, {rate}")
+    return "; ".join(texts) or None
 
 
 GOALS: list[tuple[str, str, Callable[[Parts], str | None]]] = [
@@ -130,12 +132,11 @@ def cell(figures: dict[str, Any]) -> str:
     """An arm's figures as text; empty if it was not measured."""
     if "error" in figures:
         return "failed"
-    if "not_available" in figures:
-        return "not available"
+    if "not_measured" in figures:
+        return "not measured"
     texts = []
     if "per_second" in figures:
-        whole = figures.get("per_second_whole_call")
-        texts.append(f"{figures['per_second']:.3g} a second" + (f" ({whole:.3g} with its start)" if whole else ""))
+        texts.append(f"{figures['per_second']:.3g} a second")
     elif "ms" in figures:
         texts.append(f"{figures['ms']:.4g} ms")
     elif "ms_low" in figures:
