@@ -210,9 +210,11 @@ def cpu(results: Path = RESULTS) -> dict[str, str]:
     small, large = read("train_step")["results"]
     latency, size, memory = read("latency")["n6"], read("dit_xl2"), read("memory")
     history, plain = latency["arms"]["N=6 M4"], latency["arms"]["N=0"]
+    half = read("half_precision")
     speed = read("loader")["speed"]["found"]["warm"]["store, batch at once"]
     gb = {(x["teacher"], x["mode"]): f"{x['measured'] / 1e9:.2f}" for x in memory}
     return {
+        "bf16_image": percent(half["rms_error_per_state_of_bf16"][-1] / half["rms_per_state"][-1], 1),
         "time": percent(1 / small["speed_ratio"]),
         "saved": percent(small["saved_ratio"]),
         "time_wide": percent(1 / large["speed_ratio"]),
