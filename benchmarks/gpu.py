@@ -26,14 +26,14 @@ from typing import Any
 
 LIMITS = {
     "machine": 10,
-    "sample 1": 110,
+    "sample 1": 100,
     "pass bf16": 70,
     "step": 80,
     "record": 50,
     "sample many": 50,
-    "equality": 20,
+    "equality": 40,
     "quickstart": 20,
-    "sd35": 20,
+    "sd35": 30,
     "teacher": 10,
     "pass tf32": 25,
     "processes": 30,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from gpu_parts.bench import Bench, Figures, NotMeasuredError, drawer, student_on
-from gpu_parts.measure import PeakMemory, count_flops, largest_difference, precision, tf32
+from gpu_parts.measure import PeakMemory, bytes_of, count_flops, largest_difference, precision, tf32
 
 import ardistill
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
@@ -45,7 +45,7 @@ def recording(bench: Bench) -> None:
         def run() -> Figures:
             shutil.rmtree(folder, ignore_errors=True)
             began = time.perf_counter()
-            with PeakMemory(bench.device) as memory:
+            with PeakMemory(bench.device, bytes_of(recorded.transformer)) as memory:
                 manifest = record(recorded, folder, size.record, **given)
                 synchronize(bench.device)
             seconds, named = time.perf_counter() - began, manifest.mixed_precision
@@ -102,9 +102,10 @@ def equality(bench: Bench) -> None:
     configs = {"gated": StudentConfig(bench.knots, 2), "softmax": StudentConfig(bench.knots, 2, gated=False)}
     with tf32(False):
         for name, config in configs.items():
-            bench.arm(f"folded pass, {name}, compiled", lambda config=config: folded(config))
-            bench.arm(f"sample, {name}, compiled", lambda config=config: drawn(config, "compiled", "fp32"))
             bench.arm(f"sample, {name}, graphed", lambda config=config: drawn(config, "graphed", "bf16 weights"))
+        for name, config in configs.items():
+            bench.arm(f"sample, {name}, compiled", lambda config=config: drawn(config, "compiled", "fp32"))
+            bench.arm(f"folded pass, {name}, compiled", lambda config=config: folded(config))
 
 
 def quickstart(bench: Bench) -> None:
