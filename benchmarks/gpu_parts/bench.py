@@ -64,7 +64,7 @@ def last_line(error: Exception) -> str:
 
 
 class NotMeasuredError(Exception):
-    """This machine lacks what an arm needs."""
+    """This machine lacks what an arm needs, or the time of its part is over."""
 
 
 class Bench:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gpu_workers
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -77,6 +78,17 @@ def test_no_part_begins_after_the_time_of_all(tmp_path):
     gpu.supervise(gpu_workers.work, {"hangs": 60.0, "last": 60.0}, OPTIONS, results, total=3.0)
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert "stopped after" in parts["hangs"]["error"] and "not begun" in parts["last"]["error"]
+
+
+def test_no_arm_begins_after_the_time_of_its_part(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from gpu_parts.bench import Bench
+
+    found = {}
+    bench = Bench("tiny", torch.device("cpu"), None, found.__setitem__)
+    for bench.until, name in ((float("inf"), "first"), (0.0, "second")):
+        bench.arm(name, lambda: {"ms": 1.0})
+    assert found == {"first": {"ms": 1.0}, "second": {"not_measured": "the time of this part was over"}}
 
 
 def test_the_file_is_named_after_the_card_and_keeps_the_other_parts(tmp_path, monkeypatch):
