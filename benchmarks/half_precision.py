@@ -1,9 +1,10 @@
-"""What storing trajectories in float16 costs: error of each state, beside what a student's steps are off by.
+"""What 16 bits cost: states stored in float16, and states computed in bfloat16.
 
     python benchmarks/half_precision.py [--count 16] [--json benchmarks/results/half_precision.json]
 
-The embedded teacher's guided trajectories in 24 solver steps, recorded twice, in float32 and in float16; and the
-teacher going on from each rounded state to the image, against going on from the exact one.
+The embedded teacher's guided trajectories in 24 solver steps, recorded in float32, stored in float16, and computed in
+bfloat16 (mixed_precision bf16); and the teacher going on from each state that float16 has rounded to the image, against
+going on from the exact one.
 """
 
 from __future__ import annotations
@@ -12,9 +13,17 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ardistill import Teacher, TrajectoryDataset, record
 from ardistill.trajectories import select_knots
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {"mixed_precision": "no"},
+    "float16": {"mixed_precision": "no", "dtype": "float16"},
+    "bf16": {"mixed_precision": "bf16"},
+}
+"""Name -> options of ``record``."""
 
 
 def main() -> None:
@@ -25,11 +34,11 @@ def main() -> None:
     teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=1.25)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for dtype in ("float32", "float16"):
-            record(teacher, f"{folder}/{dtype}", args.count, num_steps=(4,), shard_size=args.count, dtype=dtype)
-            found[dtype] = TrajectoryDataset(f"{folder}/{dtype}", 4)
-        bytes_ = {dtype: sum(data.store.sizes().values()) for dtype, data in found.items()}
-        exact, half = (found[dtype].stacked() for dtype in ("float32", "float16"))
+        for name, options in VARIANTS.items():
+            record(teacher, f"{folder}/{name}", args.count, num_steps=(4,), shard_size=args.count, **options)
+            found[name] = TrajectoryDataset(f"{folder}/{name}", 4)
+        bytes_ = {name: sum(found[name].store.sizes().values()) for name in ("float32", "float16")}
+        exact, half, bf16 = (found[name].stacked() for name in VARIANTS)
         manifest = found["float32"].manifest
         images = []
         for i in range(4):  # the last state is the image
@@ -41,6 +50,8 @@ def main() -> None:
         "trajectories": args.count,
         "bytes": bytes_,
         "rms_error_per_state": error.square().mean((0, 2, 3, 4)).sqrt().tolist(),
+        "rms_error_per_state_of_bf16": (exact[0] - bf16[0]).square().mean((0, 2, 3, 4)).sqrt().tolist(),
+        "rms_per_state": exact[0].square().mean((0, 2, 3, 4)).sqrt().tolist(),
         "largest_error": float(error.abs().max()),
         "mean_squared_error_of_a_step": float(error.square().mean()),
         "mean_squared_error_of_the_image_from_each_state": images,

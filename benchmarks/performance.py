@@ -103,10 +103,12 @@ def _step_ratio(over: str, below: str) -> Callable[[Parts], str | None]:
 
 
 def _recorded(parts: Parts) -> str | None:
-    found = arm(parts, "record", "by default")
-    return (
-        f"{percent(found['share_of_peak'])}, {found['per_second']:.3g} a second" if "share_of_peak" in found else None
-    )
+    texts = []
+    for rate in ("whole call", "steady"):
+        found = arm(parts, "record", f"by default, {rate}")
+        if "share_of_peak" in found:
+            texts.append(f"{percent(found['share_of_peak'])}, {found['per_second']:.3g} a second, {rate}")
+    return "; ".join(texts) or None
 
 
 GOALS: list[tuple[str, str, Callable[[Parts], str | None]]] = [
@@ -130,12 +132,11 @@ def cell(figures: dict[str, Any]) -> str:
     """An arm's figures as text; empty if it was not measured."""
     if "error" in figures:
         return "failed"
-    if "not_available" in figures:
-        return "not available"
+    if "not_measured" in figures:
+        return "not measured"
     texts = []
     if "per_second" in figures:
-        whole = figures.get("per_second_whole_call")
-        texts.append(f"{figures['per_second']:.3g} a second" + (f" ({whole:.3g} with its start)" if whole else ""))
+        texts.append(f"{figures['per_second']:.3g} a second")
     elif "ms" in figures:
         texts.append(f"{figures['ms']:.4g} ms")
     elif "ms_low" in figures:
@@ -209,9 +210,11 @@ def cpu(results: Path = RESULTS) -> dict[str, str]:
     small, large = read("train_step")["results"]
     latency, size, memory = read("latency")["n6"], read("dit_xl2"), read("memory")
     history, plain = latency["arms"]["N=6 M4"], latency["arms"]["N=0"]
+    half = read("half_precision")
     speed = read("loader")["speed"]["found"]["warm"]["store, batch at once"]
     gb = {(x["teacher"], x["mode"]): f"{x['measured'] / 1e9:.2f}" for x in memory}
     return {
+        "bf16_image": percent(half["rms_error_per_state_of_bf16"][-1] / half["rms_per_state"][-1], 1),
         "time": percent(1 / small["speed_ratio"]),
         "saved": percent(small["saved_ratio"]),
         "time_wide": percent(1 / large["speed_ratio"]),

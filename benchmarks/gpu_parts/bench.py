@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import math
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
-from gpu_parts.measure import Run, paired, release, timed
-from torch import Tensor, nn
+from gpu_parts.measure import Run, count_flops, paired, release, timed
+from torch import Tensor
 
-from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, record, sample
+from ardistill import Student, StudentConfig, Teacher, TrajectoryDataset, record, sample
 from ardistill.core.knots import Knots
 from ardistill.student.lora import share_weights
 from ardistill.teacher import knots_from_scheduler
@@ -62,28 +63,8 @@ def last_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
-class NotAvailableError(Exception):
-    """This machine, this installation or this version of the package lacks what an arm needs."""
-
-
-AVAILABLE: dict[str, Callable[[], bool]] = {
-    "student.compile()": lambda: Student.compile is not nn.Module.compile,
-    "student.graphed()": lambda: hasattr(Student, "graphed"),
-    "TrainingConfig.compile": lambda: "compile" in {x.name for x in fields(TrainingConfig)},
-    "sample(mixed_precision=)": lambda: "mixed_precision" in inspect.signature(sample).parameters,
-    "record(compile=)": lambda: "compile" in inspect.signature(record).parameters,
-}
-"""What not every version has -> whether this one does."""
-
-
-def require(name: str) -> None:
-    """Refuse what this version of the package lacks.
-
-    Raises:
-        NotAvailableError: It lacks it.
-    """
-    if not AVAILABLE[name]():
-        raise NotAvailableError(f"{name} does not exist in this version")
+class NotMeasuredError(Exception):
+    """This machine lacks what an arm needs, or the time of its part is over."""
 
 
 class Bench:
@@ -101,18 +82,23 @@ class Bench:
     ) -> None:
         self.name, self.size, self.device, self.reference, self.report = size, SIZES[size], device, reference, report
         self.folder = tempfile.TemporaryDirectory(prefix="ardistill-gpu-")
+        self.until = math.inf
+        """When the present part's time is over, by ``time.perf_counter``."""
+        self._counted: dict[str, float] = {}
 
     def arm(self, name: str, run: Callable[[], Figures]) -> None:
-        """Report an arm's figures, or why there are none; the next arm goes on.
+        """Report an arm's figures, or why there are none, such as that the part's time is over; the next arm goes on.
 
         What earlier arms compiled is forgotten first, as the graphs of many students would stand side by side in one
         function and each call would look for its own; kernels are kept by Inductor's cache.
         """
         torch.compiler.reset()
         try:
+            if time.perf_counter() > self.until:
+                raise NotMeasuredError("the time of this part was over")
             self.report(name, run())
-        except NotAvailableError as error:
-            self.report(name, {"not_available": str(error)})
+        except NotMeasuredError as error:
+            self.report(name, {"not_measured": str(error)})
         except Exception as error:
             traceback.print_exc()
             self.report(name, {"error": last_line(error)})
@@ -155,16 +141,24 @@ class Bench:
         return {"class_labels": torch.arange(count, device=self.device)}
 
     def students(self) -> dict[str, StudentConfig]:
-        """The students that are compared, by name; the first has no history."""
+        """The students that are compared, by name, the most important ones first; the first has no history."""
         n, depth = self.size.history_layers, self.size.layers
         return {
             "N=0": StudentConfig(self.knots, 0),
             f"N={n} gated": StudentConfig(self.knots, n),
-            f"N={n} gated M2": StudentConfig(self.knots, n, "M2"),
             f"N={n} softmax": StudentConfig(self.knots, n, gated=False),
-            f"N={n} softmax M2": StudentConfig(self.knots, n, "M2", gated=False),
+            f"N={n} gated M2": StudentConfig(self.knots, n, "M2"),
             f"N={depth} gated": StudentConfig(self.knots, depth),
+            f"N={depth} softmax": StudentConfig(self.knots, depth, gated=False),
+            f"N={depth} gated M2": StudentConfig(self.knots, depth, "M2"),
         }
+
+    def sample_flops(self, name: str, transformer: Any) -> float:
+        """Operations of a sample of one image, of a student by its name."""
+        if name not in self._counted:
+            student = student_on(transformer, self.students()[name]).eval()
+            self._counted[name] = count_flops(drawer(student, self.noise(1), self.labels(1), "eager", "no"))
+        return self._counted[name]
 
     @functools.cached_property
     def teacher(self) -> Teacher:
@@ -184,25 +178,17 @@ def student_on(transformer: Any, config: StudentConfig) -> Student:
     return Student(share_weights(transformer), config)
 
 
-def draw(student: Student, noise: Tensor, condition: dict[str, Tensor], kind: str) -> Tensor:
-    """Draw in bf16 (autocast) or, for any other kind, in the dtype of the weights."""
-    options: dict[str, Any] = {"mixed_precision": "bf16" if kind == "bf16" else "no"}
-    return sample(student, noise, condition, **(options if AVAILABLE["sample(mixed_precision=)"]() else {}))
-
-
-def drawer(student: Student, noise: Tensor, condition: dict[str, Tensor], way: str, kind: str) -> Run:
+def drawer(student: Student, noise: Tensor, condition: dict[str, Tensor], way: str, mixed_precision: str) -> Run:
     """A call that draws a batch, ``eager``, ``compiled``, ``graphed`` or ``compiled and graphed``.
 
     Raises:
-        NotAvailableError: This version cannot draw in this way.
+        NotMeasuredError: This machine has no GPU to draw in this way.
     """
     if "compiled" in way:
-        require("student.compile()")
         student.compile()
     if "graphed" not in way:
-        return lambda: draw(student, noise, condition, kind)
-    require("student.graphed()")
+        return lambda: sample(student, noise, condition, mixed_precision)
     if noise.device.type != "cuda":
-        raise NotAvailableError("CUDA graphs need a GPU")
-    graph: Any = student.graphed(len(noise))  # type: ignore[operator]
-    return lambda: graph(student, noise, condition)
+        raise NotMeasuredError("CUDA graphs need a GPU")
+    graph = student.graphed(len(noise), mixed_precision)
+    return lambda: graph(noise, condition)

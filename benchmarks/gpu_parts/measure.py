@@ -100,9 +100,9 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Matrix products in ``bf16`` (autocast), ``tf32`` or ``fp32``."""
-    with tf32(name == "tf32"), torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+def precision(kind: str, device: torch.device) -> Iterator[None]:
+    """Matrix products in ``bf16`` (autocast; what that leaves in float32, in TF32), ``tf32`` or ``fp32``."""
+    with tf32(kind != "fp32"), torch.autocast(device.type, torch.bfloat16, enabled=kind == "bf16"):
         yield
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from gpu_parts.bench import Bench, Figures, NotAvailableError, draw, drawer, require, student_on
-from gpu_parts.measure import PeakMemory, count_flops, largest_difference, precision
+from gpu_parts.bench import Bench, Figures, NotMeasuredError, drawer, student_on
+from gpu_parts.measure import PeakMemory, bytes_of, count_flops, largest_difference, precision, tf32
 
 import ardistill
 from ardistill import Student, StudentConfig, Teacher, TrainingConfig, TrajectoryDataset, distill, record, sample
@@ -22,7 +22,11 @@ from ardistill.devices import synchronize
 
 
 def recording(bench: Bench) -> None:
-    """``record`` as it is by default, compiled, and the solver alone."""
+    """``record`` as it is by default, compiled, and the solver alone.
+
+    Arms name the rate that they give: ``whole call`` is all trajectories over all seconds, and ``steady`` is that
+    between the first shard and the last, without the start, such as fingerprint, choice of the batch and compilation.
+    """
     size, teacher = bench.size, bench.teacher
     knots = teacher.knots(size.solver_steps)
     noise, condition = bench.noise(size.shard), bench.labels(size.shard)
@@ -30,38 +34,46 @@ def recording(bench: Bench) -> None:
         lambda: teacher.predict(noise[:1], knots.timesteps[0], bench.labels(1))
     )  # of a trajectory
 
-    def run(count: int, **options: Any) -> Figures:
-        folder = Path(bench.folder.name) / "recording"
-        shutil.rmtree(folder, ignore_errors=True)
-        given = {"solver_steps": size.solver_steps, "shard_size": size.shard, "progress": False} | options
-        began = time.perf_counter()
-        with PeakMemory(bench.device) as memory:
-            manifest = record(teacher, folder, count, **given)
-            synchronize(bench.device)
-        seconds = time.perf_counter() - began
-        written = sorted(x.stat().st_mtime for x in folder.iterdir() if x.suffix == ".arrow")
-        steady = (len(written) - 1) * size.shard / max(written[-1] - written[0], 1e-9)
-        found = {"per_second": steady, "per_second_whole_call": count / seconds, "seconds": seconds}
-        named = {"no": "fp32"}.get(manifest.mixed_precision, manifest.mixed_precision)
-        return found | {"ms": 1000 / steady, "flops": flops, "precision": named} | memory.figures()
+    def rate(per_second: float, precision: str) -> Figures:
+        named = {"no": "tf32" if bench.device.type == "cuda" else "fp32"}.get(precision, precision)
+        return {"per_second": per_second, "ms": 1000 / per_second, "flops": flops, "precision": named}
 
-    def compiled() -> Figures:
-        require("record(compile=)")
-        return run(size.record, compile=True)
+    def both(name: str, recorded: Teacher, **options: Any) -> None:
+        folder, whole = Path(bench.folder.name) / "recording", dict[str, Any]()
+        given = {"solver_steps": size.solver_steps, "shard_size": size.shard, "progress": False} | options
+
+        def run() -> Figures:
+            shutil.rmtree(folder, ignore_errors=True)
+            began = time.perf_counter()
+            with PeakMemory(bench.device, bytes_of(recorded.transformer)) as memory:
+                manifest = record(recorded, folder, size.record, **given)
+                synchronize(bench.device)
+            seconds, named = time.perf_counter() - began, manifest.mixed_precision
+            whole.update(rate(size.record / seconds, named) | {"seconds": seconds} | memory.figures())
+            written = sorted(x.stat().st_mtime for x in folder.iterdir() if x.suffix == ".arrow")
+            steady = (len(written) - 1) * size.shard / max(written[-1] - written[0], 1e-9)
+            return rate(steady, named) | memory.figures()
+
+        bench.arm(f"{name}, steady", run)
+        if whole:
+            bench.arm(f"{name}, whole call", lambda: whole)
 
     def alone() -> Figures:
         with precision("bf16", bench.device):
             found = bench.timed(lambda: teacher.solve_ode(noise, condition, knots), 4)
         rows = {name: found[name] / size.shard for name in ("ms", "ms_low", "ms_high")}
-        return rows | {"per_second": 1000 / rows["ms"], "flops": flops, "precision": "bf16"}
+        return rate(1000 / rows["ms"], "bf16") | rows
 
     bench.arm("solver alone, bf16", alone)
-    bench.arm("by default", lambda: run(size.record))
-    bench.arm("compiled", compiled)
+    both("by default", teacher)
+    other = Teacher(bench.transformer(), teacher.scheduler, guidance_scale=teacher.guidance_scale)  # it stays compiled
+    both("compiled, bf16", other, compile=True, mixed_precision="bf16")
 
 
 def equality(bench: Bench) -> None:
-    """Differences from eager results over the largest value, at four layers: compiled (float32), graphed (bf16)."""
+    """Differences from eager results over the largest value, at four layers: compiled in float32, without TF32, and
+    graphed with weights in bfloat16.
+    """
     noise, condition = bench.noise(2), bench.labels(2)
     inputs = torch.randn(2, 4, *noise.shape[1:], device=bench.device)
     weights = {kind: bench.transformer(min(4, bench.size.layers)) for kind in ("fp32", "bf16 weights")}
@@ -76,12 +88,11 @@ def equality(bench: Bench) -> None:
         return made
 
     def drawn(config: StudentConfig, way: str, kind: str) -> Figures:
-        found = drawer(student(config, kind), noise, condition, way, kind)()
-        assert isinstance(found, torch.Tensor)
-        return {"difference": largest_difference(found, draw(student(config, kind), noise, condition, kind))}
+        found, expected = (drawer(student(config, kind), noise, condition, x, "no")() for x in (way, "eager"))
+        assert isinstance(found, torch.Tensor) and isinstance(expected, torch.Tensor)
+        return {"difference": largest_difference(found, expected)}
 
     def folded(config: StudentConfig) -> Figures:
-        require("student.compile()")
         compiled = student(config, "fp32")
         compiled.compile()
         with torch.no_grad():
@@ -89,11 +100,12 @@ def equality(bench: Bench) -> None:
         return {"difference": largest_difference(found, expected)}
 
     configs = {"gated": StudentConfig(bench.knots, 2), "softmax": StudentConfig(bench.knots, 2, gated=False)}
-    with precision("fp32", bench.device):
+    with tf32(False):
         for name, config in configs.items():
-            bench.arm(f"folded pass, {name}, compiled", lambda config=config: folded(config))
-            bench.arm(f"sample, {name}, compiled", lambda config=config: drawn(config, "compiled", "fp32"))
             bench.arm(f"sample, {name}, graphed", lambda config=config: drawn(config, "graphed", "bf16 weights"))
+        for name, config in configs.items():
+            bench.arm(f"sample, {name}, compiled", lambda config=config: drawn(config, "compiled", "fp32"))
+            bench.arm(f"folded pass, {name}, compiled", lambda config=config: folded(config))
 
 
 def quickstart(bench: Bench) -> None:
@@ -155,7 +167,7 @@ def processes(bench: Bench) -> None:
     def run(shard: bool) -> Figures:
         count = torch.cuda.device_count() if bench.device.type == "cuda" else 0
         if count < 2:
-            raise NotAvailableError(f"several processes need two GPUs or more, this machine has {count}")
+            raise NotMeasuredError(f"several processes need two GPUs or more, this machine has {count}")
         if not (folder / "trajectories").exists():
             record(Teacher.from_pretrained("zoo/fashion"), folder / "trajectories", 256, progress=False)
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -39,64 +38,55 @@ def machine(bench: Bench) -> None:
     bench.arm("memory", memory)
 
 
-def _history(
-    bench: Bench,
-    transformer: torch.nn.Module,
-    count: int,
-    way: str,
-    kind: str,
-    only: Callable[[str], bool] = lambda name: True,
-) -> None:
+def _history(bench: Bench, transformer: torch.nn.Module, count: int, way: str, kind: str, first: int = 3) -> None:
     """Arms of one way to draw: the student without history, then each other one beside it.
 
     Args:
         bench: The run.
-        transformer: Weights of all students.
+        transformer: Weights of all students, in bfloat16 for ``bf16 weights``, else in float32.
         count: Images drawn at once.
         way: As for ``drawer``.
-        kind: ``bf16 weights``, or a precision of the products over float32 weights.
-        only: Which students are drawn with.
+        kind: ``bf16`` (autocast, which casts the weights anew in each sample), ``bf16 weights``, ``tf32`` or ``fp32``.
+        first: How many of ``bench.students`` are drawn with.
     """
-    noise, condition = bench.noise(count), bench.labels(count)
-    configs = {name: config for name, config in bench.students().items() if name == "N=0" or only(name)}
-    named = "bf16" if kind == "bf16 weights" else kind
-    base: list[Run] = []
+    noise, condition, base = bench.noise(count), bench.labels(count), list[Run]()
+    named = kind.removesuffix(" weights")
 
-    def run(config: StudentConfig) -> Figures:
-        student, one = (student_on(transformer, config).eval() for _ in range(2))
-        call = drawer(student, noise, condition, way, kind)
-        flops = count * count_flops(drawer(one, noise[:1], bench.labels(1), "eager", kind))
-        del one
+    def run(name: str, config: StudentConfig) -> Figures:
+        student = student_on(transformer, config).eval()
+        call = drawer(student, noise, condition, way, "bf16" if kind == "bf16" else "no")
         found = bench.beside(base, call)
         if not config.history_layers:
             base.append(call)
         with PeakMemory(bench.device, bytes_of(student)) as memory:
             call()
+        flops = count * bench.sample_flops(name, transformer)
         return found | {"flops": flops, "precision": named} | memory.figures()
 
-    with precision("fp32" if kind == "bf16 weights" else kind, bench.device):
-        for name, config in configs.items():
-            bench.arm(f"{name}, {way}, {kind}", lambda config=config: run(config))
+    with tf32(kind != "fp32"):
+        for name, config in [*bench.students().items()][:first]:
+            bench.arm(f"{name}, {way}, {kind}", lambda name=name, config=config: run(name, config))
 
 
 def sample_one(bench: Bench) -> None:
-    """A four-step sample of one image, in every way."""
-    transformer = bench.transformer()
-    for kind in ("bf16", "tf32"):
-        _history(bench, transformer, 1, "eager", kind, lambda name: "M2" not in name)
-    transformer = transformer.to(torch.bfloat16)
-    for way in ("eager", "compiled", "graphed", "compiled and graphed"):
-        _history(bench, transformer, 1, way, "bf16 weights", lambda name: "M2" not in name)
+    """A four-step sample of one image, in every way; casting float32 weights takes longer than its arithmetic."""
+    full, half = bench.transformer(), bench.transformer().to(torch.bfloat16)
+    _history(bench, full, 1, "eager", "bf16", 7)
+    _history(bench, half, 1, "compiled and graphed", "bf16 weights", 5)
+    _history(bench, half, 1, "graphed", "bf16 weights", 7)
+    _history(bench, half, 1, "compiled", "bf16 weights")
+    _history(bench, full, 1, "compiled and graphed", "bf16")
+    _history(bench, half, 1, "eager", "bf16 weights")
+    _history(bench, full, 1, "eager", "tf32")
 
 
 def sample_many(bench: Bench) -> None:
     """Four-step samples of a large batch: what history costs where the card is busy."""
-    transformer, most = bench.transformer(), f"N={bench.size.layers}"
-    _history(bench, transformer, bench.size.many, "eager", "bf16")
-    _history(bench, transformer, bench.size.many, "eager", "tf32", lambda name: "M2" not in name and most not in name)
-    transformer = transformer.to(torch.bfloat16)
-    _history(bench, transformer, bench.size.many, "compiled", "bf16 weights")
-    _history(bench, transformer, bench.size.many, "graphed", "bf16 weights", lambda name: "M2" not in name)
+    full, half = bench.transformer(), bench.transformer().to(torch.bfloat16)
+    _history(bench, full, bench.size.many, "eager", "bf16", 7)
+    _history(bench, full, bench.size.many, "compiled", "bf16", 5)
+    _history(bench, half, bench.size.many, "compiled and graphed", "bf16 weights")
+    _history(bench, full, bench.size.many, "eager", "tf32")
 
 
 def teacher(bench: Bench) -> None:
@@ -106,9 +96,9 @@ def teacher(bench: Bench) -> None:
     def run(one: Teacher, kind: str) -> Figures:
         knots = one.knots(bench.size.solver_steps + 1)
         flops = knots.num_steps * count_flops(lambda: one.predict(noise, knots.timesteps[0], condition))
-        with precision("fp32" if kind == "bf16 weights" else kind, bench.device):
+        with precision("tf32" if kind == "bf16 weights" else kind, bench.device):  # TF32 is for float32 alone
             found = bench.timed(lambda: one.solve_ode(noise, condition, knots), 3)
-        return found | {"flops": flops, "precision": "bf16" if kind == "bf16 weights" else kind}
+        return found | {"flops": flops, "precision": kind.removesuffix(" weights")}
 
     for kind in ("bf16", "tf32"):
         bench.arm(kind, lambda kind=kind: run(bench.teacher, kind))
@@ -175,10 +165,11 @@ def sd35(bench: Bench) -> None:
             base.append(call)
         return found | {"flops": flops, "precision": "bf16"}
 
-    with precision("bf16", bench.device):
-        bench.arm("guided step of the teacher", guided)
+    with tf32(True):
         for name, config in configs.items():
             bench.arm(f"sample, {name}", lambda config=config: draw(config))
+    with precision("bf16", bench.device):
+        bench.arm("guided step of the teacher", guided)
         for name, rank in (("adapters of rank 16", 16), ("all weights", 0)):
             config = replace(configs[f"N={n} gated"], lora_rank=rank)
             bench.arm(

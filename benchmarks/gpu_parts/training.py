@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from gpu_parts.bench import AVAILABLE, Bench, Figures, require, student_on
+from gpu_parts.bench import Bench, Figures, student_on
 from gpu_parts.measure import PeakMemory, Run, bytes_of, count_flops, precision, release
 from torch import Tensor
 
 from ardistill import Student, StudentConfig, TrainingConfig, TrajectoryDataset, distill
+from ardistill.devices import resolve_precision
 
 AUTHORS = "authors"
 """Arm of the authors' model."""
@@ -42,7 +42,6 @@ def _passes(bench: Bench, kind: str, ways: tuple[str, ...]) -> None:
     def ours(config: StudentConfig, way: str, base: list[Run]) -> Figures:
         student, one = (student_on(transformer, config).train() for _ in range(2))
         if way == "compiled":
-            require("student.compile()")
             student.compile()
         flops = batch * count_flops(_pass(one, inputs[:1], targets[:1], bench.labels(1)))
         call = _pass(student, inputs, targets, bench.labels(batch))
@@ -140,28 +139,24 @@ def step(bench: Bench) -> None:
     def alone(compiled: bool) -> Figures:
         student = Student.from_teacher(bench.teacher, config).train()
         if compiled:
-            require("student.compile()")
             student.compile()
         call = _pass(student, inputs, targets, bench.labels(batch))
         return _measured(bench, student, call, "bf16", []) | {"flops": flops}
 
-    def whole(lora_rank: int = 0, compiled: bool | None = None, **options: Any) -> Figures:
-        if compiled is not None and AVAILABLE["TrainingConfig.compile"]():
-            options["compile"] = compiled
-        elif compiled:
-            require("TrainingConfig.compile")
+    def whole(lora_rank: int = 0, **options: Any) -> Figures:
         found = _distil(bench, replace(config, lora_rank=lora_rank), options)
         return found if lora_rank else found | {"flops": flops}
 
-    bf16: dict[str, Any] = {"mixed_precision": "bf16"}
+    eager: dict[str, Any] = {"mixed_precision": "bf16", "compile": False}
+    compiled = eager | {"compile": True}
     bench.arm("pass, eager", lambda: alone(False))
-    bench.arm("step, by default", lambda: whole())
-    bench.arm("step, eager", lambda: whole(compiled=False, **bf16))
-    bench.arm("step, checkpointing, eager", lambda: whole(compiled=False, gradient_checkpointing=True, **bf16))
-    bench.arm("step, adapters, eager", lambda: whole(16, compiled=False, **bf16))
+    bench.arm("step, eager", lambda: whole(**eager))
+    bench.arm("step, adapters, eager", lambda: whole(16, **eager))
     bench.arm("pass, compiled", lambda: alone(True))
-    bench.arm("step, compiled", lambda: whole(compiled=True, **bf16))
-    bench.arm("step, adapters, compiled", lambda: whole(16, compiled=True, **bf16))
+    bench.arm("step, compiled", lambda: whole(**compiled))
+    bench.arm("step, adapters, compiled", lambda: whole(16, **compiled))
+    bench.arm("step, by default", whole)
+    bench.arm("step, checkpointing, eager", lambda: whole(gradient_checkpointing=True, **eager))
 
 
 def _distil(bench: Bench, config: StudentConfig, options: dict[str, Any]) -> Figures:
@@ -172,11 +167,14 @@ def _distil(bench: Bench, config: StudentConfig, options: dict[str, Any]) -> Fig
     shared = bytes_of(bench.teacher.transformer) if config.lora_rank else 0
     with PeakMemory(bench.device, shared) as memory:
         student = Student.from_teacher(bench.teacher, config)
-        with suppress(_EnoughError):
+        try:
             distill(student, data, folder, training, progress=False)
-        figures = memory.figures()
-    shutil.rmtree(folder)
-    AcceleratorState._reset_state()  # the next run may have another precision
-    is_bf16 = training.mixed_precision == "bf16" or (training.mixed_precision, bench.device.type) == ("auto", "cuda")
+        except _EnoughError:
+            figures = memory.figures()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            AcceleratorState._reset_state()  # the next run may have another precision
+    computed_in = resolve_precision(training.mixed_precision, bench.device)
+    named = "bf16" if computed_in == "bf16" else "tf32" if bench.device.type == "cuda" else "fp32"
     ms = 1000 * (data.drawn[last] - data.drawn[first]) / (last - first)
-    return {"ms": ms, "precision": "bf16" if is_bf16 else "fp32"} | figures
+    return {"ms": ms, "precision": named} | figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -39,19 +40,23 @@ def work(parts: Sequence[str], options: dict[str, Any], pipe: Connection) -> Non
 
     Args:
         parts: Keys of ``PARTS``.
-        options: ``size``, ``device`` and ``reference``, as on the command line.
+        options: ``size``, ``device`` and ``reference``, as on the command line; ``limits``, by part the seconds after
+            which no further arm of it begins.
         pipe: Where the messages go.
     """
     device = resolve_device(options["device"])
     if device.type == "cpu":
         torch.compiler.set_stance("force_eager")  # compiling for a CPU takes minutes and is not what is measured
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else what is called compiled is eager, in silence
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:  # torch 2.11: the package cannot raise it
+        torch._dynamo.config.recompile_limit = 64
     gc.collect()
     gc.freeze()  # what was imported stays: each of many collections passes over the rest alone
     pipe.send(("environment", {**environment(device), "card": device_name(device), **_more(device)}))
     bench = Bench(options["size"], device, options["reference"], lambda name, found: pipe.send(("arm", (name, found))))
     for part in parts:
         began, found = time.perf_counter(), {}
+        bench.until = began + options["limits"][part]
         try:
             PARTS[part](bench)
         except Exception as error:
