@@ -137,7 +137,7 @@ class History:
         try:
             yield
         finally:
-            _NOW.call = before
+            _NOW.call, _NOW.block = before, None  # an error may have left a block's call behind
 
 
 @dataclass(eq=False)
@@ -219,7 +219,7 @@ def _run(block: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tu
 @functools.cache
 def _compiled(options: tuple[tuple[str, Any], ...]) -> Any:
     """`_run`, compiled; all blocks share it, and with it the graphs of their classes."""
-    return torch.compile(_run, **dict(options))
+    return torch.compile(_run, **{k: dict(v) if isinstance(v, tuple) else v for k, v in options})
 
 
 class _Bound(MixedIn):
@@ -248,7 +248,7 @@ class _HistoryBlock(MixedIn):
 
     def compile(self, **options: Any) -> None:
         """Compile what the block computes; the history comes to it as data, so that one graph serves all layers."""
-        self.history_compile = (*options.items(),)
+        self.history_compile = tuple((k, (*v.items(),) if isinstance(v, dict) else v) for k, v in options.items())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         block: Any = self
