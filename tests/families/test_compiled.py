@@ -1,13 +1,18 @@
 """Compiled blocks: the same results, no graph break, and as many graphs whatever the number of layers with history."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_families import TINY
 from tiny_students import batch, make
 
+from ardistill.core import history
+from ardistill.core.binding import rebind
 from ardistill.student import sample
 
 pytestmark = pytest.mark.slow
@@ -69,3 +74,47 @@ def test_a_student_with_bound_attention_copies_and_pickles(name):
     for again in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
         assert all(torch.equal(x, y) for x, y in zip(passes(again, name), expected, strict=True))
     assert all(torch.equal(x, y) for x, y in zip(passes(student, name), expected, strict=True))
+
+
+def spelled_out(query):
+    return torch.nn.functional.scaled_dot_product_attention(query, query, query) + torch.ones(())
+
+
+def by_module(query):
+    return F.scaled_dot_product_attention(query, query, query) + torch.ones(())
+
+
+@pytest.mark.parametrize("function", [spelled_out, by_module])
+def test_attention_is_bound_however_torch_is_named(function):
+    bound, query = rebind(function, lambda query, key, value: 2 * query), torch.ones(1, 1, 2, 4)
+    assert torch.equal(bound(query), torch.full_like(query, 3))
+    assert torch.equal(torch.compile(bound, backend="eager", fullgraph=True)(query), bound(query))
+    assert torch.equal(function(query), torch.full_like(query, 2))
+
+
+def test_options_of_the_compiler_may_be_a_dict():
+    student = make("dit", 2)
+    student.compile(backend=lambda graph, inputs, options=None: graph.forward, options={"name": 1})
+    inputs, condition = batch("dit")
+    expected = sample(make("dit"), inputs[:, 0], condition)
+    assert torch.equal(sample(copy.deepcopy(student), inputs[:, 0], condition), expected)
+
+
+def test_an_error_in_a_block_leaves_nothing_behind():
+    student = make("dit", 2)
+    inputs, condition = batch("dit")
+    expected = sample(student, inputs[:, 0], condition)
+    attention = student.transformer.transformer_blocks[1].attn1
+    kept = []
+
+    def fail(module, arguments):
+        kept.append(weakref.ref(history._NOW.block.layout))
+        raise torch.OutOfMemoryError("too much")
+
+    hook = attention.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(student, inputs[:, 0], condition)
+    gc.collect()
+    assert kept[0]() is None
+    hook.remove()
+    assert torch.equal(sample(student, inputs[:, 0], condition), expected)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -41,18 +42,17 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
     def dispatched(query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:  # each (b, t, h, d)
         if options.pop("parallel_config", None) is not None or options.pop("backend", None) not in (None, "native"):
             raise bypassed("another backend")
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return attention(query, key, value, *args, **options).transpose(1, 2)
+        return attention(*(x.transpose(1, 2) for x in (query, key, value)), *args, **options).transpose(1, 2)
 
-    functional = SimpleNamespace(**vars(F) | {"scaled_dot_product_attention": attention})
-    bound: dict[int, Any] = {id(F): functional, id(nn): SimpleNamespace(**vars(nn) | {"functional": functional})}
-    bound |= {id(F.scaled_dot_product_attention): attention}
+    bound: dict[int, Any] = {id(F.scaled_dot_product_attention): attention}
+    path = (F, "scaled_dot_product_attention"), (nn, "functional"), (torch, "nn")
+    for module, name in path[: 2 + ("functional" in function.__code__.co_names)]:  # torch only where the code needs it
+        bound[id(module)] = SimpleNamespace(**vars(module) | {name: bound[id(getattr(module, name))]})
     if not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
         raise bypassed(f"none in {function.__qualname__}")
     # Dynamo takes a function for another one of its module if its globals have the module's name.
     world = {name: bound.get(id(x), x) for name, x in function.__globals__.items() if name != "__name__"}
-    if "dispatch_attention_fn" in world:
-        world["dispatch_attention_fn"] = dispatched
+    world["dispatch_attention_fn"] = dispatched
     made = FunctionType(function.__code__, world, function.__name__, function.__defaults__, function.__closure__)
     made.__kwdefaults__ = function.__kwdefaults__
     return made

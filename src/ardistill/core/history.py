@@ -138,7 +138,7 @@ class History:
         try:
             yield
         finally:
-            _NOW.call = before
+            _NOW.call, _NOW.block = before, None  # an error may have left a block's call behind
 
 
 @dataclass(eq=False)
@@ -217,8 +217,10 @@ def _run(block: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tu
     return output, call.made
 
 
-_compiled = functools.cache(lambda options: torch.compile(_run, **dict(options)))
-"""`_run`, compiled with these options: all blocks share it, and with it the graphs of their classes."""
+@functools.cache
+def _compiled(options: tuple[tuple[str, Any], ...]) -> Any:
+    """`_run`, compiled; all blocks share it, and with it the graphs of their classes."""
+    return torch.compile(_run, **{k: dict(v) if type(v) is tuple else v for k, v in options})  # type: ignore[arg-type]
 
 
 class _Bound(MixedIn):
@@ -246,24 +248,23 @@ class _HistoryBlock(MixedIn):
 
     def compile(self, **options: Any) -> None:
         """Compile what the block computes; the history comes to it as data, so that one graph serves all layers."""
-        self.history_compile = (*options.items(),)
+        self.history_compile = tuple((k, (*v.items(),) if isinstance(v, dict) else v) for k, v in options.items())
 
     def _own_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's own forward."""
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        block: Any = self
-        layout = block.history.current()
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layout = self.history.current()
         run = _run if self.history_compile is None else _compiled(self.history_compile)
-        for name in block.history_attention:
-            _bind(getattr(block, name))  # the user may have set another processor
+        for name in self.history_attention:
+            _bind(getattr(self, name))  # the user may have set another processor
         if layout.cache is None:
-            return run(block, layout, [], args, kwargs)[0]
-        every = [layout.cache.setdefault(layer, []) for layer in block.history_layers]
+            return run(self, layout, [], args, kwargs)[0]
+        every = [layout.cache.setdefault(layer, []) for layer in self.history_layers]
         check_cached(every, layout.step)
-        seen, later = (MASKS[block.history.mask](step)[:-1] for step in (layout.step, layout.step + 1))
-        output, made = run(block, layout, [[past[i] for i in seen] for past in every], args, kwargs)
+        seen, later = (MASKS[self.history.mask](step)[:-1] for step in (layout.step, layout.step + 1))
+        output, made = run(self, layout, [[past[i] for i in seen] for past in every], args, kwargs)
         for past, pair in zip(every, made, strict=True):  # what no later step sees is let go
             past[:] = [*(x if i in later else () for i, x in enumerate(past)), pair]
         return output

@@ -71,7 +71,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, which is renamed to ``path`` once all of it is on disk.
 
-    If the block raises, the temporary file is removed and an earlier file of that name is unchanged.
+    Whatever writes it, its permissions become those of any new file of this process. If the block raises, the temporary
+    file is removed and an earlier file of that name is unchanged.
 
     Raises:
         ValueError: `check_target` refuses the path.
@@ -81,7 +82,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()  # replaces the file that a link points to, not the link
     temporary = path.with_name(f"{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # a killed process may have left it
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the umask itself can be read only by setting it, for all threads
         yield temporary
+        temporary.chmod(mode)
         publish_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -116,14 +121,11 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def publish_file(temporary: Path, path: Path) -> None:
-    """Flush a finished file to disk and rename it; its permissions become those of any new file of this process.
+    """Flush a finished file to disk and rename it.
 
     Raises:
         OSError: It cannot be flushed or renamed.
     """
-    mask = os.umask(0)
-    os.umask(mask)
-    temporary.chmod(0o666 & ~mask)
     _sync(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
