@@ -110,7 +110,7 @@ def _loaded(folder):
     return DiTTransformer2DModel.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("case", ["file in its place", "relative", "no home", "cut", "not sealed", "folder"])
+@pytest.mark.parametrize("case", ["file in its place", "relative", "no home", "cut", "not sealed", "a list", "folder"])
 def test_a_cache_that_cannot_be_used_costs_time_alone(teacher, cache, tmp_path, monkeypatch, case):
     expected = weight_fingerprint(teacher.transformer.state_dict())
     if case == "file in its place":
@@ -128,7 +128,8 @@ def test_a_cache_that_cannot_be_used_costs_time_alone(teacher, cache, tmp_path, 
             entry.unlink()
             entry.mkdir()
         else:
-            entry.write_bytes(entry.read_bytes()[:20] if case == "cut" else b"[]")
+            whole = entry.read_bytes()
+            entry.write_bytes({"cut": whole[:20], "not sealed": b'{"fingerprint": "wrong"}', "a list": b"[]"}[case])
     forget(monkeypatch)
     assert teacher.fingerprint() == expected and teacher.fingerprint() == expected
 

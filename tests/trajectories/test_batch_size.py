@@ -93,9 +93,9 @@ def test_auto_is_the_whole_shard_where_nothing_is_measured(maker):
     assert maker.batch_size == 22
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "many"])
 def test_a_batch_size_that_holds_no_row_is_refused(teacher, tmp_path, batch_size):
-    with pytest.raises(ValueError, match=f"expected a batch_size of 1 row or more, or auto, got {batch_size}"):
+    with pytest.raises(ValueError, match=f"expected a batch_size of 1 row or more, or auto, got {batch_size!r}"):
         record(teacher, tmp_path / "data", 4, **OPTIONS, batch_size=batch_size)
     assert not (tmp_path / "data").exists()
 

@@ -8,12 +8,11 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ardistill.files.seals import read_json, sealed_json
+from ardistill.files.seals import check_seal, read_json, sealed_json
 from ardistill.files.store import Store
 from ardistill.files.weights import weight_fingerprint
 
@@ -73,8 +72,10 @@ def _read(checksum: str) -> str | None:
     folder = _folder()
     path = None if folder is None else folder / f"{checksum}.json"
     try:
-        found: Any = read_json(path) if path is not None and path.is_file() else None
-        return str(found["fingerprint"]) if found is not None else None
+        if path is None or not path.is_file():
+            return None
+        check_seal(path.read_bytes(), str(path))  # which this file always has
+        return str(read_json(path)["fingerprint"])
     except (ValueError, OSError, KeyError, TypeError):
         return None
 

@@ -85,8 +85,8 @@ def record(
             there are fewer shards than shapes, or prompts are missing or not used by the teacher.
     """
     distinct = _check_prompts(teacher, prompts)
-    if batch_size != "auto" and batch_size < 1:
-        raise ValueError(f"expected a batch_size of 1 row or more, or auto, got {batch_size}")
+    if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
+        raise ValueError(f"expected a batch_size of 1 row or more, or auto, got {batch_size!r}")
     _check_numbers(num_trajectories, shard_size, num_steps)
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
