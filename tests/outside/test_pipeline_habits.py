@@ -142,6 +142,21 @@ def test_projections_fused_and_weights_stored_in_8_bits(exported, name, kind):
     same_as_stock(exported, name, kind, lambda p: p.transformer.enable_layerwise_casting(f8, f32), tolerance=0.2)
 
 
+@pytest.mark.parametrize("by_diffusers", [False, True])
+def test_blocks_compiled_by_the_pipeline_or_by_diffusers(exported, by_diffusers):
+    pipeline = opened(exported("flux", "history"))
+    expected = draw(pipeline, "flux")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        if not by_diffusers:
+            pipeline.compile(backend="eager", fullgraph=True)
+        else:  # by the names of its blocks' classes, which a history keeps
+            pipeline.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+        assert torch.equal(draw(pipeline, "flux"), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+
+
 def test_another_models_attention_backend_is_its_own(exported):
     """diffusers makes the backend that one model is given the default of the whole process."""
     pipeline, other = opened(exported("flux", "history")), control(exported("flux", "teacher"))
