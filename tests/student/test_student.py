@@ -232,7 +232,7 @@ def test_deepcopy_has_its_own_history(teacher):
     other = copy.deepcopy(student)
     inputs, condition = batch(teacher)
     assert torch.equal(student(inputs, condition), other(inputs, condition))
-    assert other.transformer.transformer_blocks[0].attn1.history is other.history is not student.history
+    assert other.transformer.transformer_blocks[0].history is other.history is not student.history
 
 
 def test_bad_input_is_named(teacher):

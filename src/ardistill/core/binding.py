@@ -23,7 +23,7 @@ def bypassed(found: str) -> HistoryError:
     return HistoryError(
         f"expected one call of scaled_dot_product_attention in each attention module with history, saw {found}; "
         "set the native attention backend, transformer.set_attention_backend('native'), and the model's own attention "
-        "processors in the layers with history"
+        "processors in the layers with history, and disable caches (transformer.disable_cache())"
     )
 
 
