@@ -86,7 +86,7 @@ def _alone(pipeline, folder):
 def _hooked_before(pipeline, folder):
     transformer = type(pipeline.transformer).from_pretrained(folder / "transformer")
     for block in transformer.transformer_blocks:
-        HookRegistry.check_if_exists_or_initialize(block.attn).register_hook(ModelHook(), "skip")
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(ModelHook(), "skip")
     opened(folder, transformer=transformer)
 
 

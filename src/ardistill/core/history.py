@@ -205,26 +205,17 @@ def _image(layout: Layout, text: str, tokens: int) -> slice | Tensor:
     return slice(-count, None) if text == "first" else slice(count)
 
 
-def _run(block: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-    """Run a block's own forward; returns its output, and keys and values of each of its attention calls."""
-    now = _TRACED if torch.compiler.is_compiling() else _NOW
-    modules = [getattr(block, name) for name in block.history_attention]
-    now.block = call = _BlockCall(block.history, layout, modules, earlier)
-    output = block._own_forward(*args, **kwargs)
-    now.block = None
-    if len(call.made) != len(modules):
-        raise bypassed("none")
-    return output, call.made
-
-
 @functools.cache
-def _compiled(options: tuple[tuple[str, Any], ...]) -> Any:
-    """`_run`, compiled; all blocks share it, and with it the graphs of their classes."""
-    return torch.compile(_run, **{k: dict(v) if type(v) is tuple else v for k, v in options})  # type: ignore[arg-type]
+def _compiled(run: Any, options: Any) -> Any:
+    """A compiled `_HistoryBlock.history_run`; all blocks share it, and with it the graphs of their classes."""
+    return torch.compile(run, **{k: dict(v) if isinstance(v, tuple) else v for k, v in options})  # type: ignore
 
 
 class _Bound(MixedIn):
     """Mixed into the class of an attention module or its processor, whose attention call is bound to the history."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:  # a new one, as of type(processor)(), is plain
+        return cls.__bases__[1](*args, **options)
 
     @classmethod
     def members(cls, base: Any) -> dict[str, Any]:
@@ -250,21 +241,28 @@ class _HistoryBlock(MixedIn):
         """Compile what the block computes; the history comes to it as data, so that one graph serves all layers."""
         self.history_compile = tuple((k, (*v.items(),) if isinstance(v, dict) else v) for k, v in options.items())
 
-    def _own_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's own forward."""
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+    def history_run(self: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
+        """Run the block's own forward; returns its output, and keys and values of each of its attention calls."""
+        now = _TRACED if torch.compiler.is_compiling() else _NOW
+        now.block = call = _BlockCall(self.history, layout, [getattr(self, x) for x in self.history_attention], earlier)
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        now.block = None
+        if len(call.made) != len(call.modules):
+            raise bypassed("none")
+        return output, call.made
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layout = self.history.current()
-        run = _run if self.history_compile is None else _compiled(self.history_compile)
-        for name in self.history_attention:
-            _bind(getattr(self, name))  # the user may have set another processor
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        block: Any = self
+        layout, run = block.history.current(), __class__.history_run  # type: ignore  # this module may be run again
+        run = run if block.history_compile is None else _compiled(run, block.history_compile)
+        for name in block.history_attention:
+            _bind(getattr(block, name))  # the user may have set another processor
         if layout.cache is None:
-            return run(self, layout, [], args, kwargs)[0]
-        every = [layout.cache.setdefault(layer, []) for layer in self.history_layers]
+            return run(block, layout, [], args, kwargs)[0]
+        every = [layout.cache.setdefault(layer, []) for layer in block.history_layers]
         check_cached(every, layout.step)
-        seen, later = (MASKS[self.history.mask](step)[:-1] for step in (layout.step, layout.step + 1))
-        output, made = run(self, layout, [[past[i] for i in seen] for past in every], args, kwargs)
+        seen, later = (MASKS[block.history.mask](step)[:-1] for step in (layout.step, layout.step + 1))
+        output, made = run(block, layout, [[past[i] for i in seen] for past in every], args, kwargs)
         for past, pair in zip(every, made, strict=True):  # what no later step sees is let go
             past[:] = [*(x if i in later else () for i, x in enumerate(past)), pair]
         return output
