@@ -252,7 +252,7 @@ class _HistoryBlock(MixedIn):
         return output, call.made
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layout, run = self.history.current(), __class__.history_run  # type: ignore  # diffusers may run this module again
+        layout, run = self.history.current(), type(self).history_run  # diffusers may run this module again
         run = run if self.history_compile is None else _compiled(run, self.history_compile)
         for name in self.history_attention:
             _bind(getattr(self, name))  # the user may have set another processor
