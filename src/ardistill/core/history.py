@@ -253,7 +253,7 @@ class _HistoryBlock(MixedIn):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         block: Any = self
-        layout, run = block.history.current(), __class__.history_run  # type: ignore  # this module may be run again
+        layout, run = block.history.current(), type(block).history_run  # by its class: this module may be run again
         run = run if block.history_compile is None else _compiled(run, block.history_compile)
         for name in block.history_attention:
             _bind(getattr(block, name))  # the user may have set another processor
