@@ -52,8 +52,8 @@ def test_the_number_of_graphs_does_not_depend_on_the_layers_with_history(name, g
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         tiny = TINY[name]
-        two_kinds = "num_single_layers" in tiny.options  # three layers with history are of both kinds
-        depth = {"num_layers": 2, "num_single_layers": 6} if two_kinds else {"num_layers": 8}
+        two_kinds = "num_single_layers" in tiny.options  # of three layers with history, two are of the second kind
+        depth = {"num_layers": 1, "num_single_layers": 7} if two_kinds else {"num_layers": 8}
         try:
             TINY[name] = type(tiny)(tiny.class_name, tiny.options | depth, tiny.latents, tiny.condition)
             student = make(name, layers, gated=gated)
