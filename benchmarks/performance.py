@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ardistill.evaluation import markdown_table
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 TEMPLATE = HERE / "performance_page.md"
@@ -154,11 +156,6 @@ def cell(figures: dict[str, Any]) -> str:
     return ", ".join(texts)
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-
-
 def cards(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """Column title -> results of a card: the earlier ones first, then one of each card that gpu.py measured."""
     paths = sorted(results.glob("gpu-*.json"), key=lambda path: (path.stem != BEFORE, path.stem))
@@ -172,7 +169,7 @@ def gpu_goals(columns: dict[str, dict[str, Any]]) -> list[str]:
     rows = [
         [what, goal, *(figure(x["parts"]) or "not measured" for x in columns.values())] for what, goal, figure in GOALS
     ]
-    return table(["DiT-XL/2, 256 px", "goal", *columns], rows)
+    return markdown_table([["DiT-XL/2, 256 px", "goal", *columns], *rows]).splitlines()
 
 
 def gpu_details(columns: dict[str, dict[str, Any]]) -> list[str]:
@@ -183,7 +180,7 @@ def gpu_details(columns: dict[str, dict[str, Any]]) -> list[str]:
         arms = dict.fromkeys(name for arms in found.values() for name in arms)
         rows = [[name, *(cell(x.get(name, {})) for x in found.values())] for name in arms]
         if rows:
-            lines += [f"### {title}", "", *table(["", *columns], rows), ""]
+            lines += [f"### {title}", "", markdown_table([["", *columns], *rows]), ""]
     return lines
 
 

@@ -31,6 +31,10 @@ def _check_real(config: Any, positive: bool, *names: str) -> None:
             raise ValueError(f"expected {name} {'above 0' if positive else 'of 0 or more'}, got {value}")
 
 
+PRECISIONS = ("auto", "no", "bf16")
+"""What ``mixed_precision`` may be."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Options of a student's training."""
@@ -114,8 +118,8 @@ class TrainingConfig:
                 "gradient_checkpointing needs inputs teacher; with the student's inputs, which come step by step, use "
                 "sequential, which recomputes whole steps"
             )
-        if self.mixed_precision not in ("auto", "no", "bf16"):
-            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: auto, no, bf16")
+        if self.mixed_precision not in PRECISIONS:
+            raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import chain
+from typing import Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
+
+from ardistill.config import PRECISIONS
 
 Device = str | torch.device | None
 """A torch device or its name. ``"auto"`` is the best available device; None, the given model's or else the best."""
@@ -58,11 +61,7 @@ def resolve_device(device: Device = None, of_model: torch.device | None = None) 
     return found
 
 
-PRECISIONS = ("auto", "no", "bf16")
-"""What ``mixed_precision`` may be."""
-
-
-def resolve_precision(name: str, device: torch.device | str) -> str:
+def resolve_precision(name: str, device: torch.device | str) -> Literal["no", "bf16"]:
     """Find the precision of matrix products: for ``auto``, ``bf16`` on a GPU that computes in bfloat16, else ``no``.
 
     Args:
@@ -84,7 +83,7 @@ def resolve_precision(name: str, device: torch.device | str) -> str:
             "or choose mixed_precision no, with a new folder if the run or recording began in bf16"
         )
     if name != "auto":
-        return name
+        return "bf16" if name == "bf16" else "no"
     if where.type != "cuda" or not torch.cuda.is_available():
         return "no"
     with torch.cuda.device(where):  # an older GPU emulates bfloat16, slower than float32
@@ -122,8 +121,7 @@ def precision(name: str, module: nn.Module) -> Iterator[None]:
     where = device_of(module)
     asked, is_on = resolve_precision(name, where), torch.is_autocast_enabled(where.type)
     if name == "auto" and asked == "bf16":
-        weights = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
-        asked = "no" if weights.itemsize < 4 else asked
+        asked = "no" if first_dtype(module).itemsize < 4 else asked
     with tf32(where):
         if (asked == "bf16") == is_on or (name == "auto" and is_on):
             yield
@@ -161,6 +159,11 @@ def synchronize(device: Device = None) -> None:
     where = resolve_device(device)
     module = torch.get_device_module(where)
     module.synchronize(*([] if where.type == "mps" else [where]))  # the default is the current device
+
+
+def first_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's first floating-point weight; float32 if it has none."""
+    return next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
 
 
 def device_name(device: torch.device) -> str:

@@ -44,12 +44,12 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
             raise bypassed("another backend")
         return attention(*(x.transpose(1, 2) for x in (query, key, value)), *args, **options).transpose(1, 2)
 
+    if not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
+        raise bypassed(f"none in {function.__qualname__}")
     bound: dict[int, Any] = {id(F.scaled_dot_product_attention): attention}
     path = (F, "scaled_dot_product_attention"), (nn, "functional"), (torch, "nn")
     for module, name in path[: 2 + ("functional" in function.__code__.co_names)]:  # torch only where the code needs it
         bound[id(module)] = SimpleNamespace(**vars(module) | {name: bound[id(getattr(module, name))]})
-    if not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
-        raise bypassed(f"none in {function.__qualname__}")
     # Dynamo takes a function for another one of its module if its globals have the module's name.
     world = {name: bound.get(id(x), x) for name, x in function.__globals__.items() if name != "__name__"}
     world["dispatch_attention_fn"] = dispatched

@@ -152,7 +152,7 @@ class _BlockCall:
     earlier: list[list[tuple[Tensor, Tensor]]]
     """For each attention call, keys and values of the earlier steps that are seen; none where steps are folded."""
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Of each attention call that was made, keys and values of the image."""
+    """The keys and values of the image's tokens, one pair for each attention call that the block has made so far."""
 
 
 def attend(

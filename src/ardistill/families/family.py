@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ardistill.core.architecture import Architecture
+from ardistill.devices import first_dtype
 from ardistill.families.encoding import Condition
 from ardistill.families.grids import mu_by_tokens, uniform_grid
 
@@ -43,7 +44,7 @@ def take_first(transformer: Any, result: Any, latents: Tensor) -> Tensor:
 
 def dtype_of(transformer: Any) -> torch.dtype:
     """The dtype that a transformer computes in; ``transformer.dtype`` walks through all modules to find it."""
-    first = next((x.dtype for x in transformer.parameters() if x.is_floating_point()), torch.float32)
+    first = first_dtype(transformer)
     return first if first.itemsize > 1 else transformer.dtype  # 8 bits are what weights are stored in
 
 

@@ -26,8 +26,8 @@ def remembered_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """`weight_fingerprint` of the weights, which is looked up if these very weights have been seen before.
 
     They are recognised by `quick_checksum`, which reads every byte of them where they are, at the speed of the memory.
-    Neither a changed file nor weights that were changed after loading, by whatever means, can be taken for others. A
-    cache folder that cannot be read or written is left alone.
+    Neither a changed file nor weights that were changed after loading, by whatever means, can be taken for others. If
+    the cache folder cannot be read or written, each process computes the fingerprint itself.
     """
     size = sum(x.nbytes for x in weights.values())
     if size < LARGE or any(type(x) is not Tensor for x in weights.values()):  # subclasses may hold numbers elsewhere

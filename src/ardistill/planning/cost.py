@@ -187,8 +187,7 @@ def cost(config: CostConfig) -> Cost:
         ValueError: The teacher or the device is unknown, or a number does not fit the teacher.
     """
     device = None if config.device is None else resolve_device(config.device)  # refused before anything is counted
-    name = resolve_precision(config.mixed_precision, device or resolve_device())
-    config = replace(config, mixed_precision="bf16" if name == "bf16" else "no")
+    config = replace(config, mixed_precision=resolve_precision(config.mixed_precision, device or resolve_device()))
     facts = transformer_config(config.teacher)
     family = family_of(class_name(facts))
     nested_indices(config.solver_steps, config.num_steps)

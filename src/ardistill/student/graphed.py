@@ -70,7 +70,7 @@ class GraphedSampler:
         return estimates[:rows].clone()
 
     def _padded(self, x: Tensor) -> Tensor:
-        """As many rows as the graph has; the last one is repeated."""
+        """Repeat the last row of a tensor until there are as many rows as the CUDA graph was captured for."""
         return torch.cat([x, x[-1:].expand(self.batch_size - len(x), *x.shape[1:])])
 
     def _capture(self, noise: Tensor, condition: Condition) -> tuple[torch.cuda.CUDAGraph, Tensor, Condition, Tensor]:

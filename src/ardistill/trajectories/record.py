@@ -92,7 +92,7 @@ def record(
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     guidance = _check_guidance(teacher, guidance_range)
     where, store = resolve_device(device, teacher.device), Store(folder)
-    computed_in = resolve_precision(mixed_precision, where)
+    computed_in: str = resolve_precision(mixed_precision, where)
     if mixed_precision == "auto" and store.exists(MANIFEST):
         computed_in = Manifest.read(store).mixed_precision
     manifest = Manifest(
