@@ -55,8 +55,8 @@ ARMS: dict[str, tuple[str, str, float]] = {
 """Arm -> layers with history, mask, learning rate of the gates over the common one."""
 LIST = [
     (zoo, length, seed, arm)
-    for length in LENGTHS
     for arms in ([*ARMS][:4], [*ARMS][4:])
+    for length in LENGTHS
     for seed in range(3)
     for zoo in ZOO
     for arm in arms

@@ -98,6 +98,8 @@ def test_a_read_that_does_not_return_does_not_hold_up_the_end(data, student, mon
     began = time.time()
     with pytest.raises(KeyboardInterrupt), batches(data, student, CONFIG, Accelerator(), 0) as found:
         next(found)
+        while len(data.threads) < 2:  # the second is being read, by the method that is there
+            time.sleep(0.001)
         data.batch = lambda rows: never.wait()
         next(found)
         raise KeyboardInterrupt

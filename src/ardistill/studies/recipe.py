@@ -193,7 +193,7 @@ def _check_finetuned(options: dict[str, Any]) -> None:
 def _check_known(where: str, options: dict[str, Any], known: set[str]) -> None:
     """Raise a ValueError if an option is not among the known ones."""
     if unknown := sorted(map(str, options.keys() - known)):
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
 
 
 def _check_mapping(where: str, value: Any) -> None:

@@ -233,7 +233,8 @@ class Manifest:
         if version == 3:
             data["former_identity"] = identity
         if wrong := sorted(set(data) ^ set(_TESTS)):
-            raise ValueError(f"{where} is not a whole manifest ({', '.join(wrong)}: missing or not known); {remedy}")
+            names = ", ".join(map(repr, wrong))  # what a damaged file calls a field may hold anything
+            raise ValueError(f"{where} is not a whole manifest ({names}: missing or not known); {remedy}")
         for name, test in _TESTS.items():
             if not test(data[name]):
                 raise ValueError(f"{where} is not a whole manifest ({name}: {str(data[name])[:60]!r}); {remedy}")
