@@ -10,11 +10,31 @@ from ardistill.student import Student
 from ardistill.teacher import split_name
 
 
-def model_card(student: Student, figures: str = "", has_picture: bool = True) -> str:
+def loading_with_own_module(student: Student) -> str:
+    """Markdown that says how to load an export that carries its own pipeline module."""
+    takes_text = student.family.encode is not None
+    example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
+    needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
+    more = ""
+    if student.has_own_weights:
+        more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
+    return f"""```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
+images = pipeline({example}).images
+```
+
+`trust_remote_code` runs the pipeline module in this folder, which needs {needs} alone. With ardistill
+installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}"""
+
+
+def model_card(student: Student, loading: str, figures: str = "", has_picture: bool = True) -> str:
     """Markdown that describes the student, how to load it and what was measured.
 
     Args:
         student: The student, which is described by its configuration.
+        loading: Markdown that says how to load the folder and draw with it.
         figures: Markdown of measured metrics; if empty, the card says that nothing was measured.
         has_picture: Whether ``samples.png`` is in the card's folder.
     """
@@ -30,11 +50,6 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
             "if not given): each step is one evaluation all the same."
         )
     takes_text = student.family.encode is not None
-    example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
-    needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
-    more = ""
-    if student.has_own_weights:
-        more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
     on_hub = teacher.count("/") == 1 and not teacher.startswith(("zoo/", ".")) and not Path(teacher).exists()
     facts = ModelCardData(
         library_name="diffusers",
@@ -51,15 +66,7 @@ def model_card(student: Student, figures: str = "", has_picture: bool = True) ->
 AutoRegressive Distillation (arXiv:2504.11295): {student.num_steps} steps, {kind}; target `{config.target}`, output
 `{config.output}`. {guidance}
 
-```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
-images = pipeline({example}).images
-```
-
-`trust_remote_code` runs the pipeline module in this folder, which needs {needs} alone. With ardistill
-installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}
+{loading}
 
 {"![Samples](samples.png)" if has_picture else ""}
 

@@ -13,7 +13,7 @@ import diffusers
 
 from ardistill.evaluation import draw_samples
 from ardistill.files import check_folder, whole_folder
-from ardistill.publishing.card import model_card
+from ardistill.publishing.card import loading_with_own_module, model_card
 from ardistill.publishing.module import pipeline_source
 from ardistill.student import Student
 from ardistill.student.files import save_transformer
@@ -67,7 +67,8 @@ def _write(student: Student, teacher: Teacher, folder: Path, figures: str, pictu
         shutil.copyfile(picture, folder / "samples.png")
     elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
-    (folder / "README.md").write_text(model_card(student, figures, (folder / "samples.png").exists()))
+    card = model_card(student, loading_with_own_module(student), figures, (folder / "samples.png").exists())
+    (folder / "README.md").write_text(card)
     index: dict[str, Any] = {
         "_class_name": [name, "ARDPipeline"],
         "_base_class_name": teacher.pipeline_class,
