@@ -9,6 +9,7 @@ from ardistill.cli.options import ExportOptions, RecordedTeacher
 def export(options: ExportOptions, recorded: RecordedTeacher) -> Result:
     """Write a student as a diffusers folder that loads without this package; `hf upload` publishes it.
 
+    Where the teacher's own diffusers pipeline can draw the student, the folder holds no code, and the call is printed.
     The teacher's VAE is copied along. The card shows the figures and the picture of `ardistill evaluate` if the run was
     evaluated, else the last grid of its training.
     """
@@ -24,6 +25,8 @@ def export(options: ExportOptions, recorded: RecordedTeacher) -> Result:
     grids = sorted((run / "samples").glob(f"{step[1:] or 'step-*'}.png"))
     picture = evaluation / "samples.png" if figures else grids[-1] if grids else None
     teacher = load_recorded_teacher(student.config, recorded.teacher, "cpu")
-    publishing.export(student, teacher, options.out, figures=figures, picture=picture)
-    text = f'DiffusionPipeline.from_pretrained("{options.out}", trust_remote_code=True)'
+    drawing = publishing.export(student, teacher, options.out, figures=figures, picture=picture)
+    text = f'DiffusionPipeline.from_pretrained("{options.out}"{"" if drawing else ", trust_remote_code=True"})'
+    if drawing:
+        text += f"\nwithout code of its own: {publishing.call_of(student, drawing)}"
     return Result({"out": options.out, "evaluated": bool(figures)}, text)

@@ -15,18 +15,20 @@ from ardistill.evaluation import draw_samples
 from ardistill.files import check_folder, whole_folder
 from ardistill.publishing.card import loading_with_own_module, model_card
 from ardistill.publishing.module import pipeline_source
+from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
 from ardistill.student.files import save_transformer
-from ardistill.teacher import Companions, Teacher, check_same_teacher
+from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 
 def export(
     student: Student, teacher: Teacher, folder: str | Path, *, figures: str = "", picture: str | Path | None = None
-) -> None:
-    """Write a diffusers pipeline folder: transformer, scheduler, the pipeline's own module, a card and a picture.
+) -> StockDrawing | None:
+    """Write a diffusers pipeline folder: transformer, scheduler, the teacher's companions, a card and a picture.
 
-    It loads with ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``. The teacher's companions (its
-    VAE, the names of its classes) come along; where there is no VAE, the pipeline draws pixels.
+    Where diffusers' own pipeline can draw the student (``stock_form``), it loads with
+    ``DiffusionPipeline.from_pretrained(folder)``, and the card gives the arguments of the call. Otherwise the folder
+    has a module of its own and loads with ``trust_remote_code=True``; without a VAE, that pipeline draws pixels.
 
     Args:
         student: The student, in evaluation mode.
@@ -35,6 +37,9 @@ def export(
         folder: New or empty folder.
         figures: Markdown of the measured metrics, for the card.
         picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
+
+    Returns:
+        How diffusers' own pipeline draws the student; None where the folder has a module of its own.
 
     Raises:
         ValueError: The folder is not empty, or the student is of another teacher or of a class that diffusers lacks.
@@ -52,32 +57,61 @@ def export(
     remedy = "name the teacher that the student was distilled from"
     check_same_teacher("the student", student.config, teacher, remedy)
     with whole_folder(folder) as made:
-        _write(student, teacher, made, figures, picture)
+        return _write(student, teacher, made, figures, picture)
 
 
-def _write(student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None) -> None:
+def _write(
+    student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None
+) -> StockDrawing | None:
     """Write the files of an export."""
+    try:
+        drawing, reason = stock_form(student, teacher), ""
+    except ValueError as error:
+        drawing, reason = None, str(error)
     save_transformer(student, folder / "transformer")
-    teacher.scheduler.save_pretrained(folder / "scheduler")
-    source = pipeline_source(teacher.pipeline_class, student.class_name)
-    # diffusers caches modules by file name: the name follows from the contents, so that two students never share one.
-    name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    (folder / f"{name}.py").write_text(source)
+    index: dict[str, Any] = {
+        "_diffusers_version": diffusers.__version__,
+        "transformer": ["diffusers", student.class_name],
+        **{name: [None, None] for name in teacher.missing_components},
+    }
+    if drawing is None:
+        module = _write_module(student, teacher, folder, index)
+        loading = loading_with_own_module(student, module, reason)
+    else:  # diffusers ignores entries of the index that begin with an underscore
+        index |= {"_class_name": teacher.pipeline_class, "_student": _published(student)}
+        loading = loading_with_stock_pipeline(student, teacher, drawing)
+    scheduler = teacher.scheduler if drawing is None else drawing.scheduler
+    scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
     if picture is not None:
         shutil.copyfile(picture, folder / "samples.png")
     elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
-    card = model_card(student, loading_with_own_module(student), figures, (folder / "samples.png").exists())
-    (folder / "README.md").write_text(card)
-    index: dict[str, Any] = {
-        "_class_name": [name, "ARDPipeline"],
-        "_base_class_name": teacher.pipeline_class,
-        "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", student.class_name],
-        "scheduler": ["diffusers", type(teacher.scheduler).__name__],
-        **{name: [None, None] for name in teacher.missing_components},
-        "student": asdict(replace(student.config, lora_rank=0)),
-    }
+    (folder / "README.md").write_text(model_card(student, loading, figures, (folder / "samples.png").exists()))
+    _write_companions(teacher, folder, index)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    return drawing
+
+
+def _published(student: Student) -> dict[str, Any]:
+    """The configuration of a student whose adapters are merged."""
+    return asdict(replace(student.config, lora_rank=0))
+
+
+def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[str, Any]) -> Path:
+    """Write the module that draws, and note it in the index; its file."""
+    source = pipeline_source(teacher.pipeline_class, student.class_name)
+    # diffusers caches modules by file name: the name follows from the contents, so that two students never share one.
+    name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    (folder / f"{name}.py").write_text(source)
+    index["_class_name"] = [name, "ARDPipeline"]
+    index["_base_class_name"] = teacher.pipeline_class
+    index["student"] = _published(student)
+    return folder / f"{name}.py"
+
+
+def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
+    """Write the teacher's companions, and note them in the index."""
     companions = teacher.companions
     for part in companions:
         if isinstance(companions, Companions):
@@ -87,4 +121,3 @@ def _write(student: Student, teacher: Teacher, folder: Path, figures: str, pictu
         else:
             companions[part].save_pretrained(folder / part)
             index[part] = [type(companions[part]).__module__.split(".")[0], type(companions[part]).__name__]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
