@@ -49,7 +49,7 @@ all earlier steps.
 def of_image(x: Tensor, image: slice | Tensor) -> Tensor:
     """The image tokens, (b, h, t, d) -> (b, h, image tokens, d)."""
     if isinstance(image, slice):
-        return x[:, :, image]
+        return x if image == slice(None) else x[:, :, image]
     return x.gather(2, image[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
@@ -185,8 +185,8 @@ def attend(
     earlier = call.earlier[index]
     if gate is not None and earlier:
         keys, values = (x[0] if len(x) == 1 else torch.cat(x, dim=2) for x in zip(*earlier, strict=True))
-        to_itself = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
-        return to_itself + gate.to(to_itself) * F.scaled_dot_product_attention(query, keys, values, **options)
+        own = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+        return torch.addcmul(own, gate.to(own), F.scaled_dot_product_attention(query, keys, values, **options))
     if earlier:
         key, value = (torch.cat(x, dim=2) for x in zip(*earlier, (key, value), strict=True))
         attn_mask = None if attn_mask is None else extend_mask(attn_mask, key.shape[2])

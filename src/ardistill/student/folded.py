@@ -83,7 +83,7 @@ def history_attention(
                 to_earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
             else:
                 to_earlier.append(torch.zeros_like(queries[:, step]))
-        return to_itself + gate.to(to_itself) * torch.stack(to_earlier, dim=1).flatten(0, 1)
+        return torch.addcmul(to_itself, gate.to(to_itself), torch.stack(to_earlier, dim=1).flatten(0, 1))
     outputs = []
     for step, seen in enumerate(visible):
         step_keys, step_values = of_steps(seen, step)
