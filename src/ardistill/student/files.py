@@ -26,6 +26,8 @@ from ardistill.files import (
     write_whole,
 )
 from ardistill.student.model import FewStepModel
+from ardistill.teacher import find_source
+from ardistill.zoo import STUDENTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
@@ -186,6 +188,22 @@ class _Checkpoint(StoredStudent):
         checkpoints.load(self.folder, {"ema": {"shadow_params": averaged}, "student": buffers}, collectively=False)
 
 
+def locate_student(name: str | Path) -> Path:
+    """The folder that a student's name stands for: an embedded student's, a local one, or that of a Hub id, downloaded.
+
+    Raises:
+        ValueError: It looks like a Hub id, and the Hub has no such model or cannot be reached.
+    """
+    name = str(name)
+    if name in STUDENTS:
+        return STUDENTS[name]
+    if name.startswith("zoo/") and not Path(name).exists():
+        raise ValueError(f"expected a student of the zoo, {', '.join(STUDENTS)}, got {name}")
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).exists():
+        return Path(name)
+    return find_source(name, ["*"], "name a run, one of its checkpoints or an export").folder
+
+
 def find_student(folder: Path) -> StoredStudent:
     """Find a student in a run's folder, a checkpoint, or what ``save_pretrained`` or ``export`` wrote.
 
@@ -202,7 +220,7 @@ def find_student(folder: Path) -> StoredStudent:
     elif (folder / "model_index.json").is_file():
         path = folder / "model_index.json"
         found = read_json(path)
-        data = found.get("student") if isinstance(found, dict) else None
+        data = (found.get("student") or found.get("_student")) if isinstance(found, dict) else None
     if data is None:
         raise ValueError(f"expected a student (a run, a checkpoint of one, or an export) in {folder}, found none")
     config = _read_config(path, data)

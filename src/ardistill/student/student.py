@@ -75,14 +75,14 @@ class Student(FewStepModel):
         and heads included.
 
         Args:
-            folder: Any of these.
+            folder: Any of these, an embedded student such as ``zoo/fashion-student``, or the Hub id of an export.
             device: Where the student is put; the best device there is if not given.
 
         Raises:
             ValueError: There is no student there, it was written by a newer version, or there is no such device.
         """
         where = resolve_device(device)
-        found = files.find_student(Path(folder))
+        found = files.find_student(files.locate_student(folder))
         student = cls(found.make_transformer(), found.config)
         found.fill(student)
         return student.eval().to(where)
