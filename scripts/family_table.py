@@ -15,12 +15,15 @@ from tiny_families import TINY
 from tiny_pipelines import PIPELINES
 
 from ardistill.families import FAMILIES
+from ardistill.teacher import given_times
 
 
 def table() -> list[str]:
     """Markdown lines."""
-    lines = ["| transformer | conditioned on | text keys | identity tests | record to export | checkpointing |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [
+        "| transformer | conditioned on | text keys | identity tests | record to export | stock call | checkpointing |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
     whole = {TINY[TINY_OF.get(name, name)].class_name: PIPELINE_OF.get(name) for name in PIPELINES}
     whole = {name: pipeline or FAMILIES[name].pipeline for name, pipeline in whole.items()}
     for name, family in FAMILIES.items():
@@ -33,6 +36,7 @@ def table() -> list[str]:
             (family.text or "apart") if family.encode else "–",
             ", ".join(cases),
             f"tiny `{whole[name]}`" if name in whole else "not run",
+            ", ".join(f"`{name}=`" for name in given_times(whole.get(name, family.pipeline))) or "own grid",
             "yes" if family.has_checkpointing else "not in diffusers",
         ]
         lines.append(f"| {' | '.join(cells)} |")

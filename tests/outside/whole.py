@@ -18,7 +18,7 @@ CALLS = {
     "pixart": {**TEXT, "use_resolution_binning": False, "clean_caption": False},
 }
 KINDS = {
-    "plain": {"history_layers": 0},
+    "plain": {"history_layers": 0, "target": "anchored"},  # with the target "state", no module would be needed
     "history": {"history_layers": 2},
     "heads": {"history_layers": 1, "output": "direct"},
     "softmax": {"history_layers": 2, "gated": False},

@@ -5,7 +5,9 @@ ComfyUI itself is not on a package registry. What is tested here is the contract
 """
 
 import re
+from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
@@ -16,12 +18,14 @@ from tiny_families import TINY
 from tiny_pipelines import save
 
 from ardistill.core.knots import Knots
+from ardistill.families import FAMILIES
 from ardistill.publishing import export
 from ardistill.publishing.adapters import COMFYUI, for_comfyui
 from ardistill.publishing.layouts import LUMINA2, WAN
+from ardistill.publishing.single_file import LAYOUTS
 from ardistill.student import Student, StudentConfig
 from ardistill.student.files import adapter_weights, merged_weights
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, stock_knots
 
 _QKV = "attn.to_q attn.to_k attn.to_v "
 _JOINT = _QKV + "attn.add_q_proj attn.add_k_proj attn.add_v_proj attn.to_out.0 attn.to_add_out "
@@ -81,6 +85,17 @@ def test_every_class_that_comfyui_knows_is_listed():
     assert {TINY[name].class_name for name in KNOWN} == COMFYUI.keys()
 
 
+def test_the_page_says_who_loads_which_form():
+    rows = []
+    for name, family in FAMILIES.items():
+        if not hasattr(diffusers, name):  # registered by a test
+            continue
+        loader = "`load_lora_weights`" if hasattr(getattr(diffusers, family.pipeline), "load_lora_weights") else "PEFT"
+        names = "–" if name not in COMFYUI else "diffusers'" if COMFYUI[name] is None else "the original's"
+        rows.append(f"| `{name}` | {loader} | {names} | {'yes' if name in LAYOUTS else '–'} |")
+    assert "\n".join(rows) in (Path(__file__).parents[2] / "docs" / "lora.md").read_text()
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_names_are_those_that_comfyui_looks_up(name):
     student = adapted(name)
@@ -124,7 +139,9 @@ def test_luminas_adapters_are_read_by_diffusers_as_what_they_were():
 @pytest.mark.slow
 def test_rank_and_alpha_stand_in_the_headers(tmp_path):
     teacher = Teacher.from_pretrained(save("wan", tmp_path / "teacher"), height=16, width=16, device="cpu")
-    student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), 0, lora_rank=3)).eval()
+    student = Student.from_teacher(
+        teacher, StudentConfig(stock_knots(teacher, teacher.knots(4), 2), 0, lora_rank=3)
+    ).eval()
     export(student, teacher, tmp_path / "mine", form="lora")
     with safe_open(tmp_path / "mine" / "mine-comfyui.safetensors", "pt") as file:
         header = file.metadata()

@@ -137,9 +137,10 @@ class DistillOptions:
     """Run folder for settings, log, checkpoints and sample grids; the trained student is in its subfolder student."""
     num_steps: int = 4
     """Number of steps of the student, 1 to 8."""
-    knots: list[int] | None = None
+    knots: list[int] | Literal["stock"] | None = None
     """Recorded solver states that the student's steps run between, such as [0, 6, 15, 21, 24] of 24 solver steps;
-    uniform if not given."""
+    stock: those of the grid that the teacher's diffusers pipeline has by itself, so that it can draw a student without
+    history; uniform if not given."""
     history_layers: int = 6
     """Number of layers (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
     mask: Literal["M1", "M2", "M3", "M4"] = "M4"

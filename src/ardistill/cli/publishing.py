@@ -11,9 +11,9 @@ from ardistill.cli.options import ExportOptions, RecordedTeacher
 def export(options: ExportOptions, recorded: RecordedTeacher) -> Result:
     """Write a student as a diffusers folder that loads without this package; `hf upload` publishes it.
 
-    The teacher's VAE is copied along. With `--form`, a LoRA or a single file of weights is written in its place. The
-    card shows the figures and the picture of `ardistill evaluate` if the run was evaluated, else the last grid of its
-    training.
+    Where the teacher's own diffusers pipeline can draw the student, the folder holds no code, and the call is printed.
+    The teacher's VAE is copied along. `--form` writes a LoRA or a single file of weights in its place. The card shows
+    the figures and the picture of `ardistill evaluate` if the run was evaluated, else the last grid of its training.
     """
     from ardistill import publishing
     from ardistill.evaluation import evaluation_folder, run_of
@@ -32,8 +32,10 @@ def export(options: ExportOptions, recorded: RecordedTeacher) -> Result:
     figures = (evaluation / "figures.md").read_text() if (evaluation / "figures.md").is_file() else ""
     grids = sorted((run / "samples").glob(f"{step[1:] or 'step-*'}.png"))
     picture = evaluation / "samples.png" if figures else grids[-1] if grids else None
-    publishing.export(student, teacher, options.out, form=options.form, figures=figures, picture=picture)
-    text = f'DiffusionPipeline.from_pretrained("{options.out}", trust_remote_code=True)'
+    drawing = publishing.export(student, teacher, options.out, form=options.form, figures=figures, picture=picture)
+    text = f'DiffusionPipeline.from_pretrained("{options.out}"{"" if drawing else ", trust_remote_code=True"})'
     if options.form != "pipeline":
         text = f"{options.out}/README.md says how to load it on the base model"
+    elif drawing:
+        text += f"\nwithout code of its own: {publishing.call_of(student, drawing)}"
     return Result({"out": options.out, "evaluated": bool(figures)}, text)

@@ -22,6 +22,7 @@ from ardistill.cli.options import (
 if TYPE_CHECKING:
     import torch
 
+    from ardistill.core.knots import Knots
     from ardistill.student import Student
     from ardistill.teacher import Teacher
     from ardistill.trajectories import TrajectoryDataset
@@ -38,14 +39,19 @@ def distill(
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
     from ardistill.files import Store
-    from ardistill.teacher import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher, stock_knots
     from ardistill.trajectories import Manifest, steps_or_knots
 
     out = options.out
     training.check_run_folder(out)
-    steps = steps_or_knots(options.num_steps, options.knots or None)
+    steps: int | Sequence[int] | Knots = options.num_steps
+    if options.knots != "stock":
+        steps = steps_or_knots(options.num_steps, options.knots or None)
     device = resolve_device(machine.device)
-    teacher = load_recorded_teacher(Manifest.read(Store(data.trajectories)), recorded.teacher, "cpu")
+    manifest = Manifest.read(Store(data.trajectories))
+    teacher = load_recorded_teacher(manifest, recorded.teacher, "cpu")
+    if options.knots == "stock":
+        steps = stock_knots(teacher, manifest.knots, options.num_steps)
     dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
     student = _first_student(options, dataset, teacher).to(device)
     if options.output == "solver":
@@ -60,7 +66,7 @@ def distill(
 
 
 def _open_trajectories(
-    folder: str, steps: int | Sequence[int], options: DistillOptions, teacher: Teacher, device: torch.device
+    folder: str, steps: int | Sequence[int] | Knots, options: DistillOptions, teacher: Teacher, device: torch.device
 ) -> TrajectoryDataset:
     """Open recorded trajectories, or a manifest whose trajectories are solved when they are needed."""
     from ardistill.trajectories import OnlineTrajectories, TrajectoryDataset

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ardistill.files import save_tensors, write_whole
 from ardistill.publishing.layouts import HUNYUAN_DIT, LUMINA2, WAN, KeyLayout, last_block
-from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui
+from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
 from ardistill.student import Student
 from ardistill.student.files import adapter_weights
-from ardistill.teacher import Teacher
+from ardistill.teacher import StockDrawing, Teacher
 
 COMFYUI: dict[str, KeyLayout | None] = {
     "SD3Transformer2DModel": None,
@@ -41,7 +41,7 @@ Adapters = dict[str, tuple[Tensor, Tensor]]
 """Name of a linear layer -> its A, (rank, in), and B, (out, rank); the layer's weight gains B A."""
 
 
-def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, usage: str) -> str:
+def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, drawing: StockDrawing) -> str:
     """Write the adapters of a student without history for diffusers or PEFT, and for ComfyUI if it knows the class.
 
     Args:
@@ -49,7 +49,7 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, usag
         teacher: Its teacher.
         folder: Where the files are written.
         name: Title of the adapters, and beginning of the name of ComfyUI's file.
-        usage: Source of Python that draws with ``pipeline``, the teacher's pipeline with the adapters.
+        drawing: How the teacher's pipeline class draws the student.
 
     Returns:
         Markdown that says how to load the adapters on the base model and draw.
@@ -71,10 +71,16 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, usag
     }
     if hasattr(getattr(diffusers, teacher.pipeline_class), "load_lora_weights"):
         _write_for_diffusers(weights, adapters, rank, folder)
-        loading = _loading_by_pipeline(student, teacher, usage)
+        lines = 'pipeline.load_lora_weights("this/folder", weight_name="pytorch_lora_weights.safetensors")'
+        reason, imports = "", ""
     else:
         _write_for_peft(weights, adapters, rank, folder)
-        loading = _loading_by_peft(student, teacher, usage)
+        model = 'PeftModel.from_pretrained(pipeline.transformer, "this/folder")'
+        lines, imports = f"pipeline.transformer = {model}.merge_and_unload()", "from peft import PeftModel"
+        reason = f" PEFT\nadds the adapters to the transformer, as diffusers' {teacher.pipeline_class} loads none."
+    load = f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student.config)})\n{lines}"
+    loading = f"A LoRA of rank {rank} for the base model, which is loaded unchanged.{reason}\n\n"
+    loading += python_lines(student, teacher, drawing, load, more=imports)
     if student.class_name not in COMFYUI:
         return loading
     file = f"{name}-comfyui.safetensors"
@@ -134,29 +140,3 @@ def for_comfyui(adapters: Adapters, layout: KeyLayout | None) -> dict[str, Tenso
 def _fuse(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """A and B of layers whose outputs are stacked."""
     return torch.cat([a for a, _ in parts]), torch.block_diag(*(b for _, b in parts))
-
-
-def _loading_by_pipeline(student: Student, teacher: Teacher, usage: str) -> str:
-    return f"""A LoRA of rank {student.config.lora_rank} for the base model, which is loaded unchanged:
-
-```python
-from diffusers import {teacher.pipeline_class}
-
-pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student.config)})
-pipeline.load_lora_weights("this/folder", weight_name="pytorch_lora_weights.safetensors")
-{usage}
-```"""
-
-
-def _loading_by_peft(student: Student, teacher: Teacher, usage: str) -> str:
-    return f"""A LoRA of rank {student.config.lora_rank} for the base model, which is loaded unchanged. diffusers has no
-`load_lora_weights` for {teacher.pipeline_class}; PEFT adds the adapters to the transformer:
-
-```python
-from diffusers import {teacher.pipeline_class}
-from peft import PeftModel
-
-pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student.config)})
-pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "this/folder").merge_and_unload()
-{usage}
-```"""

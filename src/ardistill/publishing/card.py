@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -10,23 +12,39 @@ from ardistill.student import Student
 from ardistill.teacher import split_name
 
 
-def loading_with_own_module(student: Student) -> str:
-    """Markdown that says how to load an export that carries its own pipeline module."""
+def result_name(student: Student) -> str:
+    """Attribute of a pipeline's result that holds what was drawn."""
+    return "frames" if len(student.family.latent_shape(student.transformer)) == 4 else "images"
+
+
+def loading_with_own_module(student: Student, module: Path, reason: str) -> str:
+    """Markdown that says how to load an export that carries its own pipeline module.
+
+    Args:
+        student: The student.
+        module: The module's file.
+        reason: A clause that says why diffusers' own pipeline cannot draw it.
+    """
     takes_text = student.family.encode is not None
     example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
     needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
-    more = ""
+    source, more = module.read_bytes(), ""
     if student.has_own_weights:
         more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
     return f"""```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
-images = pipeline({example}).images
+images = pipeline({example}).{result_name(student)}
 ```
 
-`trust_remote_code` runs the pipeline module in this folder, which needs {needs} alone. With ardistill
-installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}"""
+diffusers' own pipeline cannot draw this student: {reason}.
+`trust_remote_code` runs `{module.name}` of this folder, which needs {needs} alone. To review it, read its
+{len(source.splitlines())} lines, or make them anew with ardistill {version("ardistill")}: they are what
+`ardistill.publishing.pipeline_source` writes for every student of a {student.class_name}. SHA-256:
+`{hashlib.sha256(source).hexdigest()}`.
+
+With ardistill installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}"""
 
 
 def model_card(student: Student, loading: str, figures: str = "", has_picture: bool = True) -> str:

@@ -11,19 +11,18 @@ from typing import Any, Literal, get_args
 
 import diffusers
 
-from ardistill.core.history import MASKS
 from ardistill.evaluation import draw_samples
 from ardistill.files import check_folder, whole_folder
 from ardistill.publishing.adapters import write_lora
 from ardistill.publishing.card import loading_with_own_module, model_card
 from ardistill.publishing.module import pipeline_source
 from ardistill.publishing.single_file import write_single_file
+from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
 from ardistill.student.files import save_transformer
-from ardistill.teacher import Companions, Teacher, check_same_teacher
+from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
-FORMS: tuple[str, ...] = get_args(Form)
 """What ``export`` writes."""
 
 
@@ -35,15 +34,16 @@ def export(
     form: Form = "pipeline",
     figures: str = "",
     picture: str | Path | None = None,
-) -> None:
-    """Write a diffusers pipeline folder: transformer, scheduler, the pipeline's own module, a card and a picture.
+) -> StockDrawing | None:
+    """Write a diffusers pipeline folder: transformer, scheduler, the teacher's companions, a card and a picture.
 
-    It loads with ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``. The teacher's companions (its
-    VAE, the names of its classes) come along; where there is no VAE, the pipeline draws pixels.
+    Where diffusers' own pipeline can draw the student (``stock_form``), it loads with
+    ``DiffusionPipeline.from_pretrained(folder)``, and the card gives the arguments of the call. Otherwise the folder
+    has a module of its own and loads with ``trust_remote_code=True``; without a VAE, that pipeline draws pixels.
 
-    The other forms are for students that a stock pipeline can draw, and hold a card and a picture beside weights that
-    are loaded on the base model: ``lora`` the adapters of a student with adapters, in the conventions of diffusers (or
-    PEFT) and ComfyUI; ``single_file`` all weights in the key layout of the original checkpoint.
+    The other forms are for students that diffusers' own pipeline can draw. Their folder has a scheduler, a card, a
+    picture, and weights to load on the base model: ``lora`` the adapters of a student with adapters, as diffusers (or
+    PEFT) and ComfyUI take them; ``single_file`` all weights in the key layout of the original checkpoint.
 
     Args:
         student: The student, in evaluation mode.
@@ -53,6 +53,9 @@ def export(
         form: What is written.
         figures: Markdown of the measured metrics, for the card.
         picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
+
+    Returns:
+        How diffusers' own pipeline draws the student; None where the folder has a module of its own.
 
     Raises:
         ValueError: The folder is not empty, the student is of another teacher or of a class that diffusers lacks, or
@@ -70,62 +73,83 @@ def export(
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     remedy = "name the teacher that the student was distilled from"
     check_same_teacher("the student", student.config, teacher, remedy)
-    if form not in FORMS:
-        raise ValueError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
-    usage = _usage(student, teacher, form) if form != "pipeline" else ""
+    if form not in get_args(Form):
+        raise ValueError(f"expected a form of {', '.join(get_args(Form))}, got {form!r}")
+    if form == "pipeline":
+        with whole_folder(folder) as made:
+            return _write(student, teacher, made, figures, picture)
+    drawing = _stock_drawing(student, teacher, form)
+    write = write_lora if form == "lora" else write_single_file
     with whole_folder(folder) as made:
-        if form == "pipeline":
-            _write(student, teacher, made, figures, picture)
-        else:
-            write = write_lora if form == "lora" else write_single_file
-            loading = write(student, teacher, made, folder.resolve().name, usage)
-            _write_card(student, teacher, made, loading, figures, picture)
+        loading = write(student, teacher, made, folder.resolve().name, drawing)
+        drawing.scheduler.save_pretrained(made / "scheduler")
+        _write_card(student, teacher, made, loading, figures, picture)
+    return drawing
 
 
-def _usage(student: Student, teacher: Teacher, form: Form) -> str:
-    """Source of Python that draws with the teacher's pipeline, once it has the student's weights.
+def _stock_drawing(student: Student, teacher: Teacher, form: Form) -> StockDrawing:
+    """How diffusers' own pipeline draws a student.
 
     Raises:
-        ValueError: It cannot draw the student.
+        ValueError: It cannot.
     """
-    config, sees_earlier = student.config, MASKS[student.config.mask]
-    reason = ""
-    if config.history_layers and any(len(sees_earlier(step)) > 1 for step in range(student.num_steps)):
-        reason = f"{config.history_layers} of its layers attend to earlier steps"
-    elif config.output != "solver" or config.target != "state":
-        reason = f"its steps (output {config.output}, target {config.target}) are not a solver's"
-    elif student.has_own_weights:
-        reason = "it has weights that diffusers' transformer lacks"
-    if reason:
+    try:
+        return stock_form(student, teacher)
+    except ValueError as reason:
         raise ValueError(
-            f"form {form} holds weights for a stock pipeline, which cannot draw this student: {reason}; export it with "
-            "form pipeline, or distil with history_layers 0 and the default output and target"
-        )
-    first = 'prompt="a red cat"' if teacher.takes_text else "class_labels=[0, 1, 2]"
-    name, off = teacher.family.guidance_off
-    if teacher.pipeline_class in teacher.family.scale_is_input_of:
-        name, off = "guidance_scale", config.guidance_scale
-    return f"images = pipeline({first}, num_inference_steps={student.num_steps}, {name}={off!r})[0]"
+            f"form {form} holds weights for diffusers' own pipeline, which cannot draw this student: {reason}; export "
+            "it with form pipeline, or distil one without history and with the default target and output"
+        ) from reason
 
 
-def _write(student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None) -> None:
+def _write(
+    student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None
+) -> StockDrawing | None:
     """Write the files of an export."""
+    try:
+        drawing, reason = stock_form(student, teacher), ""
+    except ValueError as error:
+        drawing, reason = None, str(error)
     save_transformer(student, folder / "transformer")
-    teacher.scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, Any] = {
+        "_diffusers_version": diffusers.__version__,
+        "transformer": ["diffusers", student.class_name],
+        **{name: [None, None] for name in teacher.missing_components},
+    }
+    if drawing is None:
+        module = _write_module(student, teacher, folder, index)
+        loading = loading_with_own_module(student, module, reason)
+    else:  # diffusers ignores entries of the index that begin with an underscore
+        index |= {"_class_name": teacher.pipeline_class, "_student": _published(student)}
+        loading = loading_with_stock_pipeline(student, teacher, drawing)
+    scheduler = teacher.scheduler if drawing is None else drawing.scheduler
+    scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    _write_card(student, teacher, folder, loading, figures, picture)
+    _write_companions(teacher, folder, index)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    return drawing
+
+
+def _published(student: Student) -> dict[str, Any]:
+    """The configuration of a student whose adapters are merged."""
+    return asdict(replace(student.config, lora_rank=0))
+
+
+def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[str, Any]) -> Path:
+    """Write the module that draws, and note it in the index; its file."""
     source = pipeline_source(teacher.pipeline_class, student.class_name)
     # diffusers caches modules by file name: the name follows from the contents, so that two students never share one.
     name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     (folder / f"{name}.py").write_text(source)
-    _write_card(student, teacher, folder, loading_with_own_module(student), figures, picture)
-    index: dict[str, Any] = {
-        "_class_name": [name, "ARDPipeline"],
-        "_base_class_name": teacher.pipeline_class,
-        "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", student.class_name],
-        "scheduler": ["diffusers", type(teacher.scheduler).__name__],
-        **{name: [None, None] for name in teacher.missing_components},
-        "student": asdict(replace(student.config, lora_rank=0)),
-    }
+    index["_class_name"] = [name, "ARDPipeline"]
+    index["_base_class_name"] = teacher.pipeline_class
+    index["student"] = _published(student)
+    return folder / f"{name}.py"
+
+
+def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
+    """Write the teacher's companions, and note them in the index."""
     companions = teacher.companions
     for part in companions:
         if isinstance(companions, Companions):
@@ -135,7 +159,6 @@ def _write(student: Student, teacher: Teacher, folder: Path, figures: str, pictu
         else:
             companions[part].save_pretrained(folder / part)
             index[part] = [type(companions[part]).__module__.split(".")[0], type(companions[part]).__name__]
-    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
 
 
 def _write_card(
@@ -146,5 +169,4 @@ def _write_card(
         shutil.copyfile(picture, folder / "samples.png")
     elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
-    card = model_card(student, loading, figures, (folder / "samples.png").exists())
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(model_card(student, loading, figures, (folder / "samples.png").exists()))

@@ -24,11 +24,12 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     found = find_source(folder, parts=["*"], remedy=remedy).folder
     companions = Companions(found)
     index = companions.index
-    if "student" not in index:
+    student = index.get("student") or index.get("_student")
+    if student is None:
         raise ValueError(f"expected an exported student in {folder}, found none")
     try:
         classes = {part: getattr(diffusers, index[part][1]) for part in ("transformer", "scheduler")}
-        base = getattr(diffusers, index["_base_class_name"])
+        base = getattr(diffusers, index.get("_base_class_name") or index["_class_name"])
     except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"{folder}/model_index.json is damaged, or names a class that this diffusers lacks ({error}); update "
@@ -42,6 +43,6 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
     } | loaded
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}
-    made = pipeline.few_step_pipeline(base)(**parts, **missing)
+    made = pipeline.few_step_pipeline(base)(**parts | missing | {"student": student})
     made.register_to_config(_name_or_path=str(folder))
     return made

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ardistill.files import save_tensors
 from ardistill.publishing.layouts import FLUX, SD3, WAN, KeyLayout
-from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui
+from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
 from ardistill.student import Student
 from ardistill.student.files import merged_weights
-from ardistill.teacher import Teacher
+from ardistill.teacher import StockDrawing, Teacher
 
 LAYOUTS: dict[str, KeyLayout] = {
     "FluxTransformer2DModel": FLUX,
@@ -32,7 +32,7 @@ def check_single_file(class_name: str) -> None:
         )
 
 
-def write_single_file(student: Student, teacher: Teacher, folder: Path, name: str, usage: str) -> str:
+def write_single_file(student: Student, teacher: Teacher, folder: Path, name: str, drawing: StockDrawing) -> str:
     """Write the weights of a student without history, adapters merged.
 
     Args:
@@ -40,7 +40,7 @@ def write_single_file(student: Student, teacher: Teacher, folder: Path, name: st
         teacher: Its teacher.
         folder: Where the file is written.
         name: Title of the weights, and name of the file.
-        usage: Source of Python that draws with ``pipeline``, the teacher's pipeline with the student's transformer.
+        drawing: How the teacher's pipeline class draws the student.
 
     Returns:
         Markdown that says how to load the file and draw.
@@ -53,17 +53,11 @@ def write_single_file(student: Student, teacher: Teacher, folder: Path, name: st
     weights = LAYOUTS[student.class_name].convert(merged_weights(student))
     save_tensors(weights, folder / file, described(student, name))
     kind, base = student.class_name, base_model(student.config)
-    source = base.partition(",")[0]
+    source = f'"this/folder/{file}", config={base.partition(",")[0]}, subfolder="transformer"'
+    load = f"transformer = {kind}.from_single_file({source})\n"
+    load += f"pipeline = {teacher.pipeline_class}.from_pretrained({base}, transformer=transformer)"
+    lines = python_lines(student, teacher, drawing, load, [kind])
     more = loading_by_comfyui(student, file, "models/diffusion_models", "*UNETLoader*")
-    return f"""The transformer's weights in the original checkpoint's layout. diffusers reads them in place of the base
-model's:
-
-```python
-from diffusers import {teacher.pipeline_class}, {kind}
-
-transformer = {kind}.from_single_file("this/folder/{file}", config={source}, subfolder="transformer")
-pipeline = {teacher.pipeline_class}.from_pretrained({base}, transformer=transformer)
-{usage}
-```
-
-{more}"""
+    return (
+        f"The transformer's weights in the original checkpoint's key layout, for the base model.\n\n{lines}\n\n{more}"
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+from ardistill.publishing.stock import call_of
 from ardistill.student import Student, StudentConfig
-from ardistill.teacher import split_name
+from ardistill.teacher import StockDrawing, Teacher, split_name
 
 ARCHITECTURES = {
     "FluxTransformer2DModel": "flux-1",
@@ -26,6 +28,31 @@ def base_model(config: StudentConfig) -> str:
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
     return ", ".join(words)
+
+
+def python_lines(
+    student: Student, teacher: Teacher, drawing: StockDrawing, load: str, classes: Sequence[str] = (), more: str = ""
+) -> str:
+    """A block of Python that loads the base model with a student's weights and draws.
+
+    Args:
+        student: The student.
+        teacher: Its teacher.
+        drawing: How the teacher's pipeline class draws it.
+        load: Lines that make ``pipeline``.
+        classes: Classes of diffusers that these lines use besides the pipeline's.
+        more: Further imports.
+    """
+    scheduler = type(drawing.scheduler).__name__
+    names = ", ".join(sorted({teacher.pipeline_class, scheduler, *classes}))
+    imports = "\n".join(filter(None, (f"from diffusers import {names}", more)))
+    return f"""```python
+{imports}
+
+{load}
+pipeline.scheduler = {scheduler}.from_pretrained("this/folder", subfolder="scheduler")
+images = {call_of(student, drawing)}
+```"""
 
 
 def noise_levels(student: Student) -> str:

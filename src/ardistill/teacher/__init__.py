@@ -9,7 +9,13 @@ from ardistill.teacher.padding import pad_tokens as pad_tokens
 from ardistill.teacher.recorded import load_recorded_teacher as load_recorded_teacher
 from ardistill.teacher.schedule import knots_from_scheduler as knots_from_scheduler
 from ardistill.teacher.seeding import seeded_generator as seeded_generator
+from ardistill.teacher.sizes import pixel_size as pixel_size
 from ardistill.teacher.source import ZOO as ZOO
 from ardistill.teacher.source import find_source as find_source
 from ardistill.teacher.source import split_name as split_name
+from ardistill.teacher.stock import StockDrawing as StockDrawing
+from ardistill.teacher.stock import call_parameters as call_parameters
+from ardistill.teacher.stock import given_times as given_times
+from ardistill.teacher.stock import stock_drawing as stock_drawing
+from ardistill.teacher.stock import stock_knots as stock_knots
 from ardistill.teacher.teacher import Teacher as Teacher

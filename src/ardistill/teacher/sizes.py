@@ -39,3 +39,17 @@ def latent_shape(
         known = f"1 and a multiple of {every}" if len(shape) == 4 else "1: it draws images"
         raise ValueError(f"expected a number of frames of {known}, got {num_frames}")
     return shape
+
+
+def pixel_size(sample_shape: tuple[int, ...], vae: Any, pixels_per_latent: int) -> dict[str, int]:
+    """``height`` and ``width`` in pixels, and for video ``num_frames``, of samples of a shape; undoes ``latent_shape``.
+
+    Args:
+        sample_shape: Shape of the latents, (c, h, w) or (c, f, h, w).
+        vae: The pipeline's VAE; None if it draws pixels.
+        pixels_per_latent: Edge in pixels of the square that one latent stands for.
+    """
+    height, width = (side * pixels_per_latent for side in sample_shape[-2:])
+    every = (vae is not None and vae.config.get("scale_factor_temporal")) or 1
+    frames = {"num_frames": (sample_shape[1] - 1) * every + 1} if len(sample_shape) == 4 else {}
+    return {"height": height, "width": width} | frames

@@ -35,7 +35,7 @@ class TrajectoryDataset(Dataset):
     Args:
         folder: A path or URL that ``record`` wrote.
         num_steps: Steps of the student, uniform; or the indices of the solver's states that its steps run between; or
-            its knots.
+            its knots, whose times may be others than the recorded ones.
         fingerprint: Fingerprint of the student's teacher; not checked if None.
         draws: How ``draw`` takes a batch: ``rows`` at random, or the rows of as few ``shards`` as hold it, for shards
             that are slow to read or make. If not given, rows for a local folder and shards for a URL.
@@ -70,7 +70,7 @@ class TrajectoryDataset(Dataset):
             )
         if draws not in (None, "rows", "shards"):
             raise ValueError(f"unknown draws {draws!r}; known: rows, shards")
-        self.knots = select_knots(manifest.knots, indices)
+        self.knots = num_steps if isinstance(num_steps, Knots) else select_knots(manifest.knots, indices)
         self.draws = draws or ("rows" if store.folder is not None else "shards")
         self._stored_positions = np.array([manifest.kept.index(i) for i in indices])
         """Place of each knot's state among the stored states; denoised estimate i arrives at state i + 1."""

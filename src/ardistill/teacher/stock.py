@@ -1,0 +1,175 @@
+"""What a stock diffusers pipeline draws: whether its own scheduler steps between a student's knots.
+
+A student without history whose steps are the solver's needs no code of ours: the teacher's pipeline class draws it with
+guidance off, where a first-order scheduler of diffusers has the student's states and times. A pipeline's scheduler has
+them by itself (its *own grid*), or the pipeline's call takes them as a list. Which is the case is not known by class:
+schedulers are set as the pipeline would set them, and compared.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+
+from ardistill.core.knots import Knots
+from ardistill.families.grids import uniform_grid
+from ardistill.teacher.teacher import Teacher
+
+
+class StockDrawing(NamedTuple):
+    """How a stock pipeline draws a student."""
+
+    scheduler: Any
+    """Scheduler of the pipeline's folder."""
+    arguments: dict[str, Any]
+    """Arguments of the pipeline's call besides labels or prompt: numbers, and lists of numbers."""
+
+
+def stock_drawing(teacher: Teacher, knots: Knots) -> StockDrawing:
+    """The scheduler and the arguments by which a stock pipeline steps between the knots of a student.
+
+    Args:
+        teacher: The student's teacher, which has the pipeline's class and scheduler.
+        knots: The student's.
+
+    Raises:
+        ValueError: The pipeline cannot.
+    """
+    for candidate in _candidates(teacher, knots):
+        if _agrees(candidate.scheduler, knots):
+            return candidate
+    takes = "other" if given_times(teacher.pipeline_class) else "no"
+    raise ValueError(
+        f"{teacher.pipeline_class} takes {takes} times in its call, and the student's knots are not the grid of "
+        f"{knots.num_steps} steps of a scheduler of diffusers; distil with --knots stock"
+    )
+
+
+def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
+    """The solver's states that a stock pipeline's own grid of ``num_steps`` goes through, with that grid's times.
+
+    Args:
+        teacher: The teacher, which has the pipeline's class and scheduler.
+        solver: The knots of the recorded solver.
+        num_steps: Steps of the student.
+
+    Raises:
+        ValueError: The grid's states are not among the solver's.
+    """
+    uniform = _select(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
+    for own in _own_grids(teacher, uniform):
+        nearest = [int(np.abs(_levels(solver) - level).argmin()) for level in own.sigmas.tolist()]
+        found = replace(_select(solver, nearest), timesteps=tuple(float(t) for t in own.timesteps))
+        if _agrees(own, found):
+            return found
+    raise ValueError(
+        f"the {solver.num_steps} solver steps do not go through the states of {teacher.pipeline_class}'s grid of "
+        f"{num_steps} steps; record with a multiple of {num_steps} as --solver_steps, or leave --knots stock out"
+    )
+
+
+def _select(solver: Knots, indices: Sequence[int]) -> Knots:
+    return Knots(
+        solver.prediction_type,
+        tuple(solver.timesteps[i] for i in indices[:-1]),
+        tuple(solver.alpha[i] for i in indices),
+        tuple(solver.sigma[i] for i in indices),
+    )
+
+
+def call_parameters(pipeline_class: str) -> set[str]:
+    """Names of the arguments that the call of a pipeline class of diffusers takes."""
+    return set(inspect.signature(getattr(diffusers, pipeline_class).__call__).parameters)
+
+
+def given_times(pipeline_class: str) -> list[str]:
+    """Lists of times that a pipeline's call takes: ``sigmas``, ``timesteps``, both or none."""
+    return sorted({"sigmas", "timesteps"} & call_parameters(pipeline_class))
+
+
+def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
+    """Schedulers set as the pipeline may set them, the simplest call first."""
+    taken, scheduler = given_times(teacher.pipeline_class), teacher.scheduler
+    given: dict[str, Any]
+    for own in _own_grids(teacher, knots):
+        yield StockDrawing(own, {"num_inference_steps": knots.num_steps})
+    if knots.prediction_type != "flow":
+        if "timesteps" in taken:
+            given = {"timesteps": [round(t) for t in knots.timesteps]}
+            solver = _first_order(scheduler, knots)
+            solver.set_timesteps(**given)
+            yield StockDrawing(solver, given)
+    elif "sigmas" in taken:
+        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]}
+        if "timesteps" in taken:
+            given["timesteps"] = [round(t) for t in knots.timesteps]
+        solver = _flow_matching(scheduler, 1.0)
+        solver.set_timesteps(**given)
+        yield StockDrawing(solver, given)
+
+
+def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
+    """Schedulers that have a grid of so many steps by themselves, set to it as the family's pipeline sets it."""
+    steps, scheduler = knots.num_steps, teacher.scheduler
+    if knots.prediction_type != "flow":
+        solver = _first_order(scheduler, knots)
+        solver.set_timesteps(steps)
+        yield solver
+    elif teacher.family.grid is uniform_grid:
+        solver = _flow_matching(scheduler, _static_shift(knots))
+        solver.set_timesteps(sigmas=uniform_grid(solver, steps))
+        yield solver
+    elif scheduler.config.get("use_flow_sigmas"):
+        options: dict[str, Any] = {"solver_order": 1, "final_sigmas_type": "zero"}
+        if "UniPC" in type(scheduler).__name__:
+            options["disable_corrector"] = [*range(steps)]
+        solver = type(scheduler).from_config(scheduler.config, **options)
+        solver.set_timesteps(steps)
+        yield solver
+
+
+def _static_shift(knots: Knots) -> float:
+    """The shift of the second knot over the uniform grid; a fixed one serves all sizes of an image."""
+    if knots.num_steps == 1:
+        return 1.0
+    sigma, uniform = knots.sigma[1], 1 - 1 / knots.num_steps
+    return sigma * (1 - uniform) / (uniform * (1 - sigma))
+
+
+def _flow_matching(scheduler: Any, shift: float) -> Any:
+    options = {"use_dynamic_shifting": False, "shift_terminal": None, "shift": shift}
+    return diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **options)
+
+
+def _first_order(scheduler: Any, knots: Knots) -> Any:
+    """DPM-Solver++ of order 1, which is DDIM (Lu et al. 2022, arXiv:2211.01095), on the trailing grid.
+
+    diffusers' own DDIM takes the time of the next state by a whole-numbered difference, which misses the grid where the
+    number of steps does not divide that of the training.
+    """
+    return diffusers.DPMSolverMultistepScheduler.from_config(
+        scheduler.config,
+        solver_order=1,
+        algorithm_type="dpmsolver++",
+        timestep_spacing="trailing",
+        final_sigmas_type="zero" if knots.sigma[-1] == 0 else "sigma_min",
+    )
+
+
+def _levels(knots: Knots) -> np.ndarray:
+    """Noise level of each state as diffusers' schedulers have it: sigma of flow matching, else sigma / alpha."""
+    return np.array(knots.sigma) / (1.0 if knots.prediction_type == "flow" else np.maximum(knots.alpha, 1e-8))
+
+
+def _agrees(scheduler: Any, knots: Knots) -> bool:
+    """Whether a scheduler that was set has the states and times of a student, up to float32."""
+    return (
+        len(scheduler.timesteps) == knots.num_steps
+        and np.allclose(scheduler.timesteps, knots.timesteps, rtol=1e-5, atol=1e-3)
+        and np.allclose(scheduler.sigmas, _levels(knots), rtol=1e-4, atol=1e-6)
+    )
