@@ -269,3 +269,8 @@ class ExportOptions:
     """Run folder of distill or finetune, or one of its checkpoints."""
     out: str
     """New folder to write."""
+    form: Literal["pipeline", "lora", "single_file"] = "pipeline"
+    """What is written. pipeline: a diffusers folder; lora: the adapters of a finished run (distill --lora_rank) for the
+    base model, as diffusers, or PEFT, and ComfyUI load them; single_file: all weights of a student of Flux, SD3 or Wan
+    in the layout of the original checkpoint. The last two are for students that a stock pipeline can draw, without
+    history."""

@@ -24,14 +24,19 @@ def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Publish a safetensors file once all of it is on disk.
+
+    Args:
+        tensors: Its content.
+        path: Where it is written.
+        metadata: Entries of its header beside ``format``.
 
     Raises:
         OSError: It cannot be written; an earlier file of that name is unchanged.
     """
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,22 +7,33 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import diffusers
 
 from ardistill.evaluation import draw_samples
 from ardistill.files import check_folder, whole_folder
+from ardistill.publishing.adapters import write_lora
 from ardistill.publishing.card import loading_with_own_module, model_card
 from ardistill.publishing.module import pipeline_source
+from ardistill.publishing.single_file import write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
 from ardistill.student.files import save_transformer
 from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
+Form = Literal["pipeline", "lora", "single_file"]
+"""What ``export`` writes."""
+
 
 def export(
-    student: Student, teacher: Teacher, folder: str | Path, *, figures: str = "", picture: str | Path | None = None
+    student: Student,
+    teacher: Teacher,
+    folder: str | Path,
+    *,
+    form: Form = "pipeline",
+    figures: str = "",
+    picture: str | Path | None = None,
 ) -> StockDrawing | None:
     """Write a diffusers pipeline folder: transformer, scheduler, the teacher's companions, a card and a picture.
 
@@ -30,11 +41,16 @@ def export(
     ``DiffusionPipeline.from_pretrained(folder)``, and the card gives the arguments of the call. Otherwise the folder
     has a module of its own and loads with ``trust_remote_code=True``; without a VAE, that pipeline draws pixels.
 
+    The other forms are for students that diffusers' own pipeline can draw. Their folder has a scheduler, a card, a
+    picture, and weights to load on the base model: ``lora`` the adapters of a student with adapters, as diffusers (or
+    PEFT) and ComfyUI take them; ``single_file`` all weights in the key layout of the original checkpoint.
+
     Args:
         student: The student, in evaluation mode.
         teacher: Its teacher, whose scheduler and companions are copied; the student's knots do not depend on the
             scheduler.
         folder: New or empty folder.
+        form: What is written.
         figures: Markdown of the measured metrics, for the card.
         picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
 
@@ -42,7 +58,8 @@ def export(
         How diffusers' own pipeline draws the student; None where the folder has a module of its own.
 
     Raises:
-        ValueError: The folder is not empty, or the student is of another teacher or of a class that diffusers lacks.
+        ValueError: The folder is not empty, the student is of another teacher or of a class that diffusers lacks, or
+            the form does not fit the student.
     """
     check_folder(folder)
     folder = Path(folder)
@@ -56,8 +73,33 @@ def export(
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     remedy = "name the teacher that the student was distilled from"
     check_same_teacher("the student", student.config, teacher, remedy)
+    if form not in get_args(Form):
+        raise ValueError(f"expected a form of {', '.join(get_args(Form))}, got {form!r}")
+    if form == "pipeline":
+        with whole_folder(folder) as made:
+            return _write(student, teacher, made, figures, picture)
+    drawing = _stock_drawing(student, teacher, form)
+    write = write_lora if form == "lora" else write_single_file
     with whole_folder(folder) as made:
-        return _write(student, teacher, made, figures, picture)
+        loading = write(student, teacher, made, folder.resolve().name, drawing)
+        drawing.scheduler.save_pretrained(made / "scheduler")
+        _write_card(student, teacher, made, loading, figures, picture)
+    return drawing
+
+
+def _stock_drawing(student: Student, teacher: Teacher, form: Form) -> StockDrawing:
+    """How diffusers' own pipeline draws a student.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        return stock_form(student, teacher)
+    except ValueError as reason:
+        raise ValueError(
+            f"form {form} holds weights for diffusers' own pipeline, which cannot draw this student: {reason}; export "
+            "it with form pipeline, or distil one without history and with the default target and output"
+        ) from reason
 
 
 def _write(
@@ -83,11 +125,7 @@ def _write(
     scheduler = teacher.scheduler if drawing is None else drawing.scheduler
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    if picture is not None:
-        shutil.copyfile(picture, folder / "samples.png")
-    elif teacher.draws_images and not teacher.takes_text:
-        draw_samples(student, teacher, folder / "samples.png")
-    (folder / "README.md").write_text(model_card(student, loading, figures, (folder / "samples.png").exists()))
+    _write_card(student, teacher, folder, loading, figures, picture)
     _write_companions(teacher, folder, index)
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return drawing
@@ -121,3 +159,14 @@ def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> 
         else:
             companions[part].save_pretrained(folder / part)
             index[part] = [type(companions[part]).__module__.split(".")[0], type(companions[part]).__name__]
+
+
+def _write_card(
+    student: Student, teacher: Teacher, folder: Path, loading: str, figures: str, picture: str | Path | None
+) -> None:
+    """Write the card and its picture, which is drawn here if it is not given and the teacher needs no prompts."""
+    if picture is not None:
+        shutil.copyfile(picture, folder / "samples.png")
+    elif teacher.draws_images and not teacher.takes_text:
+        draw_samples(student, teacher, folder / "samples.png")
+    (folder / "README.md").write_text(model_card(student, loading, figures, (folder / "samples.png").exists()))

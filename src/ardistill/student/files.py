@@ -31,6 +31,7 @@ from ardistill.zoo import STUDENTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
+_ADAPTERS = "pytorch_lora_weights.safetensors"
 _LORA = ".lora_"
 _FACTS = ("version", "weights", "transformer")
 """Entries of student.json besides the configuration: checksums of the weights and of the transformer's config.json."""
@@ -45,28 +46,44 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def save_transformer(student: FewStepModel, folder: Path) -> dict[str, Tensor] | None:
-    """Write the transformer alone, whole, in one file.
+def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
+    """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
 
-    Adapters are merged into the weights beside which they stand; weights divided over processes are gathered one by
-    one.
-
-    Returns:
-        The tensors that this process wrote; None where another process, the first one, wrote them.
+    Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
     """
-    writes, weights, state = _is_first_process(), student.transformer.state_dict(), {}
+    keeps, weights, merged = _is_first_process(), student.transformer.state_dict(), {}
     for name in [name for name in weights if _LORA not in name]:
         value = _gather(weights[name])
         if name.endswith(".base_layer.weight"):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
             value = value + b @ a
-        if writes:
-            state[name.replace(".base_layer", "")] = value.cpu().contiguous()
-    if writes:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
-        save_tensors(state, folder / WEIGHTS)
-    return state if writes else None
+        if keeps:
+            merged[name.replace(".base_layer", "")] = value.cpu().contiguous()
+    return merged
+
+
+def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
+    """The matrices A and B of the adapters on the CPU, by PEFT's names of them in the transformer.
+
+    Every process has to call it.
+    """
+    weights = student.transformer.state_dict()
+    return {name.replace(".default", ""): _gather(x).cpu().contiguous() for name, x in weights.items() if _LORA in name}
+
+
+def save_transformer(student: FewStepModel, folder: Path) -> dict[str, Tensor] | None:
+    """Write the transformer alone, whole, in one file, with adapters merged.
+
+    Returns:
+        The tensors that this process wrote; None where another process, the first one, wrote them.
+    """
+    state = merged_weights(student)
+    if not _is_first_process():
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
+    save_tensors(state, folder / WEIGHTS)
+    return state
 
 
 def save_student(student: FewStepModel, folder: Path) -> None:
@@ -86,7 +103,7 @@ def save_adapters(student: FewStepModel, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         adapters = {f"transformer.{name.replace('.default', '')}": x for name, x in weights.items() if _LORA in name}
         more = {name: x for name, x in weights.items() if _LORA not in name}
-        save_tensors(adapters, folder / "pytorch_lora_weights.safetensors")
+        save_tensors(adapters, folder / _ADAPTERS)
         save_tensors(more, folder / "more.safetensors")
         facts = {"version": 1, "weights": weight_fingerprint(adapters | more)}
         write_whole(folder / "student.json", sealed_json(facts | asdict(student.config)))
@@ -95,15 +112,24 @@ def save_adapters(student: FewStepModel, folder: Path) -> None:
 def read_adapters(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
     """The configuration of a student with adapters, and its trained weights by their names in the transformer.
 
+    Args:
+        folder: What ``save_adapters`` wrote, or the run that has it as its subfolder ``adapters``.
+
     Raises:
         ValueError: There are none, or they are damaged.
     """
+    run = folder.parent if folder.name == "student" else folder
+    found = [x for x in (run / "adapters", folder) if (x / _ADAPTERS).is_file() and (x / "student.json").is_file()]
+    if not found:
+        raise ValueError(
+            f"expected a student's adapters in {folder}, found none; distil with lora_rank, and name the finished run "
+            "or its subfolder adapters"
+        )
+    folder = found[0]
     path = folder / "student.json"
-    if not path.is_file():
-        raise ValueError(f"expected a student's adapters in {folder}, found none; distil with lora_rank")
     data = read_json(path)
     config = _read_config(path, data)
-    saved, more = (load_tensors(folder / f"{x}.safetensors") for x in ("pytorch_lora_weights", "more"))
+    saved, more = load_tensors(folder / _ADAPTERS), load_tensors(folder / "more.safetensors")
     _check_tensors(saved | more, data.get("weights"), folder)
     weights = {x.removeprefix("transformer.").replace(".weight", ".default.weight"): y for x, y in saved.items()}
     return config, weights | more

@@ -109,6 +109,10 @@ class Student(FewStepModel):
     def from_adapters(cls, teacher: Teacher, folder: str | Path) -> Student:
         """Read what ``save_adapters`` wrote, on the teacher's weights, which are shared, and on the teacher's device.
 
+        Args:
+            teacher: The teacher that the student was distilled from.
+            folder: What ``save_adapters`` wrote, or a finished run, which has it as its subfolder ``adapters``.
+
         Raises:
             ValueError: They are not there, or of another teacher.
         """

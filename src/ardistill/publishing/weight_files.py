@@ -1,0 +1,100 @@
+"""What the files of a student's weights say of themselves, and how a card names the teacher that they belong to."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from ardistill.publishing.stock import call_of
+from ardistill.student import Student, StudentConfig
+from ardistill.teacher import StockDrawing, Teacher, split_name
+
+ARCHITECTURES = {
+    "FluxTransformer2DModel": "flux-1",
+    "SD3Transformer2DModel": "stable-diffusion-3",
+    "Lumina2Transformer2DModel": "lumina-2",
+}
+"""Transformer class -> its name in the model specification; the class's own name where that has none."""
+
+
+def base_model(config: StudentConfig) -> str:
+    """The arguments of ``from_pretrained`` that load a student's teacher, as source.
+
+    Of a folder the last part of its path alone is named, as others do not have the path.
+    """
+    name, revision, variant = split_name(config.teacher)
+    name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
+    words = [f'"{name}"']
+    words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
+    return ", ".join(words)
+
+
+def python_lines(
+    student: Student, teacher: Teacher, drawing: StockDrawing, load: str, classes: Sequence[str] = (), more: str = ""
+) -> str:
+    """A block of Python that loads the base model with a student's weights and draws.
+
+    Args:
+        student: The student.
+        teacher: Its teacher.
+        drawing: How the teacher's pipeline class draws it.
+        load: Lines that make ``pipeline``.
+        classes: Classes of diffusers that these lines use besides the pipeline's.
+        more: Further imports.
+    """
+    scheduler = type(drawing.scheduler).__name__
+    names = ", ".join(sorted({teacher.pipeline_class, scheduler, *classes}))
+    imports = "\n".join(filter(None, (f"from diffusers import {names}", more)))
+    return f"""```python
+{imports}
+
+{load}
+pipeline.scheduler = {scheduler}.from_pretrained("this/folder", subfolder="scheduler")
+images = {call_of(student, drawing)}
+```"""
+
+
+def noise_levels(student: Student) -> str:
+    """The noise level of each state as other programs count it: sigma of flow matching, else sigma / alpha."""
+    knots = student.config.knots
+    pairs = zip(knots.sigma, knots.alpha, strict=True)
+    return ", ".join(f"{sigma if knots.prediction_type == 'flow' else sigma / alpha:.6g}" for sigma, alpha in pairs)
+
+
+def loading_by_comfyui(student: Student, file: str, folder: str, node: str) -> str:
+    """Markdown that says how to draw in ComfyUI.
+
+    Args:
+        student: The student.
+        file: Name of the file of weights.
+        folder: ComfyUI's folder for it.
+        node: ComfyUI's node that loads it, and how it is set.
+    """
+    guidance = ""
+    if student.family.embeds_guidance(student.transformer):
+        guidance = f", *FluxGuidance* at {student.config.guidance_scale:g}"
+    return textwrap.fill(
+        f"In ComfyUI, put `{file}` into `{folder}` and load it with {node}. Draw with the sampler `euler` in "
+        f"{student.num_steps} steps at CFG 1{guidance}, between these noise levels: {noise_levels(student)}.",
+        width=116,
+    )
+
+
+def described(student: Student, name: str, kind: str = "") -> dict[str, str]:
+    """Entries of a safetensors header, in the names of the model specification (modelspec).
+
+    Args:
+        student: The student.
+        name: Title of the file.
+        kind: ``lora`` for adapters; empty for whole weights.
+    """
+    architecture = ARCHITECTURES.get(student.class_name, student.class_name)
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.usage_hint": f"{student.num_steps} steps of Euler between the noise levels {noise_levels(student)}; "
+        "CFG 1",
+    }
