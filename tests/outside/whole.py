@@ -1,4 +1,4 @@
-"""Exports of students of four families, and how each is loaded and drawn with beside the stock pipeline."""
+"""Exports of students of every family, and how each is loaded and drawn with beside the stock pipeline."""
 
 import pytest
 import torch
@@ -17,6 +17,18 @@ CALLS = {
     "flux": {**TEXT, "height": 16, "width": 16},
     "pixart": {**TEXT, "use_resolution_binning": False, "clean_caption": False},
 }
+SMALL, LARGE = {"height": 16, "width": 16}, {"height": 64, "width": 64}
+ALL_CALLS = CALLS | {
+    "qwen-image": {**TEXT, **SMALL},
+    "z-image": {**TEXT, **SMALL},
+    "wan": {**TEXT, **SMALL, "num_frames": 5},
+    "hunyuandit": {**TEXT, **LARGE, "use_resolution_binning": False},
+    "flux2": {**TEXT, **SMALL},
+    "auraflow": {**TEXT, **SMALL},
+    "cogview4": {**TEXT, **LARGE},
+    "lumina2": {**TEXT, **LARGE},
+}
+"""Arguments of a call of every family's tiny pipeline; `CALLS` has four of different kinds."""
 KINDS = {
     "plain": {"history_layers": 0, "target": "anchored"},  # with the target "state", no module would be needed
     "history": {"history_layers": 2},
@@ -39,7 +51,7 @@ class Exports:
         if (name, "teacher") not in made:
             made[name, "teacher"] = save(name, root / name / "teacher")
         if (name, kind) not in made:
-            size = {"height": 16, "width": 16} if name == "flux" else {}
+            size = {key: x for key, x in ALL_CALLS[name].items() if key in ("height", "width", "num_frames")}
             teacher = Teacher.from_pretrained(made[name, "teacher"], guidance_scale=2.0, **size)
             torch.manual_seed(1)
             student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), **KINDS[kind])).eval()
@@ -65,10 +77,12 @@ def control(folder, **options):
 
 
 def draw(pipeline, name, seed=0, **options):
-    given = {**CALLS[name], "output_type": "pt", **options}
+    generator = torch.Generator().manual_seed(seed)
+    given = {**ALL_CALLS[name], "output_type": "pt", "generator": generator, **options}
     if "_student" not in vars(pipeline):  # stock
         given |= {"num_inference_steps": 2} | ({"guidance_scale": 1.0} if name == "dit" else {})
-    return pipeline(**given, generator=torch.Generator().manual_seed(seed)).images
+    drawn = pipeline(**given)
+    return drawn.frames if hasattr(drawn, "frames") else drawn.images
 
 
 def near(images, expected):

@@ -14,9 +14,9 @@ import ardistill
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = "src|tests|docs|benchmarks|examples|recipes|scripts"
+FOLDERS = "src|tests|docs|benchmarks|examples|integrations|recipes|scripts"
 DOCS = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")])
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "integrations" / "comfyui" / "README.md", *DOCS]
 ELSEWHERE = {"docs/piFlow.md", "examples/consistency_distillation"}
 """Files of other projects that a page names."""
 

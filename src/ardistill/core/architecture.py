@@ -35,6 +35,8 @@ class Architecture:
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
     guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
     """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
+    keeps_float32: bool = False
+    """Whether the pipeline wants every state in float32 whatever the weights are in, and converts the last one."""
     scale_is_input_of: tuple[str, ...] = ()
     """Pipeline classes whose ``guidance_scale`` is an input of the network instead of classifier-free guidance.
 

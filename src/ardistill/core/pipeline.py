@@ -36,7 +36,8 @@ _ENCODING = threading.RLock()
 class _FixedKnots:
     """What the pipeline's loop asks of a scheduler: the student's times, and its step from one to the next.
 
-    The state stays in float32. The loop gets each state in the dtype of its latents, the last one in that of the VAE.
+    The state stays in float32. The loop gets each state in the dtype of its latents, the last one in that of the VAE,
+    ``last_dtype``, which is None where the pipeline converts it.
     """
 
     order = 1
@@ -74,8 +75,7 @@ class _FixedKnots:
         check_cached((self.layout.cache or {}).values(), index + 1)
         if self.state is None or self.given is None or self.given[0] is not sample or self.given[1] != _version(sample):
             self.state = sample.float()  # the noise, or latents that a callback changed
-        if self.noise is None:
-            self.noise = self.state
+        self.noise = self.state if self.noise is None else self.noise
         estimate = self.student.estimate(model_output, self.state, index)
         self.state = self.student.next_input(estimate, self.noise, index)
         is_last = index + 1 == self.student.knots.num_steps
@@ -153,11 +153,9 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
             del options[name]
         if name in GRID and value is not None:
             raise ValueError(f"the student's times are fixed, its {student.knots.num_steps} steps; leave {name} out")
-    try:
-        inspect.signature(base.__call__).bind_partial(None, **options)
-    except TypeError as error:
-        text = f"{base.__name__}: {error}; leave it out, or see the arguments in help({base.__name__})"
-        raise ArgumentError(text) from error
+    if unknown := {*options} - {*inspect.signature(base.__call__).parameters}:  # some pipelines ignore others: **kwargs
+        text = f"unexpected keyword argument {', '.join(map(repr, sorted(unknown)))}; leave it out"
+        raise ArgumentError(f"{base.__name__}: {text}, or see the arguments in help({base.__name__})")
     if options.pop("num_inference_steps", student.knots.num_steps) != student.knots.num_steps:
         raise ValueError(f"the student draws in {student.knots.num_steps} steps; leave num_inference_steps out")
 
@@ -242,7 +240,8 @@ class FewStepPipeline:
             options["latents"] = _cast(options["latents"], self.transformer.dtype)
         whole = self.__dict__.get("_whole", self)
         vae = self.vae or _Pixels()
-        knots = _FixedKnots(student, whole.scheduler.config, getattr(vae, "dtype", None))
+        keeps_float32 = architecture_of(unwrapped(self.transformer)).keeps_float32
+        knots = _FixedKnots(student, whole.scheduler.config, None if keeps_float32 else getattr(vae, "dtype", None))
         knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
         view = object.__new__(type(self))  # not by __init__: it shares the parts, and adopts no transformer
         view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})

@@ -46,6 +46,7 @@ FAMILY = Family(
     image_tokens=count_padded,
     time_embedding="t_embedder",
     guidance_off=("guidance_scale", 0.0),
+    keeps_float32=True,
     inputs=_inputs,
     on_host=("encoder_attention_mask",),
     output=_output,

@@ -6,16 +6,18 @@ import inspect
 from pathlib import Path
 
 import diffusers
+import torch
 
 from ardistill.core import pipeline
 from ardistill.teacher import Companions, find_source
 
 
-def load(folder: str | Path) -> diffusers.DiffusionPipeline:
+def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffusers.DiffusionPipeline:
     """An exported student as a diffusers pipeline, run by this package's code instead of the folder's own.
 
     Args:
         folder: The folder that ``export`` wrote, or the Hub id that it was uploaded to.
+        torch_dtype: Dtype of the weights, as for diffusers' ``from_pretrained``; float32 if not given.
 
     Raises:
         ValueError: The folder holds no exported student.
@@ -35,7 +37,7 @@ def load(folder: str | Path) -> diffusers.DiffusionPipeline:
             f"{folder}/model_index.json is damaged, or names a class that this diffusers lacks ({error}); update "
             "diffusers, or export again"
         ) from error
-    loaded = {part: kind.from_pretrained(found / part) for part, kind in classes.items()}
+    loaded = {part: kind.from_pretrained(found / part, torch_dtype=torch_dtype) for part, kind in classes.items()}
     # All parts get the transformer's dtype: exports of an older version store text encoders in another one.
     dtype = loaded["transformer"].dtype
     parts = {
