@@ -267,4 +267,18 @@ class ExportOptions:
     student: str
     """Run folder of distill or finetune, or one of its checkpoints."""
     out: str
-    """New folder to write."""
+    """New folder to write; with push also one that holds this student's export already, which is then pushed."""
+    license: str | None = None
+    """Licence for the card, as the Hub writes it (apache-2.0); that of the teacher's card if not given."""
+    datasets: list[str] | None = None
+    """Hub ids, for the card, of the data sets that the student was trained on; one read from hf:// is known."""
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Options of pushing to the Hub."""
+
+    push: str | None = None
+    """Name of the repository on the Hub, with the user or organization: you/name."""
+    private: bool = False
+    """Make the repository private, if it is a new one."""

@@ -1,6 +1,9 @@
-"""A student as others load it: a diffusers pipeline folder with its own module, card and picture."""
+"""A student as others load it: a diffusers pipeline folder with its module, card and picture, here and on the Hub."""
 
 from ardistill.publishing.export import export as export
+from ardistill.publishing.export import is_export_of as is_export_of
+from ardistill.publishing.hub import check_push as check_push
+from ardistill.publishing.hub import push as push
 from ardistill.publishing.load import load as load
 
-__all__ = ["export", "load"]
+__all__ = ["check_push", "export", "is_export_of", "load", "push"]
