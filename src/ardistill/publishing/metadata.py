@@ -76,8 +76,8 @@ def _results(student: Student, origin: Origin, task: str) -> list[EvalResult]:
                 dataset_name=f"Held-out trajectories of {shown_teacher(student)}",
                 metric_type=kind,
                 metric_name=words,
-                metric_value=float(f"{value:.6g}"),
-                metric_args=facts,
+                metric_value=value if isinstance(value, int) else float(f"{value:.6g}"),
+                metric_args=None if name in ("nfe", "macs_per_image") else facts,
             )
         )
     return results

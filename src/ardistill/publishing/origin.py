@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -112,14 +113,12 @@ def teacher_license(teacher: Teacher) -> dict[str, str]:
 
     The card is the README.md of the teacher's folder, or of its repository on the Hub, or in the Hub's cache.
     """
-    companions, base, revision = teacher.companions, hub_id(teacher.name), split_name(teacher.name)[1]
-    path = companions.source / "README.md" if isinstance(companions, Companions) else None
-    if base is not None and (path is None or not path.is_file()):
-        try:
+    companions, base, (name, revision, _) = teacher.companions, hub_id(teacher.name), split_name(teacher.name)
+    path = (companions.source if isinstance(companions, Companions) else Path(name)) / "README.md"
+    if base is not None and not path.is_file():
+        with contextlib.suppress(Exception):  # offline, or it has no card: the Hub's client raises many kinds
             path = Path(hf_hub_download(base, "README.md", revision=revision))
-        except Exception:  # offline and not in the cache, or it has no card: the Hub's client raises many kinds
-            path = None
-    if path is None or not path.is_file():
+    if path == Path("README.md") or not path.is_file():  # of the current folder, where the teacher has no name
         return {}
     try:
         data = ModelCard.load(path, ignore_metadata_errors=True).data
