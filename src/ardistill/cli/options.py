@@ -130,6 +130,21 @@ class ExportTrajectoriesOptions:
 
 
 @dataclass(frozen=True)
+class PushTrajectoriesOptions:
+    """Options of trajectories push."""
+
+    push: str
+    """Name of the data set's repository on the Hub, with the user or organization: you/name."""
+    private: bool = False
+    """Make the repository private, if it is a new one."""
+    license: str | None = None
+    """Licence for the card, as the Hub writes it (cc-by-4.0); that of the teacher's card, if any, if not given."""
+    out: str | None = None
+    """Folder for the Parquet files, which is kept; if not given, a hidden one beside the recording, which is removed
+    after the push."""
+
+
+@dataclass(frozen=True)
 class DistillOptions:
     """Options of distill."""
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ardistill.publishing.metadata import card_metadata, shown_teacher
+from ardistill.publishing.metadata import card_metadata
 from ardistill.publishing.origin import Origin
 from ardistill.publishing.sections import how_it_was_made, license_section, limits
 from ardistill.student import Student
-
-PLACE = "this/folder"
-"""What the card calls the export until it is pushed and has a name."""
+from ardistill.teacher import public_name
+from ardistill.trajectories.parquet import PLACE
 
 
 def loading_with_own_module(student: Student) -> str:
@@ -61,7 +60,7 @@ def model_card(
         )
     parts = [
         f"---\n{card_metadata(student, origin, relation).to_yaml()}\n---",
-        f"# A {student.num_steps}-step student of {shown_teacher(student)}",
+        f"# A {student.num_steps}-step student of {public_name(config.teacher)}",
         f"AutoRegressive Distillation (arXiv:2504.11295): {student.num_steps} steps, {kind}; target `{config.target}`, "
         f"output\n`{config.output}`. {guidance}",
         loading,

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 
 from ardistill.errors import version
-from ardistill.publishing.card import PLACE
-from ardistill.publishing.metadata import TAG
 from ardistill.publishing.origin import checked_license
 from ardistill.publishing.sections import NO_LICENSE, license_text
+from ardistill.teacher import public_name
+from ardistill.trajectories.parquet import PLACE, TAG
 
 Kind = Literal["model", "dataset"]
 _BLANK = {".gitattributes", "README.md"}
@@ -58,11 +59,9 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, license: st
     check_push(repo_id, private=private)
     card.text = card.text.replace(PLACE, repo_id)
     title = next((line[2:] for line in card.text.splitlines() if line.startswith("# ")), "A few-step student")
-    with tempfile.TemporaryDirectory() as staged:
-        _link(Path(folder), Path(staged))
-        (Path(staged) / "README.md").unlink()
-        card.save(Path(staged) / "README.md")
-        return upload(staged, repo_id, private=private, message=title, replaced=["pipeline_*.py"])
+    changed = {"README.md": str(card), "model_index.json": _public_index(Path(folder) / "model_index.json")}
+    with staged(Path(folder), changed) as linked:
+        return upload(linked, repo_id, private=private, message=title, replaced=["pipeline_*.py"])
 
 
 def check_push(repo_id: str, *, private: bool = False, kind: Kind = "model") -> None:
@@ -214,13 +213,33 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__
 
 
-def _link(folder: Path, staged: Path) -> None:
-    """Link every file of a folder into another folder, hidden ones left out."""
-    for path in folder.rglob("*"):
-        place = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in place.parts):
-            (staged / place).parent.mkdir(parents=True, exist_ok=True)
-            (staged / place).symlink_to(path.resolve())
+@contextlib.contextmanager
+def staged(folder: Path, changed: Mapping[str, str]) -> Iterator[Path]:
+    """Yield a temporary folder that links to the files of a folder, hidden ones left out.
+
+    Args:
+        folder: The folder, which is not changed.
+        changed: Name of a file -> what it holds in the temporary folder; left out where that is empty.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in folder.rglob("*"):
+            place = path.relative_to(folder)
+            if path.is_file() and str(place) not in changed and not any(x.startswith(".") for x in place.parts):
+                (Path(temporary) / place).parent.mkdir(parents=True, exist_ok=True)
+                (Path(temporary) / place).symlink_to(path.resolve())
+        for name, text in changed.items():
+            if text:
+                (Path(temporary) / name).write_text(text)
+        yield Path(temporary)
+
+
+def _public_index(path: Path) -> str:
+    """An export's ``model_index.json``, in which a teacher in a folder has lost its path; empty if there is none."""
+    text = path.read_text() if path.is_file() else ""
+    student = json.loads(text).get("student") if text else None
+    if not isinstance(student, dict) or not student.get("teacher"):
+        return text
+    return text.replace(json.dumps(student["teacher"]), json.dumps(public_name(student["teacher"])))
 
 
 def _read_card(folder: Path) -> ModelCard:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCardData
 
 from ardistill.evaluation.report import COLUMNS
-from ardistill.publishing.origin import Origin, hub_id
+from ardistill.publishing.origin import Origin
 from ardistill.student import Student
+from ardistill.teacher import hub_id, public_name
+from ardistill.trajectories.parquet import TAG
 
-TAG = "ardistill"
-"""The tag by which a card says that this package wrote what it stands beside."""
 WIDGET = 3
 """Prompts that the widget of a text-to-image student offers."""
 _UNMEASURED = ("ms_per_image", "seeds")
@@ -73,7 +73,7 @@ def _results(student: Student, origin: Origin, task: str) -> list[EvalResult]:
             EvalResult(
                 task_type=task,
                 dataset_type="trajectories",
-                dataset_name=f"Held-out trajectories of {shown_teacher(student)}",
+                dataset_name=f"Held-out trajectories of {public_name(student.config.teacher)}",
                 metric_type=kind,
                 metric_name=words,
                 metric_value=value if isinstance(value, int) else float(f"{value:.6g}"),
@@ -81,12 +81,3 @@ def _results(student: Student, origin: Origin, task: str) -> list[EvalResult]:
             )
         )
     return results
-
-
-def shown_teacher(student: Student) -> str:
-    """The teacher's name on a card: of a folder the last part alone, as others do not have the path."""
-    name = student.config.teacher
-    base = hub_id(name)
-    if base is None and not name.startswith("zoo/"):
-        base = name.replace("\\", "/").rstrip("/").rpartition("/")[2].partition(":")[0]
-    return base or name or "an unnamed teacher"

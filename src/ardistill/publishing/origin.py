@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, constants, hf_hub_download
 
 from ardistill.evaluation import evaluation_folder, is_run, run_of
 from ardistill.files import read_json
-from ardistill.teacher import Companions, Teacher, split_name
+from ardistill.teacher import ZOO, Teacher, hub_id, split_name
 
 _LICENSE = ("license", "license_name", "license_link")
 
@@ -61,7 +61,7 @@ def find_origin(
         ValueError: ``license`` is no identifier of a licence, ``datasets`` are no Hub ids, or a file of the run is
             damaged.
     """
-    inherited = teacher_license(teacher)
+    inherited = teacher_license(teacher.name)
     facts: dict[str, Any] = {"license": inherited, "teacher_license": inherited, "datasets": [*datasets]}
     if license is not None:
         facts["license"] = checked_license(license, inherited)
@@ -101,24 +101,20 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def hub_id(name: str) -> str | None:
-    """The Hub id in a teacher's name; None for an embedded teacher and for a folder or file."""
-    base = split_name(name)[0]
-    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not base.startswith("zoo/")
-    return base if is_id and not Path(base).exists() else None
-
-
-def teacher_license(teacher: Teacher) -> dict[str, str]:
+def teacher_license(name: str) -> dict[str, str]:
     """The licence that the metadata of a teacher's card name; empty if there is no card, or none is named.
 
     The card is the README.md of the teacher's folder, or of its repository on the Hub, or in the Hub's cache.
+
+    Args:
+        name: The teacher's name, as ``Teacher.from_pretrained`` takes it; empty if it has none.
     """
-    companions, base, (name, revision, _) = teacher.companions, hub_id(teacher.name), split_name(teacher.name)
-    path = (companions.source if isinstance(companions, Companions) else Path(name)) / "README.md"
-    if base is not None and not path.is_file():
+    base, (place, revision, _) = hub_id(name), split_name(name)
+    path = ZOO.get(name, Path(place)) / "README.md"
+    if base is not None:
         with contextlib.suppress(Exception):  # offline, or it has no card: the Hub's client raises many kinds
             path = Path(hf_hub_download(base, "README.md", revision=revision))
-    if path == Path("README.md") or not path.is_file():  # of the current folder, where the teacher has no name
+    if not name or not path.is_file():
         return {}
     try:
         data = ModelCard.load(path, ignore_metadata_errors=True).data

@@ -10,9 +10,9 @@ import yaml
 
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.evaluation import run_of
-from ardistill.publishing.metadata import shown_teacher
 from ardistill.publishing.origin import Origin
 from ardistill.student import Student
+from ardistill.teacher import public_name
 
 NO_LICENSE = (
     "None is named here, as the teacher's card, from which a student inherits its licence, is not known or names none. "
@@ -26,7 +26,7 @@ def how_it_was_made(student: Student, origin: Origin) -> str:
     low, high = config.guidance_range
     guidance = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     weights = f", weights {config.fingerprint[:12]}" if config.fingerprint else ""
-    lines = [f"- Teacher: {shown_teacher(student)}{weights}, guidance {guidance}."]
+    lines = [f"- Teacher: {public_name(config.teacher)}{weights}, guidance {guidance}."]
     if not settings:
         return _section("How it was made", [*lines, "- The run that trained it is not known."])
     data, training = settings.get("data", {}), settings.get("training", {})

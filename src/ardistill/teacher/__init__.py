@@ -11,5 +11,7 @@ from ardistill.teacher.schedule import knots_from_scheduler as knots_from_schedu
 from ardistill.teacher.seeding import seeded_generator as seeded_generator
 from ardistill.teacher.source import ZOO as ZOO
 from ardistill.teacher.source import find_source as find_source
+from ardistill.teacher.source import hub_id as hub_id
+from ardistill.teacher.source import public_name as public_name
 from ardistill.teacher.source import split_name as split_name
 from ardistill.teacher.teacher import Teacher as Teacher
