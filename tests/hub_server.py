@@ -139,8 +139,7 @@ class Hub:
             token: The token of this process, if it has one.
             xet: Whether huggingface_hub takes the way that it takes where hf_xet is installed.
         """
-        from fsspec.spec import AbstractFileSystem
-        from huggingface_hub import HfFileSystem, constants
+        from huggingface_hub import HfFileSystem, constants, file_download, hf_file_system
 
         monkeypatch.delenv("HF_TOKEN", raising=False)
         for name, value in self.environment(home, token).items():
@@ -152,8 +151,9 @@ class Hub:
             "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
         }.items():  # fmt: skip
             monkeypatch.setattr(constants, name, value)
+        for module in (file_download, hf_file_system):  # earlier versions keep a copy
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        assert issubclass(HfFileSystem, AbstractFileSystem)
         HfFileSystem.clear_instance_cache()
 
 

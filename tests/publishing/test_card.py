@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from hub_server import Hub
 from huggingface_hub import ModelCard
 from tiny_students import make
 
@@ -11,9 +12,9 @@ from ardistill import TrainingConfig, TrajectoryDataset, distill, record
 from ardistill.files import sealed_json
 from ardistill.publishing import export
 from ardistill.publishing.card import loading_with_own_module, model_card
-from ardistill.publishing.origin import Origin, find_origin, hub_id, teacher_license
+from ardistill.publishing.origin import Origin, find_origin, teacher_license
 from ardistill.student import Student
-from ardistill.teacher import Teacher
+from ardistill.teacher import Teacher, hub_id, public_name
 
 METRICS = {
     "arms": {
@@ -125,20 +126,33 @@ def test_where_a_teacher_is(tmp_path, monkeypatch):
     names = ("org/model", "org/model@v1", "zoo/fashion", "/a/folder", "", "teachers/mine", "DiT.pt")
     (tmp_path / "teachers" / "mine").mkdir(parents=True)
     assert [hub_id(x) for x in names] == ["org/model", "org/model", None, None, None, None, None]
+    shown = ["org/model", "org/model", "zoo/fashion", "folder", "an unnamed teacher", "mine", "DiT.pt"]
+    assert [public_name(x) for x in names] == shown
 
 
-def test_licences(named, teacher, tmp_path):
-    assert teacher_license(teacher) == {}
-    assert teacher_license(Teacher.from_pretrained("zoo/fashion", device="cpu")) == {"license": "mit"}
-    house = teacher_license(named)
+def test_licences(named, tmp_path):
+    assert teacher_license("") == teacher_license(str(tmp_path)) == teacher_license("org/unknown") == {}
+    assert teacher_license("zoo/fashion") == {"license": "mit"}
+    house = teacher_license(named.name)
     assert find_origin(None, named).license == house == find_origin(None, named, "other").license
     given = find_origin(None, named, "mit")
     assert given.license == {"license": "mit"} and given.teacher_license == house
     for text in ("no metadata", "---\nlicense: [\n---\n", "---\ntags: [x]\n---\n", "---\n3\n---\n"):
         (tmp_path / "teacher" / "README.md").write_text(text)
-        assert teacher_license(named) == {}
+        assert teacher_license(named.name) == {}
     with pytest.raises(ValueError, match="expected Hub ids of data sets, such as you/recording, got 'mine'"):
         find_origin(None, named, datasets=["mine"])
+
+
+def test_the_licence_of_a_teacher_on_the_hub(tmp_path, monkeypatch):
+    with Hub() as hub:
+        hub.point_here(monkeypatch, tmp_path / "home")
+        card = "---\nlicense: other\nlicense_name: house\nlicense_link: LICENSE.md\n---\n"
+        hub.add("org/model", {"README.md": card.encode()})
+        link = f"{hub.url}/org/model/blob/main/LICENSE.md"
+        expected = {"license": "other", "license_name": "house", "license_link": link}
+        assert teacher_license("org/model") == expected
+    assert teacher_license("org/model") == expected  # the Hub is gone, its cache is there
 
 
 def test_damaged_figures_are_refused_before_anything_is_written(run, named, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ardistill.errors import version
@@ -87,7 +87,7 @@ def check_push(repo_id: str, *, private: bool = False, kind: Kind = "model") -> 
     if constants.HF_HUB_OFFLINE:
         raise ValueError(f"{repo_id} cannot be pushed to: HF_HUB_OFFLINE is set; unset it, or leave out the push")
     api = _api()
-    with _refusals(repo_id, api):
+    with _refusals(repo_id):
         _check_permission(api.whoami(), repo_id)
         found = _look_up(api, repo_id, kind)
     if found is None:
@@ -127,7 +127,7 @@ def upload(
         ValueError: The Hub cannot be reached or refuses.
     """
     api = _api()
-    with _refusals(repo_id, api):
+    with _refusals(repo_id):
         url = api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,
@@ -181,7 +181,7 @@ def _look_up(api: HfApi, repo_id: str, kind: Kind) -> Any:
 
 
 @contextlib.contextmanager
-def _refusals(repo_id: str, api: HfApi) -> Iterator[None]:
+def _refusals(repo_id: str) -> Iterator[None]:
     """Context in which what the Hub's client raises becomes one line; the token is in none.
 
     Raises:
@@ -189,24 +189,19 @@ def _refusals(repo_id: str, api: HfApi) -> Iterator[None]:
     """
     try:
         yield
-    except HfHubHTTPError as error:
-        status, reason = getattr(error.response, "status_code", 0), _first_line(error)
+    except Exception as error:  # the Hub's client raises those of several packages
+        status, reason = getattr(getattr(error, "response", None), "status_code", None), _first_line(error)
+        if status is None and isinstance(error, ValueError):  # of this module, or of the Hub's check of a card
+            raise ValueError(" ".join(str(error).split())) from error
         if status == 401:
             raise ValueError(f"the Hub does not accept the token ({reason}); {_LOG_IN}") from error
         if status == 403:
             raise ValueError(f"the Hub does not let this token write to {repo_id} ({reason}); {_LOG_IN}") from error
-        raise _interrupted(repo_id, reason) from error
-    except ValueError:  # of this module, or of the Hub's check of a card
-        raise
-    except Exception as error:  # the Hub's client raises those of several packages
-        raise _interrupted(repo_id, _first_line(error.__cause__ or error)) from error
-
-
-def _interrupted(repo_id: str, reason: str) -> ValueError:
-    return ValueError(
-        f"{repo_id}: the connection to the Hub failed ({reason}); nothing is lost, the same command again uploads what "
-        "is missing"
-    )
+        reason = _first_line(error.__cause__ or error)
+        raise ValueError(
+            f"{repo_id}: the push was interrupted ({reason}); nothing is lost, the same command again uploads what is "
+            "missing"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
