@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ardistill.planning import cost as cost
     from ardistill.publishing import export as export
     from ardistill.publishing import load as load
+    from ardistill.publishing import push as push
+    from ardistill.publishing import push_trajectories as push_trajectories
     from ardistill.student import Student as Student
     from ardistill.student import StudentConfig as StudentConfig
     from ardistill.student import sample as sample
@@ -37,7 +39,7 @@ _ROOMS = {
     "evaluation": ("Comparison", "compare_students", "evaluate"),
     "families": ("Family", "register_family"),
     "planning": ("cost",),
-    "publishing": ("export", "load"),
+    "publishing": ("export", "load", "push", "push_trajectories"),
     "student": ("Student", "StudentConfig", "sample"),
     "studies": ("quickstart",),
     "teacher": ("Teacher",),

@@ -1,4 +1,4 @@
-"""Progress bars of all commands: drawn on a terminal, one line of text every half minute in a log file."""
+"""Progress bars of all commands: drawn on a terminal, one line of text every half minute in a log file; a stopwatch."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ class _Lines(tqdm):
             self._decr_instances(self)
             if self.last_print_n < self.n or self.postfix:  # otherwise the previous line says the same
                 self.sp(str(self))
+
+
+class Stopwatch:
+    """Measures how long the parts of some work take, one after the other."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last call, or since the stopwatch was made."""
+        began, self._began = self._began, time.monotonic()
+        return self._began - began
 
 
 def bar(steps: Iterable[Any] | None = None, **options: Any) -> Any:

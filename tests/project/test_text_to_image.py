@@ -64,6 +64,7 @@ def test_evaluate_reports_adherence_next_to_fd(way, capsys):
     text = capsys.readouterr().out
     assert "Prompt adherence, unseen combinations" in text and "real renders, by the same detector" in text
     found = json.loads((way / "run" / "evaluation" / "metrics.json").read_text())
+    assert len(found["prompts"]) == 10
     for arm in ("teacher", "solver_2", "run"):
         shares = [found["adherence"][split][arm][-1] for split in ("seen", "unseen_combinations")]
         assert [x["num_images"] for x in shares] == [6, 4] and found["arms"][arm]["fd"] > 0

@@ -11,6 +11,7 @@ TRAJECTORIES: dict[str, Command] = {
     "repair": trajectories.repair,
     "show": trajectories.show,
     "export": trajectories.export_trajectories,
+    "push": trajectories.push,
 }
 """What `ardistill trajectories` does with a recording."""
 

@@ -130,6 +130,21 @@ class ExportTrajectoriesOptions:
 
 
 @dataclass(frozen=True)
+class PushTrajectoriesOptions:
+    """Options of trajectories push."""
+
+    push: str
+    """Name of the data set's repository on the Hub, with the user or organization: you/name."""
+    private: bool = False
+    """Make the repository private, if it is a new one."""
+    license: str | None = None
+    """Licence for the card, as the Hub writes it (cc-by-4.0); that of the teacher's card, if any, if not given."""
+    out: str | None = None
+    """Folder for the Parquet files, which is kept; if not given, a hidden one beside the recording, which is removed
+    after the push."""
+
+
+@dataclass(frozen=True)
 class DistillOptions:
     """Options of distill."""
 
@@ -268,9 +283,23 @@ class ExportOptions:
     student: str
     """Run folder of distill or finetune, or one of its checkpoints."""
     out: str
-    """New folder to write."""
+    """New folder to write; with push also one that holds this student's export already, which is then pushed."""
     form: Literal["pipeline", "lora", "single_file"] = "pipeline"
     """What is written. pipeline: a diffusers folder; lora: the adapters of a finished run (distill --lora_rank) for the
     base model, as diffusers, or PEFT, and ComfyUI load them; single_file: all weights of a student of Flux, SD3 or Wan
     in the layout of the original checkpoint. The last two are for students that a stock pipeline can draw, without
     history."""
+    license: str | None = None
+    """Licence for the card, as the Hub writes it (apache-2.0); that of the teacher's card if not given."""
+    datasets: list[str] | None = None
+    """Hub ids, for the card, of the data sets that the student was trained on; one read from hf:// is known."""
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Options of pushing to the Hub."""
+
+    push: str | None = None
+    """Name of the repository on the Hub, with the user or organization: you/name."""
+    private: bool = False
+    """Make the repository private, if it is a new one."""

@@ -62,7 +62,7 @@ def _add_commands(parser: Parser, commands: dict[str, Any], dest: str, title: st
     added = parser.add_subcommands(dest=dest, title=title, help="One of these; add --help for its options.")
     for name, command in commands.items():
         if isinstance(command, dict):
-            summary = "Describe, check, repair, show and export recorded trajectories."
+            summary = "Describe, check, repair, show, export and push recorded trajectories."
         else:
             summary = (command.__doc__ or "").strip().replace("\n    ", "\n")
         sub = parser.commands[name] = Parser(description=summary)

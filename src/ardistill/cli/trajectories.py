@@ -1,4 +1,4 @@
-"""The commands that record trajectories, inspect and check them, repair, show and export them."""
+"""The commands that record trajectories, inspect and check them, repair, show, export and push them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ardistill.cli.command import Result
 from ardistill.cli.options import (
     ComputeDevice,
     ExportTrajectoriesOptions,
+    PushTrajectoriesOptions,
     RecordedTeacher,
     RecordedTrajectories,
     RecordOptions,
@@ -145,9 +146,22 @@ def show(data: RecordedTrajectories, options: ShowOptions, recorded: RecordedTea
 
 
 def export_trajectories(data: RecordedTrajectories, options: ExportTrajectoriesOptions) -> Result:
-    """Write trajectories as Parquet files for `datasets`; `hf upload --repo-type dataset` publishes them."""
+    """Write trajectories as Parquet files, which `datasets` and distill read; push publishes them."""
     from ardistill import trajectories
 
     count = trajectories.export_parquet(data.trajectories, options.out)
     text = f'{count} trajectories: datasets.load_dataset("{options.out}", split="train")'
     return Result({"out": options.out, "count": count}, text)
+
+
+def push(data: RecordedTrajectories, options: PushTrajectoriesOptions) -> Result:
+    """Push trajectories to the Hub as a data set whose viewer works, and which distill reads as hf://datasets/you/name.
+
+    The same command again continues an interrupted push.
+    """
+    from ardistill import publishing
+
+    url = publishing.push_trajectories(
+        data.trajectories, options.push, private=options.private, license=options.license, out=options.out
+    )
+    return Result({"url": url, "trajectories": f"hf://datasets/{options.push}"}, url)

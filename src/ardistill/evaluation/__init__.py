@@ -28,7 +28,7 @@ from ardistill.evaluation.metrics import (
 )
 from ardistill.evaluation.plots import adversarial_plot, exposure_bias_plot, sample_grid
 from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
-from ardistill.evaluation.runs import evaluation_folder, run_of
+from ardistill.evaluation.runs import evaluation_folder, is_run, run_of
 from ardistill.evaluation.sampler import Sampler
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "feature_network",
     "format_table",
     "frechet_distance",
+    "is_run",
     "kernel_distance",
     "latency_ms",
     "markdown_table",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ardistill.evaluation.adherence import Score, adherence
-from ardistill.evaluation.comparison import Comparison, Figures
+from ardistill.evaluation.comparison import SHOWN, Comparison, Figures
 from ardistill.evaluation.cost import count_macs, latency_ms
 from ardistill.evaluation.features import extract_features
 from ardistill.evaluation.judge import Judge
@@ -115,6 +115,7 @@ def compare_samplers(
         floor=floor,
         notes=notes,
         adherence=scores,
+        prompts=[*(prompts or ())][:SHOWN],
     )
 
 

@@ -50,6 +50,8 @@ class Comparison:
     """Prompts of the scene world only: "seen" or "unseen_combinations" -> arm -> its score in each category."""
     error_per_step: dict[str, ErrorPerStep] = field(default_factory=dict)
     """Student -> its mean squared error per step, as `exposure_bias` gives it; empty if not measured."""
+    prompts: list[str] = field(default_factory=list)
+    """The prompts of the samples in the grid; empty for class labels."""
     folder: Path | None = None
     """Where the report was written; None if it was not."""
 
@@ -94,6 +96,8 @@ class Comparison:
             "paired_with_baseline": {arm: interval._asdict() for arm, interval in self.intervals.items()},
             "notes": self.notes,
         }
+        if self.prompts:
+            found["prompts"] = self.prompts
         if self.adherence:
             found["adherence"] = {
                 split: {arm: [asdict(score) for score in scores] for arm, scores in arms.items()}

@@ -16,12 +16,13 @@ import diffusers
 import torch
 from torch import Tensor
 
-from ardistill.files import save_tensors, write_whole
+from ardistill.files import load_tensors, save_tensors, write_whole
 from ardistill.publishing.layouts import HUNYUAN_DIT, LUMINA2, WAN, KeyLayout, last_block
 from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
 from ardistill.student import Student
 from ardistill.student.files import adapter_weights
 from ardistill.teacher import StockDrawing, Teacher
+from ardistill.trajectories.parquet import PLACE
 
 COMFYUI: dict[str, KeyLayout | None] = {
     "SD3Transformer2DModel": None,
@@ -71,11 +72,11 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     }
     if hasattr(getattr(diffusers, teacher.pipeline_class), "load_lora_weights"):
         _write_for_diffusers(weights, adapters, rank, folder)
-        lines = 'pipeline.load_lora_weights("this/folder", weight_name="pytorch_lora_weights.safetensors")'
+        lines = f'pipeline.load_lora_weights("{PLACE}", weight_name="pytorch_lora_weights.safetensors")'
         reason, imports = "", ""
     else:
         _write_for_peft(weights, adapters, rank, folder)
-        model = 'PeftModel.from_pretrained(pipeline.transformer, "this/folder")'
+        model = f'PeftModel.from_pretrained(pipeline.transformer, "{PLACE}")'
         lines, imports = f"pipeline.transformer = {model}.merge_and_unload()", "from peft import PeftModel"
         reason = f" PEFT\nadds the adapters to the transformer, as diffusers' {teacher.pipeline_class} loads none."
     load = f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student.config)})\n{lines}"
@@ -88,6 +89,18 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     save_tensors(for_comfyui(adapters, COMFYUI[student.class_name]), folder / file, header)
     more = loading_by_comfyui(student, file, "models/loras", "*LoraLoaderModelOnly* at strength 1")
     return f"{loading}\n\n{more}"
+
+
+def stored_adapters(folder: Path) -> dict[str, Tensor]:
+    """The adapters that ``write_lora`` wrote, by their names in the transformer.
+
+    Raises:
+        ValueError: There are none.
+    """
+    for file, prefix in (("adapter_model", "base_model.model."), ("pytorch_lora_weights", "transformer.")):
+        if (path := folder / f"{file}.safetensors").is_file():
+            return {name.removeprefix(prefix): value for name, value in load_tensors(path).items()}
+    raise ValueError(f"expected adapters in {folder}, found none; export them with form lora")
 
 
 def _write_for_diffusers(weights: Mapping[str, Tensor], adapters: Adapters, rank: int, folder: Path) -> None:

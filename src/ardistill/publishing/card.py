@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
-from huggingface_hub import ModelCardData
-
+from ardistill.errors import version
+from ardistill.publishing.metadata import card_metadata
+from ardistill.publishing.origin import Origin
+from ardistill.publishing.sections import how_it_was_made, license_section, limits
 from ardistill.student import Student
-from ardistill.teacher import split_name
+from ardistill.teacher import public_name
+from ardistill.trajectories.parquet import PLACE
 
 
 def result_name(student: Student) -> str:
@@ -34,31 +37,36 @@ def loading_with_own_module(student: Student, module: Path, reason: str) -> str:
     return f"""```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("this/folder", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained("{PLACE}", trust_remote_code=True)
 images = pipeline({example}).{result_name(student)}
 ```
 
 diffusers' own pipeline cannot draw this student: {reason}.
 `trust_remote_code` runs `{module.name}` of this folder, which needs {needs} alone. To review it, read its
-{len(source.splitlines())} lines, or make them anew with ardistill {version("ardistill")}: they are what
+{len(source.splitlines())} lines, or make them anew with ardistill {version()}: they are what
 `ardistill.publishing.pipeline_source` writes for every student of a {student.class_name}. SHA-256:
 `{hashlib.sha256(source).hexdigest()}`.
 
-With ardistill installed, `ardistill.load("this/folder")` runs the package's own code instead.{more}"""
+With ardistill installed, `ardistill.load("{PLACE}")` runs the package's own code instead.{more}"""
 
 
-def model_card(student: Student, loading: str, figures: str = "", has_picture: bool = True) -> str:
-    """Markdown that describes the student, how to load it and what was measured.
+def model_card(
+    student: Student,
+    loading: str,
+    origin: Origin = Origin(),  # noqa: B008
+    has_picture: bool = True,
+    relation: Literal["adapter", "finetune"] = "finetune",
+) -> str:
+    """Markdown that describes the student, how to load it, what was measured, how it was made and what it cannot do.
 
     Args:
         student: The student, which is described by its configuration.
         loading: Markdown that says how to load the folder and draw with it.
-        figures: Markdown of measured metrics; if empty, the card says that nothing was measured.
+        origin: Where the student comes from, and what was measured of it, as far as it is known.
         has_picture: Whether ``samples.png`` is in the card's folder.
+        relation: What the folder's weights are to the teacher's.
     """
     config = student.config
-    name = split_name(config.teacher)[0]  # of a folder the last part alone, as others do not have the path
-    teacher = Path(name).name if Path(name).is_absolute() else name or "an unnamed teacher"
     kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
     guidance = f"The teacher's guidance of {config.guidance_scale:g} is absorbed: each step is one evaluation."
     if config.takes_guidance:
@@ -67,26 +75,16 @@ def model_card(student: Student, loading: str, figures: str = "", has_picture: b
             f"Guidance of {low:g} to {high:g} is an input, `guidance_scale` of the pipeline ({config.guidance_scale:g} "
             "if not given): each step is one evaluation all the same."
         )
-    takes_text = student.family.encode is not None
-    on_hub = teacher.count("/") == 1 and not teacher.startswith(("zoo/", ".")) and not Path(teacher).exists()
-    facts = ModelCardData(
-        library_name="diffusers",
-        base_model=teacher if on_hub else None,
-        tags=["ardistill", "autoregressive-distillation", "few-step"],
-        pipeline_tag="text-to-image" if takes_text else "unconditional-image-generation",
-    )
-    return f"""---
-{facts.to_yaml()}
----
-
-# A {student.num_steps}-step student of {teacher}
-
-AutoRegressive Distillation (arXiv:2504.11295): {student.num_steps} steps, {kind}; target `{config.target}`, output
-`{config.output}`. {guidance}
-
-{loading}
-
-{"![Samples](samples.png)" if has_picture else ""}
-
-{figures or "Its quality was not measured; `ardistill evaluate` does."}
-"""
+    parts = [
+        f"---\n{card_metadata(student, origin, relation).to_yaml()}\n---",
+        f"# A {student.num_steps}-step student of {public_name(config.teacher)}",
+        f"AutoRegressive Distillation (arXiv:2504.11295): {student.num_steps} steps, {kind}; target `{config.target}`, "
+        f"output\n`{config.output}`. {guidance}",
+        loading,
+        "![Samples](samples.png)" if has_picture else "",
+        origin.figures or "Its quality was not measured; `ardistill evaluate` does.",
+        how_it_was_made(student, origin),
+        limits(student, origin),
+        license_section(origin),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"

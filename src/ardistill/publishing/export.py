@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import diffusers
+import torch
 
 from ardistill.evaluation import draw_samples
-from ardistill.files import check_folder, whole_folder
-from ardistill.publishing.adapters import write_lora
+from ardistill.files import check_folder, load_tensors, whole_folder
+from ardistill.publishing.adapters import stored_adapters, write_lora
 from ardistill.publishing.card import loading_with_own_module, model_card
 from ardistill.publishing.module import pipeline_source
-from ardistill.publishing.single_file import write_single_file
+from ardistill.publishing.origin import Origin, find_origin
+from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
-from ardistill.student.files import save_transformer
+from ardistill.student.files import WEIGHTS, adapter_weights, merged_weights, save_transformer
 from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
@@ -34,6 +37,9 @@ def export(
     form: Form = "pipeline",
     figures: str = "",
     picture: str | Path | None = None,
+    run: str | Path | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> StockDrawing | None:
     """Write a diffusers pipeline folder: transformer, scheduler, the teacher's companions, a card and a picture.
 
@@ -51,15 +57,19 @@ def export(
             scheduler.
         folder: New or empty folder.
         form: What is written.
-        figures: Markdown of the measured metrics, for the card.
-        picture: PNG for the card; drawn here from 20 noises of seed 0 if not given and the teacher needs no prompts.
+        figures: Markdown of the measured metrics, for the card; those of the run's evaluation if not given.
+        picture: PNG for the card; if not given, that of the run's evaluation or the last grid of its training; without
+            these drawn here from 20 noises of seed 0, if the teacher needs no prompts.
+        run: The run or checkpoint that the student was read from; the card says how it was made.
+        license: The student's licence, as the Hub writes it; if not given, that of the teacher's card.
+        datasets: Hub ids of the data sets that the student was trained on, for the card.
 
     Returns:
         How diffusers' own pipeline draws the student; None where the folder has a module of its own.
 
     Raises:
-        ValueError: The folder is not empty, the student is of another teacher or of a class that diffusers lacks, or
-            the form does not fit the student.
+        ValueError: The folder is not empty, the student is of another teacher or of a class that diffusers lacks, the
+            form does not fit the student, or what the card would say is damaged or no licence.
     """
     check_folder(folder)
     folder = Path(folder)
@@ -75,16 +85,36 @@ def export(
     check_same_teacher("the student", student.config, teacher, remedy)
     if form not in get_args(Form):
         raise ValueError(f"expected a form of {', '.join(get_args(Form))}, got {form!r}")
+    origin = find_origin(run, teacher, license, datasets)
+    origin = replace(origin, figures=figures or origin.figures, picture=picture or origin.picture)
     if form == "pipeline":
         with whole_folder(folder) as made:
-            return _write(student, teacher, made, figures, picture)
+            return _write(student, teacher, made, origin)
     drawing = _stock_drawing(student, teacher, form)
     write = write_lora if form == "lora" else write_single_file
     with whole_folder(folder) as made:
         loading = write(student, teacher, made, folder.resolve().name, drawing)
         drawing.scheduler.save_pretrained(made / "scheduler")
-        _write_card(student, teacher, made, loading, figures, picture)
+        _write_card(student, teacher, made, loading, origin, "adapter" if form == "lora" else "finetune")
     return drawing
+
+
+def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline") -> bool:
+    """Whether a folder holds an export of this very student: its configuration and its weights, as they were stored."""
+    folder = Path(folder)
+    try:
+        if form == "pipeline":
+            stored, own = load_tensors(folder / "transformer" / WEIGHTS), student.transformer.state_dict()
+            if Student.from_pretrained(folder, "cpu").config != replace(student.config, lora_rank=0):
+                return False
+        elif form == "lora":
+            stored, own = stored_adapters(folder), adapter_weights(student)
+        else:
+            stored = load_tensors(folder / f"{folder.resolve().name}.safetensors")
+            own = LAYOUTS[student.class_name].convert(merged_weights(student))
+    except (OSError, ValueError):
+        return False
+    return own.keys() == stored.keys() and all(torch.equal(own[k].cpu().to(x.dtype), x) for k, x in stored.items())
 
 
 def _stock_drawing(student: Student, teacher: Teacher, form: Form) -> StockDrawing:
@@ -102,9 +132,7 @@ def _stock_drawing(student: Student, teacher: Teacher, form: Form) -> StockDrawi
         ) from reason
 
 
-def _write(
-    student: Student, teacher: Teacher, folder: Path, figures: str, picture: str | Path | None
-) -> StockDrawing | None:
+def _write(student: Student, teacher: Teacher, folder: Path, origin: Origin) -> StockDrawing | None:
     """Write the files of an export."""
     try:
         drawing, reason = stock_form(student, teacher), ""
@@ -125,7 +153,7 @@ def _write(
     scheduler = teacher.scheduler if drawing is None else drawing.scheduler
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    _write_card(student, teacher, folder, loading, figures, picture)
+    _write_card(student, teacher, folder, loading, origin)
     _write_companions(teacher, folder, index)
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return drawing
@@ -162,11 +190,17 @@ def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> 
 
 
 def _write_card(
-    student: Student, teacher: Teacher, folder: Path, loading: str, figures: str, picture: str | Path | None
+    student: Student,
+    teacher: Teacher,
+    folder: Path,
+    loading: str,
+    origin: Origin,
+    relation: Literal["adapter", "finetune"] = "finetune",
 ) -> None:
     """Write the card and its picture, which is drawn here if it is not given and the teacher needs no prompts."""
-    if picture is not None:
-        shutil.copyfile(picture, folder / "samples.png")
+    if origin.picture is not None:
+        shutil.copyfile(origin.picture, folder / "samples.png")
     elif teacher.draws_images and not teacher.takes_text:
         draw_samples(student, teacher, folder / "samples.png")
-    (folder / "README.md").write_text(model_card(student, loading, figures, (folder / "samples.png").exists()))
+    card = model_card(student, loading, origin, (folder / "samples.png").exists(), relation)
+    (folder / "README.md").write_text(card)

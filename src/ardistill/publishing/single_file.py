@@ -10,6 +10,7 @@ from ardistill.publishing.weight_files import base_model, described, loading_by_
 from ardistill.student import Student
 from ardistill.student.files import merged_weights
 from ardistill.teacher import StockDrawing, Teacher
+from ardistill.trajectories.parquet import PLACE
 
 LAYOUTS: dict[str, KeyLayout] = {
     "FluxTransformer2DModel": FLUX,
@@ -53,7 +54,7 @@ def write_single_file(student: Student, teacher: Teacher, folder: Path, name: st
     weights = LAYOUTS[student.class_name].convert(merged_weights(student))
     save_tensors(weights, folder / file, described(student, name))
     kind, base = student.class_name, base_model(student.config)
-    source = f'"this/folder/{file}", config={base.partition(",")[0]}, subfolder="transformer"'
+    source = f'"{PLACE}/{file}", config={base.partition(",")[0]}, subfolder="transformer"'
     load = f"transformer = {kind}.from_single_file({source})\n"
     load += f"pipeline = {teacher.pipeline_class}.from_pretrained({base}, transformer=transformer)"
     lines = python_lines(student, teacher, drawing, load, [kind])

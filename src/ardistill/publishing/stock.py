@@ -8,6 +8,7 @@ from ardistill.core.history import MASKS
 from ardistill.publishing.card import result_name
 from ardistill.student import Student
 from ardistill.teacher import Companions, StockDrawing, Teacher, call_parameters, pixel_size, stock_drawing
+from ardistill.trajectories.parquet import PLACE
 
 
 def stock_form(student: Student, teacher: Teacher) -> StockDrawing:
@@ -59,10 +60,10 @@ def loading_with_stock_pipeline(student: Student, teacher: Teacher, drawing: Sto
     return f"""```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("this/folder")
+pipeline = DiffusionPipeline.from_pretrained("{PLACE}")
 images = {call_of(student, drawing)}
 ```
 
 The pipeline is diffusers' own {teacher.pipeline_class}; this folder holds no code. The arguments are part of the
 model: it was distilled to draw in these steps, and without further guidance. With ardistill installed,
-`ardistill.load("this/folder")` needs none of them."""
+`ardistill.load("{PLACE}")` needs none of them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from ardistill.publishing.stock import call_of
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import StockDrawing, Teacher, split_name
+from ardistill.trajectories.parquet import PLACE
 
 ARCHITECTURES = {
     "FluxTransformer2DModel": "flux-1",
@@ -50,7 +51,7 @@ def python_lines(
 {imports}
 
 {load}
-pipeline.scheduler = {scheduler}.from_pretrained("this/folder", subfolder="scheduler")
+pipeline.scheduler = {scheduler}.from_pretrained("{PLACE}", subfolder="scheduler")
 images = {call_of(student, drawing)}
 ```"""
 

@@ -66,7 +66,8 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
         plotted=("step_distillation", "ard"),
     )
     if not (out / "student").exists():
-        export(students["ard"], teacher, out / "student", figures=found.markdown(), picture=out / "samples.png")
+        figures, picture = found.markdown(), out / "samples.png"
+        export(students["ard"], teacher, out / "student", figures=figures, picture=picture, run=out / "ard")
     print(f"finished in {time.time() - began:.0f} s")
     return found
 

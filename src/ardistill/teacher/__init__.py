@@ -12,6 +12,8 @@ from ardistill.teacher.seeding import seeded_generator as seeded_generator
 from ardistill.teacher.sizes import pixel_size as pixel_size
 from ardistill.teacher.source import ZOO as ZOO
 from ardistill.teacher.source import find_source as find_source
+from ardistill.teacher.source import hub_id as hub_id
+from ardistill.teacher.source import public_name as public_name
 from ardistill.teacher.source import split_name as split_name
 from ardistill.teacher.stock import StockDrawing as StockDrawing
 from ardistill.teacher.stock import call_parameters as call_parameters

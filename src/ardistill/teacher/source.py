@@ -46,6 +46,20 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
     return found["base"], found["revision"] or None, found["variant"]
 
 
+def hub_id(name: str) -> str | None:
+    """The Hub id in a teacher's name; None for an embedded teacher and for a folder or file."""
+    base = split_name(name)[0]
+    is_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not base.startswith("zoo/")
+    return base if is_id and not Path(base).exists() else None
+
+
+def public_name(name: str) -> str:
+    """A teacher's name for others: of a folder or file the last part alone, as the rest of its path is private."""
+    if name in ZOO:
+        return name
+    return hub_id(name) or Path(split_name(name)[0]).name or "an unnamed teacher"
+
+
 def local_path(name: str | Path) -> Path:
     """The absolute path that a name stands for; symbolic links are not resolved.
 

@@ -19,8 +19,8 @@ from ardistill.config import TrainingConfig
 from ardistill.devices import compiles, device_of, tf32
 from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
+from ardistill.progress import Stopwatch, tell_compiled
 from ardistill.progress import bar as progress_bar
-from ardistill.progress import tell_compiled
 from ardistill.student import Student, sample
 from ardistill.training.adversary import Adversary, LastLayer
 from ardistill.training.batches import Batch, batches
@@ -35,7 +35,15 @@ from ardistill.training.launch import (
 )
 from ardistill.training.losses import regression_loss, step_weights
 from ardistill.training.readings import Readings
-from ardistill.training.run_folder import Settings, append_log, check_run_folder, claimed, is_logged, truncate_log
+from ardistill.training.run_folder import (
+    Settings,
+    add_device_seconds,
+    append_log,
+    check_run_folder,
+    claimed,
+    is_logged,
+    truncate_log,
+)
 from ardistill.training.state import TrainingState, optimizer_kind, saved_kind
 from ardistill.training.watchdog import COLLAPSED
 from ardistill.trajectories import TrajectoryDataset
@@ -90,7 +98,8 @@ def distill(
     config = settled(config, folder, device_of(student))
     accelerator = make_accelerator(device_of(student), config, folder)
     check_launch(accelerator, config)
-    with tf32(accelerator.device), claimed(folder, _settings(student, data, config, start, adversary), accelerator):
+    settings = _settings(student, data, config, start, adversary)
+    with tf32(accelerator.device), claimed(folder, settings, accelerator, data.store.url):
         run = _start(student, data, folder, config, accelerator, adversary)
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
@@ -140,6 +149,7 @@ class _Run:
     writer: CheckpointWriter
     compiled: bool
     """Whether the blocks are compiled, in the first step."""
+    stopwatch: Stopwatch
 
     @property
     def draws_samples(self) -> bool:
@@ -201,7 +211,7 @@ def _start(
     readings = Readings(late=kind == "fused")
     aside = accelerator.device.type != "cpu" and accelerator.num_processes == 1
     writer = CheckpointWriter(folder / "checkpoints", config.keep_checkpoints, aside)
-    told = (model, optimizer, weights, last_layer, readings, writer, compiled)
+    told = (model, optimizer, weights, last_layer, readings, writer, compiled, Stopwatch())
     return _Run(state, data, folder, config, accelerator, *told)
 
 
@@ -294,6 +304,9 @@ def _checkpoint(run: _Run) -> None:
         if diversity >= COLLAPSED and not state.watchdog.suspects:
             state.good_step = state.step
     state.save(run.writer)
+    if run.accelerator.is_main_process:
+        device, seconds = run.accelerator.device, run.stopwatch.lap() * run.accelerator.num_processes
+        add_device_seconds(run.folder, device, seconds)
 
 
 def _diversity(run: _Run) -> float:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -34,6 +35,8 @@ _LOCK_TIMEOUT = 20.0
 _CHANGEABLE = {"checkpoint_every", "compile", "keep_checkpoints", "shard", "tracker"}
 """Training options that may differ when a run is resumed: apart from rounding, its weights do not depend on them."""
 _NO_SETTINGS = "{}: expected the settings of a run; restore it, or choose a new folder"
+_ON_HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
+"""The beginning of a URL of a data set on the Hub, and its id."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,10 +53,16 @@ def check_run_folder(folder: str | Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, settings: Settings, accelerator: Accelerator) -> Iterator[None]:
+def claimed(folder: Path, settings: Settings, accelerator: Accelerator, trajectories: str = "") -> Iterator[None]:
     """Lock a run's folder, and write its settings and environment or check that it holds this run.
 
     All processes enter together; the first one locks and writes, the others find what it wrote.
+
+    Args:
+        folder: The run's folder.
+        settings: What ``config.json`` is to hold.
+        accelerator: The launch.
+        trajectories: Where the trajectories are read from; noted in the environment if that is a data set on the Hub.
 
     Raises:
         ValueError: The folder holds another run, or another process is training in it.
@@ -61,7 +70,7 @@ def claimed(folder: Path, settings: Settings, accelerator: Accelerator) -> Itera
     with _locked(folder) if accelerator.is_main_process else nullcontext():
         with accelerator.main_process_first():
             _write_settings(folder, settings)
-            _write_environment(folder, accelerator.device, settings["training"]["mixed_precision"])
+            _write_environment(folder, accelerator.device, settings["training"]["mixed_precision"], trajectories)
         yield
 
 
@@ -177,10 +186,25 @@ def _why_steps_are_fixed(folder: Path, steps: int, training: dict[str, Any]) -> 
     return ""
 
 
-def _write_environment(folder: Path, device: torch.device, mixed_precision: str) -> None:
+def _write_environment(folder: Path, device: torch.device, mixed_precision: str, trajectories: str) -> None:
     if not (folder / "environment.json").exists():
-        facts = environment(device) | {"mixed_precision": mixed_precision}
+        on_hub = _ON_HUB.match(trajectories)
+        facts = environment(device) | {"mixed_precision": mixed_precision, "dataset": on_hub[1] if on_hub else None}
         write_whole(folder / "environment.json", json.dumps(facts, indent=1).encode())
+
+
+def add_device_seconds(folder: Path, device: torch.device, seconds: float) -> None:
+    """Add computing time to the run's ``environment.json``, under the device's name.
+
+    A run that is resumed on another device has a time for each. What a killed process computed after its last
+    checkpoint is not counted; nothing is counted where the file was deleted.
+    """
+    path, name = folder / "environment.json", device_name(device)
+    if path.exists():
+        facts = json.loads(path.read_text())
+        times = facts.setdefault("device_seconds", {})
+        times[name] = round(times.get(name, 0.0) + seconds, 3)
+        write_whole(path, json.dumps(facts, indent=1).encode())
 
 
 def environment(device: Device = None) -> dict[str, Any]:

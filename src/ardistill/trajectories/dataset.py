@@ -20,7 +20,8 @@ from ardistill.teacher import Identity, check_same_teacher
 from ardistill.trajectories.conditions import ConditionTable, find_parts, look_up, open_conditions, read_prompts
 from ardistill.trajectories.knots import check_conditioning, condition_uniformly, knot_indices, select_knots
 from ardistill.trajectories.last_used import LastUsed
-from ardistill.trajectories.manifest import PROMPTS, Manifest, shard_name
+from ardistill.trajectories.manifest import PROMPTS, Manifest
+from ardistill.trajectories.parquet_files import open_shards
 from ardistill.trajectories.shard_files import ShardFiles
 from ardistill.trajectories.shards import DTYPES, Shard
 
@@ -33,14 +34,14 @@ class TrajectoryDataset(Dataset):
     is first used.
 
     Args:
-        folder: A path or URL that ``record`` wrote.
+        folder: A path or URL that ``record`` wrote, or the Parquet form of it, such as ``hf://datasets/you/name``.
         num_steps: Steps of the student, uniform; or the indices of the solver's states that its steps run between; or
             its knots, whose times may be others than the recorded ones.
         fingerprint: Fingerprint of the student's teacher; not checked if None.
         draws: How ``draw`` takes a batch: ``rows`` at random, or the rows of as few ``shards`` as hold it, for shards
             that are slow to read or make. If not given, rows for a local folder and shards for a URL.
-        keep: Number of shards that are kept open; if not given, 1,024 of a folder, which are mapped, and 8 of a URL,
-            which are in memory.
+        keep: Number of shards that are kept open; if not given, 1,024 of a folder, which are mapped, and 8 of a URL or
+            of Parquet files, which are in memory.
 
     Raises:
         ValueError: The knots of ``num_steps`` were not recorded, the teacher is another, or a shard is missing or cut.
@@ -74,8 +75,9 @@ class TrajectoryDataset(Dataset):
         self.draws = draws or ("rows" if store.folder is not None else "shards")
         self._stored_positions = np.array([manifest.kept.index(i) for i in indices])
         """Place of each knot's state among the stored states; denoised estimate i arrives at state i + 1."""
-        default = 8 if store.folder is None else 1024
-        self._shards: LastUsed[Shard] = LastUsed(ShardFiles(store, manifest), default if keep is None else keep)
+        self._files = open_shards(store, manifest)
+        default = 1024 if isinstance(self._files, ShardFiles) and store.folder is not None else 8
+        self._shards: LastUsed[Shard] = LastUsed(self._files, default if keep is None else keep)
         self._check_complete()
 
     def _check_complete(self) -> None:
@@ -84,16 +86,14 @@ class TrajectoryDataset(Dataset):
         Raises:
             ValueError: One is missing, or a shard is too small for its rows.
         """
-        found, count = self.manifest.present(self.store), self.manifest.num_shards
-        names = [shard_name(next(i for i in range(count) if i not in found))] if len(found) < count else []
+        found, count = self._files.present(), self.manifest.num_shards
+        places = [self._files.where(next(i for i in range(count) if i not in found))] if len(found) < count else []
         if self.manifest.prompts:
             sizes = self.store.sizes()
-            names += [part.name for part in find_parts(sizes, self.manifest)[1][:1]]
-            names += [PROMPTS] if PROMPTS not in sizes else []
-        if names:
-            raise ValueError(
-                f"{self.store.where(names[0])} is missing; run the same record command again, it makes what is missing"
-            )
+            names = [part.name for part in find_parts(sizes, self.manifest)[1][:1]]
+            places += map(self.store.where, names + ([PROMPTS] if PROMPTS not in sizes else []))
+        if places:
+            raise ValueError(f"{places[0]} is missing; run the same record command again, it makes what is missing")
 
     def shard(self, shard: int) -> Shard:
         """A shard as it is stored. Its arrays stay valid as long as they are held, even once the shard is closed.

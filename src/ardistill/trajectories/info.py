@@ -9,6 +9,7 @@ from typing import Any
 from ardistill.files import Store
 from ardistill.trajectories.knots import nested_indices
 from ardistill.trajectories.manifest import Manifest, shard_name
+from ardistill.trajectories.parquet_files import ParquetFiles, data_store, is_parquet
 
 
 def info(folder: str | Path) -> dict[str, Any]:
@@ -20,6 +21,9 @@ def info(folder: str | Path) -> dict[str, Any]:
     store = Store(folder)
     manifest, sizes = Manifest.read(store), store.sizes()
     present = sum(shard_name(shard) in sizes for shard in range(manifest.num_shards))
+    if is_parquet(store, manifest, sizes):
+        sizes = sizes | data_store(store).sizes()
+        present = len(ParquetFiles(store, manifest).present())
     serves = [
         n for n in range(1, min(8, manifest.solver_steps) + 1)
         if set(nested_indices(manifest.solver_steps, n)) <= set(manifest.kept)

@@ -14,6 +14,7 @@ from ardistill.progress import bar as progress_bar
 from ardistill.teacher import Teacher
 from ardistill.trajectories.conditions import find_parts, open_conditions, publish_conditions, read_prompts
 from ardistill.trajectories.manifest import Manifest, shard_name
+from ardistill.trajectories.parquet_files import is_parquet
 from ardistill.trajectories.shard_maker import ShardMaker, make_missing
 from ardistill.trajectories.shards import decode_shard, encode_shard
 from ardistill.trajectories.verify import Inspection, verify
@@ -45,11 +46,15 @@ def repair(teacher: Teacher, folder: str | Path, device: Device = None, progress
         progress: Show bars.
 
     Raises:
-        ValueError: The manifest or the prompts are damaged, the teacher is not the recording's, or the shard made here
-            differs from the intact one by more than rounding.
+        ValueError: The manifest or the prompts are damaged, the folder is the Parquet form of a recording, the teacher
+            is not the recording's, or the shard made here differs from the intact one by more than rounding.
     """
     store, where = Store(folder), resolve_device(device, teacher.device)
     manifest = Manifest.read(store)
+    if is_parquet(store, manifest, store.sizes()):
+        raise ValueError(
+            f"{folder} is the Parquet form of a recording; repair the recording itself and export it again"
+        )
     before = verify(folder, progress)
     lost = {*before.missing, *before.broken}
     if manifest.prompts:

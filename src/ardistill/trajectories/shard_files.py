@@ -27,6 +27,18 @@ class ShardFiles:
         self._known = np.zeros((manifest.num_shards, 7), np.int64)
         """Row i: offsets of the 4 columns and stamp of shard i's file when it was last checked; zeros before."""
 
+    def where(self, shard: int) -> str:
+        """Path or URL of a shard's file."""
+        return self.store.where(shard_name(shard))
+
+    def present(self) -> set[int]:
+        """Numbers of the shards whose file is there; its content is not checked.
+
+        Raises:
+            ValueError: A file is too small for its rows.
+        """
+        return self.manifest.present(self.store)
+
     def __call__(self, shard: int) -> Shard:
         """Open a shard.
 

@@ -11,6 +11,7 @@ from ardistill.files import Store
 from ardistill.progress import bar as progress_bar
 from ardistill.trajectories.conditions import find_parts, read_part, read_prompts
 from ardistill.trajectories.manifest import MANIFEST, PROMPTS, Manifest, shard_name
+from ardistill.trajectories.parquet_files import FOLDER, ParquetFiles, data_store, is_parquet, parquet_name
 from ardistill.trajectories.shard_files import find_fault
 from ardistill.trajectories.shards import decode_shard
 
@@ -62,12 +63,16 @@ def verify(folder: str | Path, progress: bool = True) -> Inspection:
             known.add(part.name)
             if reason := _reason(lambda part=part: read_part(store, part)):  # type: ignore[misc]
                 broken[part.name] = reason
+    in_parquet = is_parquet(store, manifest, sizes)
+    if in_parquet:
+        known.add("README.md")
+        sizes = sizes | {f"{FOLDER}/{name}": size for name, size in data_store(store).sizes().items()}
     for shard in progress_bar(range(manifest.num_shards), desc="verify", unit="shard", disable=not progress):
-        name = shard_name(shard)
+        name = f"{FOLDER}/{parquet_name(manifest, shard)}" if in_parquet else shard_name(shard)
         known.add(name)
         if name not in sizes:
             missing.append(name)
-        elif reason := _check_shard(store, manifest, shard):
+        elif reason := _check_shard(store, manifest, shard, in_parquet):
             broken[name] = reason
     return Inspection(manifest.num_shards, missing, broken, sorted(set(sizes) - known), len(store.leftovers()))
 
@@ -81,8 +86,10 @@ def _reason(read: Callable[[], Any]) -> str:
     return ""
 
 
-def _check_shard(store: Store, manifest: Manifest, shard: int) -> str:
+def _check_shard(store: Store, manifest: Manifest, shard: int, in_parquet: bool) -> str:
     """What is wrong with a shard; empty if nothing is."""
+    if in_parquet:
+        return _reason(lambda: ParquetFiles(store, manifest)(shard))
     name = shard_name(shard)
     try:
         found = decode_shard(manifest.layout(shard), store.read(name), store.where(name))
