@@ -52,7 +52,8 @@ def student_folders() -> dict[str, Path]:
             if "model_index.json" in files:
                 inner.clear()  # the parts of a pipeline
                 with contextlib.suppress(OSError, ValueError):
-                    if "student" in json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8")):
+                    index = json.loads(Path(folder, "model_index.json").read_text(encoding="utf-8"))
+                    if "student" in index or "_student" in index:  # the second: diffusers' own pipeline draws it, too
                         found.setdefault(Path(folder).relative_to(root).as_posix(), Path(folder))
     return found
 

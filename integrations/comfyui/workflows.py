@@ -109,7 +109,7 @@ def sigma_list(student: dict[str, Any]) -> str:
     """A student's sigmas as the node ManualSigmas reads them: it knows no exponents, so that none is written.
 
     Args:
-        student: The entry ``student`` of an export's ``model_index.json``.
+        student: The student's configuration in an export's ``model_index.json``.
 
     Raises:
         ValueError: ComfyUI's Euler sampler does not draw what the student draws.
@@ -150,7 +150,9 @@ def stock_workflow(folder: Path, *, model: str = "", lora: str = "") -> Prompt:
     kind = index["transformer"][1]
     if kind not in STOCK:
         raise ValueError(f"expected a student of {' or '.join(STOCK)}, got {kind}; use this pack's nodes")
-    student = index["student"]
+    student = index.get("student") or index.get("_student")
+    if student is None:
+        raise ValueError(f"expected the pipeline folder of an exported student in {folder}, found none")
     rows, columns = student["sample_shapes"][0][1:] if student["sample_shapes"] else (128, 128)
     guidance = student["guidance_range"][0] if config.get("guidance_embeds") else None
     return _stock_workflow(STOCK[kind], sigma_list(student), model, lora, (8 * columns, 8 * rows), guidance)

@@ -269,10 +269,12 @@ def test_only_students_are_offered(start, exported):
     folder = host.models / "diffusers"
     shutil.copytree(exported("dit", "teacher"), folder / "teacher")
     shutil.copytree(exported("dit", "history"), folder / "more" / "dit")
+    (folder / "stock").mkdir()
+    (folder / "stock" / "model_index.json").write_text('{"_student": {}}')
     (folder / "damaged").mkdir()
     (folder / "damaged" / "model_index.json").write_text("{")
     offered = host.classes["ARDistillLoadStudent"].INPUT_TYPES()["required"]["student"][0]
-    assert offered == ["dit", "more/dit"]
+    assert offered == ["dit", "more/dit", "stock"]
 
 
 # The files of the pack
@@ -348,14 +350,17 @@ def _manual_sigmas(text):
     return torch.tensor([float(x) for x in re.findall(r"[-+]?(?:\d*\.*\d+)", text)])
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
-def test_stock_nodes_get_the_students_sigmas_and_euler_takes_its_steps(exported, start, tmp_path, name):
-    folder = exported(name, "plain")
-    out = tmp_path / "workflow.json"
+@pytest.mark.parametrize("name,entry", [("flux", "student"), ("sd3", "_student")])
+def test_stock_nodes_get_the_students_sigmas_and_euler_takes_its_steps(exported, start, tmp_path, name, entry):
+    folder, out = tmp_path / "export", tmp_path / "workflow.json"
+    shutil.copytree(exported(name, "plain"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index[entry] = index.pop("student") | {"target": "state"}
+    (folder / "model_index.json").write_text(json.dumps(index))
     workflows.main([str(folder), "--model", "student.safetensors", "--out", str(out), "--api"])
     prompt = json.loads(out.read_text())
     assert start().validate(prompt) == []
-    student = StudentConfig.from_dict(json.loads((folder / "model_index.json").read_text())["student"])
+    student = StudentConfig.from_dict(index[entry])
     sigmas = _manual_sigmas(next(x["inputs"]["sigmas"] for x in prompt.values() if x["class_type"] == "ManualSigmas"))
     assert torch.equal(sigmas, torch.tensor(student.knots.sigma))
     # ComfyUI: denoised = x - sigma v, then x + (x - denoised) / sigma * (next - sigma); its time is 1000 sigma.
