@@ -1,10 +1,12 @@
 """A shell completes commands, options, values and paths; an editor checks recipes."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import shtab
 import yaml
 
 from ardistill.cli import build_parser, main
@@ -49,6 +51,12 @@ def test_without_shtab_its_extra_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--print_completion", "shtab-bash"])
     assert ended.value.code == 2 and "pip install 'ardistill[completion]'" in capsys.readouterr().err
+
+
+def test_the_page_names_scripts_that_there_are():
+    page = (ROOT / "docs" / "integrations.md").read_text()
+    shells = set(re.findall(r"shtab-(\w+)", page))
+    assert shells >= {"bash", "zsh"} and shells <= set(shtab.SUPPORTED_SHELLS)
 
 
 def test_the_schema_of_recipes_has_their_keys():
