@@ -2,8 +2,8 @@
 # # From a teacher to a student of four steps
 #
 # Record trajectories of the embedded teacher `zoo/fashion`, distil them into a student that draws in four evaluations
-# of its network, compare it with its teacher, and export it as a diffusers pipeline. Everything runs offline on a
-# CPU, in a few minutes and under 2 GB of memory; a GPU is used where there is one.
+# of its network, compare it with its teacher, and export it as a diffusers pipeline. Everything runs offline, on two
+# cores of a CPU in less than ten minutes; a GPU is used where there is one.
 #
 # **Install.** In a checkout of the project, `pip install .`. On Colab, upload the wheel that `pip wheel --no-deps .`
 # makes there, and run this in a cell of its own; torch is there already:
@@ -26,7 +26,7 @@ import ardistill
 
 # %% tags=["parameters"]
 out = "runs/notebook"
-num_trajectories, num_held_out = 2048, 500
+num_trajectories, num_held_out = 1024, 300
 max_steps, batch_size = 120, 64
 
 # %% [markdown]
