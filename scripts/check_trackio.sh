@@ -14,5 +14,5 @@ python=${PYTHON:-.venv/bin/python}
 uv venv -q --python "$python" "$work/venv"
 "$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$work/locked.pth"
 mv "$work/locked.pth" "$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-uv pip install -q --python "$work/venv/bin/python" "trackio>=0.20"
+uv pip install -q --python "$work/venv/bin/python" "trackio>=0.43"
 PYTHONPATH=$PWD/src TRACKIO_DIR=$work/trackio "$work/venv/bin/python" scripts/check_trackio.py "$work"
