@@ -22,6 +22,8 @@ cd "$work"
 ardistill="$work/venv/bin/ardistill"
 
 "$ardistill" --version
+"$work/venv/bin/python" -m ardistill --version
+"$ardistill" doctor
 "$ardistill" quickstart --help >/dev/null
 "$ardistill" record --teacher zoo/fashion --guidance_scale 1.25 --num_trajectories 4 --num_steps "[2]" --out trajectories
 "$ardistill" distill --trajectories trajectories --out run --num_steps 2 --history_layers 2 \

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ardistill.families import Family as Family
     from ardistill.families import register_family as register_family
     from ardistill.planning import cost as cost
+    from ardistill.planning import doctor as doctor
     from ardistill.publishing import export as export
     from ardistill.publishing import load as load
     from ardistill.publishing import push as push
@@ -38,7 +39,7 @@ _ROOMS = {
     "config": ("AdversarialConfig", "CostConfig", "JudgeConfig", "QuickstartConfig", "TrainingConfig"),
     "evaluation": ("Comparison", "compare_students", "evaluate"),
     "families": ("Family", "register_family"),
-    "planning": ("cost",),
+    "planning": ("cost", "doctor"),
     "publishing": ("export", "load", "push", "push_trajectories"),
     "student": ("Student", "StudentConfig", "sample"),
     "studies": ("quickstart",),

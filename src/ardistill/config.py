@@ -91,7 +91,8 @@ class TrainingConfig:
     """Divide weights, gradients, optimiser and EMA over the processes (torch's fully_shard, FSDP2) instead of keeping
     a copy on each."""
     tracker: str | None = "tensorboard"
-    """Tracker of accelerate (tensorboard, wandb, ...); with null, only metrics.jsonl is written."""
+    """Tracker of accelerate for scalars and sample grids: tensorboard, wandb, trackio, ...; with null, only
+    metrics.jsonl is written."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every")

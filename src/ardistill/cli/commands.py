@@ -17,6 +17,7 @@ TRAJECTORIES: dict[str, Command] = {
 
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "quickstart": planning.quickstart,
+    "doctor": planning.doctor,
     "cost": planning.cost,
     "record": trajectories.record,
     "trajectories": TRAJECTORIES,

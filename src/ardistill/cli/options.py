@@ -56,6 +56,14 @@ class ComputePrecision:
 
 
 @dataclass(frozen=True)
+class DoctorOptions:
+    """Options of doctor."""
+
+    self_test: bool = True
+    """Record, train one step and draw with the embedded teacher, and compare with the CPU in float64."""
+
+
+@dataclass(frozen=True)
 class RecordOptions:
     """Options of record."""
 

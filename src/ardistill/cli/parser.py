@@ -15,6 +15,12 @@ from ardistill import errors
 from ardistill.cli.command import Command, option_groups
 from ardistill.cli.commands import COMMANDS
 
+_PATHS = {
+    "clip", "features", "feature_weights", "images", "out", "preference", "prompts", "real", "recipe", "reference",
+    "start", "student", "teacher", "trajectories",
+}  # fmt: skip
+"""Options that name a file or a folder, which a shell completes; their type says only that they are text."""
+
 
 class Parser(jsonargparse.ArgumentParser):
     """Takes no abbreviations, and answers an unknown option or recipe key with the nearest known one."""
@@ -30,6 +36,21 @@ class Parser(jsonargparse.ArgumentParser):
             keys |= {command} | parser.known_keys() | {f"{command}.{key}" for key in parser.known_keys()}
         return keys
 
+    def get_completion_script(self, completion_type: str, **kwargs: Any) -> str:
+        """Write what a shell needs to complete commands, options, values and paths, or the JSON schema of a recipe."""
+        if completion_type.startswith("shtab-"):
+            self._complete_paths()
+        return super().get_completion_script(completion_type, **kwargs)
+
+    def _complete_paths(self) -> None:
+        import shtab
+
+        for action in self._actions:
+            if action.dest in _PATHS:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+        for parser in self.commands.values():
+            parser._complete_paths()
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
         hints = []
@@ -37,6 +58,8 @@ class Parser(jsonargparse.ArgumentParser):
             for found in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
                 if hint := _nearest("".join(found), self.known_keys()):
                     hints.append(hint)
+        if "invalid choice: 'shtab-" in message:
+            hints = ["completion needs shtab: pip install 'ardistill[completion]';"]
         words = " ".join([*dict.fromkeys(hints), *message.split()])
         prog = self.prog.replace(" [options]", "")
         errors.say(f"{prog}: error: {words} (--help lists the options)")
@@ -45,7 +68,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """Make the parser of `ardistill` from `COMMANDS`."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
     parser = Parser(
         prog="ardistill",
         description="Distil a diffusion transformer into a student that draws in 1 to 8 steps (arXiv:2504.11295).",

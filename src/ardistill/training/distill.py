@@ -45,6 +45,7 @@ from ardistill.training.run_folder import (
     truncate_log,
 )
 from ardistill.training.state import TrainingState, optimizer_kind, saved_kind
+from ardistill.training.trackers import start_tracker, track_picture
 from ardistill.training.watchdog import COLLAPSED
 from ardistill.trajectories import TrajectoryDataset
 
@@ -100,6 +101,7 @@ def distill(
     check_launch(accelerator, config)
     settings = _settings(student, data, config, start, adversary)
     with tf32(accelerator.device), claimed(folder, settings, accelerator, data.store.url):
+        start_tracker(accelerator, folder, settings)
         run = _start(student, data, folder, config, accelerator, adversary)
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
@@ -183,8 +185,6 @@ def _start(
     adversary: Adversary | None,
 ) -> _Run:
     """Place and distribute the student, and restore the last checkpoint if there is one."""
-    if config.tracker is not None:
-        accelerator.init_trackers("metrics")
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     student.to(accelerator.device).train()
@@ -331,8 +331,7 @@ def _validate(run: _Run, validate: Validate | None) -> None:
         if picture is None:
             return
         for tracker in run.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"samples": picture[None]}, step=state.step, **layout)
+            track_picture(tracker, picture, state.step)
 
 
 def _finish(run: _Run) -> Student:

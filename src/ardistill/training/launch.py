@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import patch_environment
 from diffusers.optimization import SchedulerType
 
@@ -20,6 +19,7 @@ from ardistill.student import Student
 from ardistill.teacher import check_same_teacher
 from ardistill.training.adversary import Adversary
 from ardistill.training.run_folder import stored_precision
+from ardistill.training.trackers import check_tracker
 from ardistill.trajectories import TrajectoryDataset, same_states
 
 
@@ -65,14 +65,10 @@ def check_schedule_and_tracker(config: TrainingConfig) -> None:
     Raises:
         ValueError: The learning rate schedule or the tracker is unknown, or the tracker is not installed.
     """
-    trackers = [str(tracker) for tracker in get_available_trackers()]
-    for what, value, known in (
-        ("lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType]),
-        ("tracker", config.tracker, [None, *trackers]),
-    ):
-        if value not in known:
-            names = ", ".join("null" if x is None else x for x in known)
-            raise ValueError(f"{what} {value!r} is unknown or not installed; known: {names}")
+    schedules = [kind.value for kind in SchedulerType]
+    if config.lr_scheduler not in schedules:
+        raise ValueError(f"lr_scheduler {config.lr_scheduler!r} is unknown; known: {', '.join(schedules)}")
+    check_tracker(config.tracker)
 
 
 def settled(config: TrainingConfig, folder: Path, device: torch.device) -> TrainingConfig:
