@@ -9,6 +9,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,16 @@ def found(*names: str) -> str | None:
 
 
 @contextlib.contextmanager
-def started(folder: Any) -> Iterator[webdriver.Chrome]:
-    """A browser whose profile is in a new folder; the test is skipped where there is none, but not in CI."""
+def started(folder: Path) -> Iterator[webdriver.Chrome]:
+    """A browser whose profile and downloads are in a new folder; the test is skipped where there is none, not in CI."""
     chromium, driver = found("chromium", "chromium-browser", "google-chrome"), found("chromedriver")
     if chromium is None or driver is None:
         reason = "this test needs Chromium and its driver: apt-get install chromium chromium-driver"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     options = webdriver.ChromeOptions()
-    for flag in [*FLAGS.split(), f"user-data-dir={folder}"]:
+    for flag in [*FLAGS.split(), f"user-data-dir={folder / 'profile'}"]:
         options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -90,17 +92,21 @@ class Page:
 
     def pixels(self, name: str) -> np.ndarray:
         """The picture in the element of this id, as its server sends it."""
-        return self.fetched(self.source(name))
-
-    def fetched(self, address: str) -> np.ndarray:
-        with urllib.request.urlopen(address) as answer:
+        with urllib.request.urlopen(self.source(name)) as answer:
             return np.asarray(Image.open(io.BytesIO(answer.read())))
 
-    def draw(self) -> None:
+    def draw(self, selector: str = "#draw") -> None:
         """Click Draw, and wait until all of the new drawing is shown."""
         before = self.source("steps")
-        self.click("#draw")
+        self.click(selector)
         self.until(lambda: self.source("steps") not in ("", before), "a drawing")
+
+    def error(self) -> str:
+        """Text of the error that the page shows, which is closed."""
+        text = self.until(lambda: self.text(".toast-body"), "an error")
+        self.click(".toast-close")
+        self.until(lambda: not self.text(".toast-body"), "an error closed")
+        return text
 
     def requests(self) -> set[str]:
         """Addresses of all requests since the last call, without those of the browser's own pages."""

@@ -7,6 +7,14 @@ import pytest
 from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill, record
 
 
+@pytest.fixture(scope="session", autouse=True)
+def gradios_files(tmp_path_factory):
+    """Gradio's copies of what pages show are the test's, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
     """A folder with the runs ``four`` and ``two``, named after their steps."""
