@@ -1,5 +1,8 @@
 """What is drawn: the student's own samples, its teacher's, and the estimates between."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +112,11 @@ def test_a_picture_of_all_steps(teacher, tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(0.0023, "2.3 ms"), (0.31, "310 ms"), (1.24, "1.2 s"), (48.4, "48 s")])
 def test_times(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_pages_python_runs(runs, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "demo.md").read_text()
+    block = re.search(r"```python\n(.*?)```", page, re.S)[1].replace("runs/fashion/ard", str(runs / "four"))
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert "student 4 evaluations, " in capsys.readouterr().out and Image.open("ankle_boot.png").size == (28, 28)

@@ -52,7 +52,7 @@ def test_what_a_space_holds(runs, tmp_path):
     _, facts, text = (tmp_path / "space" / "README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(facts)
     assert facts["sdk"] == "gradio" and facts["sdk_version"] == gradio.__version__ and facts["app_file"] == "app.py"
-    assert "students/four" in text or "four (4)" in text
+    assert "`students/four` (4)" in text and "models" not in facts
     copied = Student.from_pretrained(tmp_path / "space" / "students" / "four", "cpu")
     assert copied.config == Student.from_pretrained(runs / "four", "cpu").config
     with pytest.raises(ValueError, match="to be empty"):

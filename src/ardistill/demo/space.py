@@ -59,7 +59,7 @@ def write_space(folder: str | Path, students: Sequence[str] = (EMBEDDED,), *, te
         app = _APP.format(students=json.dumps([*names.values()]), teacher=json.dumps(teacher) if teacher else None)
         (made / "app.py").write_text(app)
         (made / "requirements.txt").write_text(f"ardistill[demo{',text' if takes_text else ''}]=={version()}\n")
-        (made / "README.md").write_text(_card(loaded, teacher, gradio.__version__))
+        (made / "README.md").write_text(_card(loaded, names, teacher, gradio.__version__))
         (made / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
 
 
@@ -76,18 +76,18 @@ def _names(students: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _card(students: dict[str, Student], teacher: str | None, gradio_version: str) -> str:
+def _card(students: dict[str, Student], names: dict[str, str], teacher: str | None, gradio_version: str) -> str:
     """The Space's README: its metadata, and what the page shows."""
-    teachers = sorted({teacher or x.config.teacher for x in students.values()})
-    on_hub = [x for x in [*teachers, *students] if x.count("/") == 1 and not local_path(x).exists()]
-    steps = ", ".join(f"{Path(name).name} ({student.num_steps})" for name, student in students.items())
+    used = [*{teacher or x.config.teacher for x in students.values()}, *names.values()]
+    models = sorted({split_name(x)[0] for x in used if not x.startswith(("zoo/", "students/"))})
+    steps = ", ".join(f"`{names[name]}` ({student.num_steps})" for name, student in students.items())
     facts = SpaceCardData(
         title="A few steps beside their teacher",
         sdk="gradio",
         sdk_version=gradio_version,
         python_version="3.11",
         app_file="app.py",
-        models=[x for x in on_hub if not x.startswith("zoo/")] or None,
+        models=models or None,
         tags=["ardistill", "few-step"],
     )
     return f"""---
