@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ardistill.cli import evaluation, planning, publishing, training, trajectories
+from ardistill.cli import demo, evaluation, planning, publishing, training, trajectories
 from ardistill.cli.command import Command
 
 TRAJECTORIES: dict[str, Command] = {
@@ -28,5 +28,6 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "evaluate": evaluation.evaluate,
     "compare": evaluation.compare,
     "export": publishing.export,
+    "demo": demo.demo,
 }
 """Each command, or the actions of a command that has several."""

@@ -311,3 +311,23 @@ class PushOptions:
     """Name of the repository on the Hub, with the user or organization: you/name."""
     private: bool = False
     """Make the repository private, if it is a new one."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of demo."""
+
+    student: str | list[str] | None = None
+    """Run folder of distill or finetune, a checkpoint, an export or the Hub id of one; several as a list, such as
+    [runs/a, runs/b]. The embedded zoo/fashion-student if not given."""
+    host: str = "127.0.0.1"
+    """Address to serve the page at; 0.0.0.0 lets other machines reach it. A page that others reach draws with the given
+    students alone, a page of this machine with any that is named on it."""
+    port: int | None = None
+    """Port to serve the page at; the first free one from 7860 on if not given."""
+    share: bool = False
+    """Serve the page at a public address of Gradio, too, for a week at most; whoever has the address can draw."""
+    browser: bool = False
+    """Open the page in this machine's browser."""
+    space: str | None = None
+    """New folder: write the page there as a Hugging Face Space, and serve nothing."""
