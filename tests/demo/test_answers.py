@@ -1,5 +1,6 @@
 """What the page answers, without a browser: what fits a student, errors as one line, two visitors at once."""
 
+import shutil
 import threading
 
 import gradio as gr
@@ -106,12 +107,12 @@ def test_files_of_a_drawing_go_with_it(studio):
 
 def test_visitors_at_once_get_each_their_own(studio):
     found = {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: drawn(studio, i)})) for i in range(4)]
+    threads = [threading.Thread(target=lambda i=i: found.update({i: drawn(studio, i)})) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(found[i], drawn(studio, i)) for i in range(4))
+    assert all(torch.equal(found[i], drawn(studio, i)) for i in range(2))
     assert not torch.equal(found[0], found[1])
 
 
@@ -122,6 +123,19 @@ def test_students_are_checked_before_a_page_is_made(runs, tmp_path):
         Studio([str(runs / "four"), str(tmp_path)])
     with pytest.raises(ValueError, match="found nothing at"):
         Studio([str(tmp_path / "missing")])
+
+
+def test_a_student_on_the_hub_is_found_by_its_id(runs, tmp_path, monkeypatch):
+    """In the Hub's cache, as a download leaves it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshots = tmp_path / "models--someone--student" / "snapshots" / ("a" * 40)
+    shutil.copytree(runs / "two" / "student", snapshots)
+    (tmp_path / "models--someone--student" / "refs").mkdir()
+    (tmp_path / "models--someone--student" / "refs" / "main").write_text("a" * 40)
+    found = Studio(["someone/student"], device="cpu").draw("someone/student", teacher_steps=2)
+    assert found.student.num_steps == 2
+    with pytest.raises(ValueError, match="could not load nobody/nothing from the Hub"):
+        Studio(["nobody/nothing"])
 
 
 def test_the_page_has_no_public_interface_for_programs(studio):
