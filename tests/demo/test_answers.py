@@ -121,7 +121,7 @@ def test_students_are_checked_before_a_page_is_made(runs, tmp_path):
         Studio([])
     with pytest.raises(ValueError, match=r"expected a student \(a run, a checkpoint of one, or an export\)"):
         Studio([str(runs / "four"), str(tmp_path)])
-    with pytest.raises(ValueError, match="found nothing at"):
+    with pytest.raises(ValueError, match="found none; name a run"):
         Studio([str(tmp_path / "missing")])
 
 

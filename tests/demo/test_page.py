@@ -93,7 +93,7 @@ def test_errors_are_one_line(page, runs):
     assert "expected a whole number from 0 as the seed" in page.error()
     page.write("#other textarea", f"{runs}/<b>nothing</b>{Keys.ENTER}")
     error = page.error()
-    assert "found nothing at" in error and "<b>nothing</b>" in error and "Traceback" not in error
+    assert "found none" in error and "<b>nothing</b>" in error and "Traceback" not in error
     page.write("#seed input", "0")
     page.draw()  # the page goes on
 

@@ -89,7 +89,7 @@ def test_a_missing_student_is_one_line(tmp_path, capsys):
         main(["demo", "--student", f"{tmp_path}/missing"])
     error = capsys.readouterr().err
     assert exit.value.code == 2 and error.count("\n") == 1
-    assert "found nothing at" in error and "name a run, a checkpoint, an export or its Hub id" in error
+    assert "found none" in error and "name a run, a checkpoint, an export or its Hub id" in error
 
 
 def test_a_missing_gradio_is_one_line(runs, tmp_path, capsys, monkeypatch):

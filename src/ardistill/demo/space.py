@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
-from ardistill.demo.studio import EMBEDDED, student_folder
+from ardistill.demo.studio import EMBEDDED
 from ardistill.errors import version
 from ardistill.evaluation import run_of
 from ardistill.files import check_folder, whole_folder
@@ -42,7 +42,7 @@ def write_space(folder: str | Path, students: Sequence[str] = (EMBEDDED,), *, te
     check_folder(folder)
     if not students:
         raise ValueError("expected one student or more, got none")
-    loaded = {name: Student.from_pretrained(student_folder(name), "cpu") for name in dict.fromkeys(students)}
+    loaded = {name: Student.from_pretrained(name, "cpu") for name in dict.fromkeys(students)}
     for name, student in loaded.items():
         where = teacher or student.config.teacher
         if not where or local_path(split_name(where)[0]).exists():

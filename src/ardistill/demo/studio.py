@@ -6,22 +6,19 @@ import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ardistill.demo.drawing import Drawing, draw
 from ardistill.devices import Device, resolve_device, resolve_precision
 from ardistill.student import Student
-from ardistill.student.files import find_student
-from ardistill.teacher import Teacher, find_source, load_recorded_teacher
+from ardistill.student.files import find_student, locate_student
+from ardistill.teacher import Teacher, load_recorded_teacher
 
 EMBEDDED = "zoo/fashion-student"
 """The student that a page offers where none is given."""
 KEPT = 2
 """Students that stay loaded."""
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
-_FILES = ("*.json", "*transformer/*")
-"""Patterns of the files that a student is read from."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,6 @@ class Pair:
             return []
         names = self.teacher.companions.get("id2label") or {}
         return [str(names.get(str(i), i)).partition(",")[0] for i in range(self.teacher.num_classes)]
-
-
-def student_folder(name: str) -> Path:
-    """The folder of a student on this machine; a Hub id is downloaded, without what only its pipeline needs.
-
-    Args:
-        name: A run, a checkpoint, an export or a Hub id.
-
-    Raises:
-        ValueError: Nothing is found.
-    """
-    return find_source(name, parts=_FILES, remedy=_REMEDY).folder
 
 
 class Studio:
@@ -82,7 +67,7 @@ class Studio:
         self._teacher, self._device, self._precision = teacher, resolve_device(device), mixed_precision
         resolve_precision(mixed_precision, self._device)
         for name in self.names:
-            find_student(student_folder(name))
+            find_student(locate_student(name))
         self._lock = threading.RLock()
         self._kept = functools.lru_cache(maxsize=KEPT)(self._load)
 
@@ -115,7 +100,7 @@ class Studio:
             return draw(pair.student, pair.teacher, mixed_precision=self._precision, **request)
 
     def _load(self, name: str) -> Pair:
-        student = Student.from_pretrained(student_folder(name), self._device)
+        student = Student.from_pretrained(name, self._device)
         teacher = load_recorded_teacher(student.config, self._teacher, self._device)
         # The first passes of a network are slower than later ones; the times on the page are of later ones.
         draw(student, teacher, prompt="an image", teacher_steps=1, mixed_precision=self._precision)

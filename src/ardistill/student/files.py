@@ -32,6 +32,9 @@ from ardistill.zoo import STUDENTS
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
 _ADAPTERS = "pytorch_lora_weights.safetensors"
+_REMEDY = "name a run, a checkpoint, an export or its Hub id"
+_PARTS = ("*.json", "*transformer/*")
+"""Patterns of the files that a student is read from."""
 _LORA = ".lora_"
 _FACTS = ("version", "weights", "transformer")
 """Entries of student.json besides the configuration: checksums of the weights and of the transformer's config.json."""
@@ -215,7 +218,8 @@ class _Checkpoint(StoredStudent):
 
 
 def locate_student(name: str | Path) -> Path:
-    """The folder that a student's name stands for: an embedded student's, a local one, or that of a Hub id, downloaded.
+    """The folder that a student's name stands for: an embedded student's, a local one, or that of a Hub id, of which
+    what only its pipeline needs is not downloaded.
 
     Raises:
         ValueError: It looks like a Hub id, and the Hub has no such model or cannot be reached.
@@ -227,7 +231,7 @@ def locate_student(name: str | Path) -> Path:
         raise ValueError(f"expected a student of the zoo, {', '.join(STUDENTS)}, got {name}")
     if name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).exists():
         return Path(name)
-    return find_source(name, ["*"], "name a run, one of its checkpoints or an export").folder
+    return find_source(name, _PARTS, _REMEDY).folder
 
 
 def find_student(folder: Path) -> StoredStudent:
@@ -248,7 +252,9 @@ def find_student(folder: Path) -> StoredStudent:
         found = read_json(path)
         data = (found.get("student") or found.get("_student")) if isinstance(found, dict) else None
     if data is None:
-        raise ValueError(f"expected a student (a run, a checkpoint of one, or an export) in {folder}, found none")
+        raise ValueError(
+            f"expected a student (a run, a checkpoint of one, or an export) in {folder}, found none; {_REMEDY}"
+        )
     config = _read_config(path, data)
     described = folder / "transformer" / "config.json"
     transformer = read_json(described)
