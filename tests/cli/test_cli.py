@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from ardistill.cli import COMMANDS, TRAJECTORIES, build_parser, main
@@ -81,6 +82,8 @@ def test_evaluate_compare_and_export(way, capsys):
     main(["export", "--student", f"{way}/ard", "--out", f"{way}/export", "--json"])
     assert json.loads(capsys.readouterr().out)["evaluated"] is True
     card = (way / "export" / "README.md").read_text()
+    measured = {x.metric_type: x.metric_value for x in ModelCard(card).data.eval_results}
+    assert measured["fd"] == pytest.approx(found["arms"]["ard"]["fd"], rel=1e-5) and measured["nfe"] == 4
     assert "| solver 4 |" in card and "Real-versus-real floor" in card and (way / "export" / "samples.png").exists()
     main(["sample", "--student", f"{way}/export", "--out", f"{way}/exported.png", "--count", "2"])
     assert (way / "exported.png").stat().st_size > 0
