@@ -285,8 +285,8 @@ def test_attention_that_bypasses_torchs_is_refused():
 @pytest.mark.parametrize("name", ["dit", "sd3", "flux", "qwen-image-masked"])
 def test_compiled_passes_are_whole_graphs_with_the_same_results(name):
     """benchmarks/compile_families.py does all of them."""
-    student = make(name).eval()
-    inputs, condition = batch(name)
+    student = make(name, steps=3).eval()
+    inputs, condition = batch(name, steps=3)
     torch._dynamo.reset()
     with torch.no_grad():
         folded, drawn = student(inputs, condition), sample(student, inputs[:, 0], condition)

@@ -43,6 +43,6 @@ def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) 
         )
     found = {"out": out, "evaluated": (evaluation_folder(options.student) / "figures.md").is_file()}
     if hub.push is None:
-        return Result(found, f"{out}, whose README.md says how to load it and draw")
+        return Result(found, publishing.example_of(out))
     url = publishing.push(out, hub.push, private=hub.private, license=options.license)
     return Result(found | {"url": url}, url)

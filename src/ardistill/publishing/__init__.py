@@ -1,5 +1,6 @@
 """A student as others load it: a diffusers pipeline folder with its module, card and picture, here and on the Hub."""
 
+from ardistill.publishing.card import example_of as example_of
 from ardistill.publishing.export import export as export
 from ardistill.publishing.export import is_export_of as is_export_of
 from ardistill.publishing.hub import check_push as check_push
@@ -13,6 +14,7 @@ from ardistill.publishing.stock import stock_form as stock_form
 __all__ = [
     "call_of",
     "check_push",
+    "example_of",
     "export",
     "is_export_of",
     "load",

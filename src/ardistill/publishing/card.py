@@ -88,3 +88,9 @@ def model_card(
         license_section(origin),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def example_of(folder: str | Path) -> str:
+    """The Python of a folder's card, which loads the folder and draws."""
+    card = (Path(folder) / "README.md").read_text()
+    return card.split("```python\n")[1].split("```")[0].strip().replace(PLACE, str(folder))
