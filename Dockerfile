@@ -2,7 +2,7 @@
 # ardistill with the locked versions, for NVIDIA GPUs; without --gpus it works on the CPU.
 #
 #   docker build --tag ardistill .
-#   docker run --rm --gpus all --volume "$PWD:/work" ardistill doctor
+#   docker run --rm --gpus all --volume "$PWD:/workspace" ardistill doctor
 #
 # torch brings the CUDA libraries that it was built with, so the base has the CUDA runtime and nothing larger.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
@@ -12,7 +12,7 @@ FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/* \
-    && mkdir /work && chown 1000:1000 /work
+    && mkdir /workspace && chown 1000:1000 /workspace
 
 ENV PATH=/opt/ardistill/bin:$PATH \
     VIRTUAL_ENV=/opt/ardistill \
@@ -33,12 +33,12 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --no-deps /src
 
 # Runs, downloads and caches are in the mounted folder or in /tmp, whoever the user is (docker run --user).
-ENV HF_HOME=/work/.cache/huggingface \
-    TORCH_HOME=/work/.cache/torch \
+ENV HF_HOME=/workspace/.cache/huggingface \
+    TORCH_HOME=/workspace/.cache/torch \
     MPLCONFIGDIR=/tmp/matplotlib \
     TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
     TRITON_CACHE_DIR=/tmp/triton
-WORKDIR /work
+WORKDIR /workspace
 USER 1000:1000
 ENTRYPOINT ["ardistill"]
 CMD ["--help"]
