@@ -37,7 +37,11 @@ def passes(student, name):
     return folded.detach(), gradient, sample(student, inputs[:, 0], condition)
 
 
-@pytest.mark.parametrize("name", TINY)
+CASES = sorted({*TINY} - {"pixart-sigma", "sd3", "z-image", "lumina2", "qwen-image"})
+"""Of two models of a class the one with more in it: size embeddings, a second attention, ragged or masked prompts."""
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_compiled_blocks_give_the_same_in_one_graph_each(name):
     student = make(name, 3, steps=3)  # no, one and two earlier steps: each kind of attention
     expected = passes(student, name)

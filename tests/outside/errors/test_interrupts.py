@@ -41,7 +41,7 @@ def test_case_22_an_interrupt_is_one_line_that_says_how_to_go_on(world, name, nu
     limit = time.time() + 60
     while not (begun() and log.exists()) and time.time() < limit:
         time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(0.05 if name == "evaluate" else 0.3)  # of six samples it is soon done
     os.kill(pid, number)
     assert ended(pid) == 128 + number, log.read_text()
     lines = log.read_text().splitlines()
