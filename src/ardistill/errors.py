@@ -322,6 +322,7 @@ class _Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
+        _RUNNING.append(self)
         with contextlib.suppress(ValueError):  # raised outside the main thread, which alone receives signals
             for number in _ENDING:
                 if (before := signal.getsignal(number)) not in (signal.SIG_IGN, None):
@@ -329,6 +330,7 @@ class _Signals:
                     self._before[number] = before
 
     def __exit__(self, *_: object) -> None:
+        _RUNNING.remove(self)
         if self.received is None:
             for number, before in self._before.items():
                 signal.signal(number, before)
@@ -346,6 +348,16 @@ class _Signals:
             self.spoken = True
             if line := self.line(self.received):
                 say(line)
+
+
+_RUNNING: list[_Signals] = []
+
+
+def heed_signals() -> None:
+    """Raise `Interrupted` again after a signal whose exception was lost, as Python loses those in a ``__del__``."""
+    for signals in _RUNNING:
+        if signals.received is not None:
+            raise Interrupted(signals.received)
 
 
 def _leave_stdout() -> None:

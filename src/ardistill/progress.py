@@ -5,16 +5,31 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
+
+from ardistill.errors import heed_signals
 
 SECONDS = 30
 """Minimum time between two lines in a log file."""
 
 
-class _Lines(tqdm):
+class _Bar(tqdm):
+    """A bar at whose steps a command ends that a signal asked to end."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in super().__iter__():
+            heed_signals()
+            yield step
+
+    def update(self, n: float | None = 1) -> bool | None:
+        heed_signals()
+        return super().update(n)
+
+
+class _Lines(_Bar):
     """A bar for a log file: it prints whole lines, the last one when it is closed."""
 
     disable: bool
@@ -56,7 +71,7 @@ class Stopwatch:
 
 def bar(steps: Iterable[Any] | None = None, **options: Any) -> Any:
     """A progress bar on stderr with tqdm's arguments and methods; ``disable=True`` shows none."""
-    return (tqdm if sys.stderr.isatty() else _Lines)(steps, **options)
+    return (_Bar if sys.stderr.isatty() else _Lines)(steps, **options)
 
 
 def tell_compiled(began: float, what: str) -> None:

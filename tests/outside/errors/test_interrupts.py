@@ -13,6 +13,7 @@ import pytest
 from apart import DISTILL, RECORD, apart, ended
 
 from ardistill.cli import main
+from ardistill.progress import bar
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,28 @@ def test_case_22_an_interrupt_is_one_line_that_says_how_to_go_on(world, name, nu
     told = [line for line in lines if "ended by" in line]
     assert told == lines[-1:] and re.match(rf"ardistill( {name})?: ended by {number.name}; ", told[0]), lines
     assert said in told[0] and "Traceback" not in log.read_text()
+
+
+class Loses:
+    """Gets a signal where Python loses the exception."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_signal_whose_exception_was_lost_ends_the_next_step(tmp_path, by_hand):
+    def act():
+        with bar(None if by_hand else range(3), total=3) as steps:
+            for step in range(3) if by_hand else steps:
+                (tmp_path / f"step-{step}").touch()
+                Loses()
+                if by_hand:
+                    steps.update()
+
+    assert ended(apart(act, tmp_path / "log")) == 130
+    assert [x.name for x in tmp_path.glob("step-*")] == ["step-0"]
 
 
 def loads(pid, library):
