@@ -166,7 +166,7 @@ def folders(runs: Path) -> dict[str, dict[str, Any]]:
 
 
 def unusable_folders(found: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    """Folders, as ``folders`` describes them, that cannot be written or hardly have space."""
+    """Findings for the folders of ``folders()`` that cannot be written to or have too little free space."""
     for facts in found.values():
         if not facts["writable"]:
             yield Finding(f"{facts['folder']} cannot be written", facts["remedy"])

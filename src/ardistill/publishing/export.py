@@ -22,7 +22,7 @@ from ardistill.publishing.origin import Origin, find_origin
 from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
-from ardistill.student.files import WEIGHTS, adapter_weights, merged_weights, save_transformer
+from ardistill.student.files import WEIGHTS, adapter_weights, find_student, merged_weights, save_transformer
 from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
@@ -105,7 +105,7 @@ def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline") 
     try:
         if form == "pipeline":
             stored, own = load_tensors(folder / "transformer" / WEIGHTS), student.transformer.state_dict()
-            if Student.from_pretrained(folder, "cpu").config != replace(student.config, lora_rank=0):
+            if find_student(folder).config != replace(student.config, lora_rank=0):
                 return False
         elif form == "lora":
             stored, own = stored_adapters(folder), adapter_weights(student)

@@ -8,6 +8,7 @@ from ardistill.teacher.ode import Trajectory as Trajectory
 from ardistill.teacher.padding import pad_tokens as pad_tokens
 from ardistill.teacher.recorded import load_recorded_teacher as load_recorded_teacher
 from ardistill.teacher.schedule import knots_from_scheduler as knots_from_scheduler
+from ardistill.teacher.schedule import select_knots as select_knots
 from ardistill.teacher.seeding import seeded_generator as seeded_generator
 from ardistill.teacher.sizes import pixel_size as pixel_size
 from ardistill.teacher.source import ZOO as ZOO

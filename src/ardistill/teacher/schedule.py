@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ardistill.core.knots import PREDICTION_TYPES, Knots
@@ -105,6 +105,16 @@ def _last_signal(scheduler: Any) -> float:
     noisy = "set_alpha_to_one" in known and not config.get("set_alpha_to_one", True)
     noisy |= "final_sigmas_type" in known and config.get("final_sigmas_type") == "sigma_min"
     return float(scheduler.alphas_cumprod[0]) if noisy else 1.0
+
+
+def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
+    """The knots at ``indices``, which rise; a step keeps the conditioning time of the knot that it starts from."""
+    return Knots(
+        knots.prediction_type,
+        tuple(knots.timesteps[i] for i in indices[:-1]),
+        tuple(knots.alpha[i] for i in indices),
+        tuple(knots.sigma[i] for i in indices),
+    )
 
 
 def knots_from_scheduler(

@@ -9,7 +9,7 @@ schedulers are set as the pipeline would set them, and compared.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,11 +18,12 @@ import numpy as np
 
 from ardistill.core.knots import Knots
 from ardistill.families.grids import uniform_grid
+from ardistill.teacher.schedule import select_knots
 from ardistill.teacher.teacher import Teacher
 
 
 class StockDrawing(NamedTuple):
-    """How a stock pipeline draws a student."""
+    """What a diffusers pipeline needs to draw a student without this package: a scheduler, and the call's arguments."""
 
     scheduler: Any
     """Scheduler of the pipeline's folder."""
@@ -61,24 +62,15 @@ def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
     Raises:
         ValueError: The grid's states are not among the solver's.
     """
-    uniform = _select(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
+    uniform = select_knots(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
     for own in _own_grids(teacher, uniform):
         nearest = [int(np.abs(_levels(solver) - level).argmin()) for level in own.sigmas.tolist()]
-        found = replace(_select(solver, nearest), timesteps=tuple(float(t) for t in own.timesteps))
+        found = replace(select_knots(solver, nearest), timesteps=tuple(float(t) for t in own.timesteps))
         if _agrees(own, found):
             return found
     raise ValueError(
         f"the {solver.num_steps} solver steps do not go through the states of {teacher.pipeline_class}'s grid of "
         f"{num_steps} steps; record with a multiple of {num_steps} as --solver_steps, or leave --knots stock out"
-    )
-
-
-def _select(solver: Knots, indices: Sequence[int]) -> Knots:
-    return Knots(
-        solver.prediction_type,
-        tuple(solver.timesteps[i] for i in indices[:-1]),
-        tuple(solver.alpha[i] for i in indices),
-        tuple(solver.sigma[i] for i in indices),
     )
 
 

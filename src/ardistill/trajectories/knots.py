@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ardistill.core.knots import Knots
+from ardistill.teacher import select_knots as select_knots
 
 CONDITIONINGS = ("recorded", "uniform")
 """Times that a student's network can be conditioned on: those of the recorded states, or even ones, as the authors'."""
@@ -82,16 +83,6 @@ def knot_indices(solver: Knots, steps: int | Sequence[int] | Knots) -> tuple[int
             "state 0 is the noise, the last one the image"
         )
     return found
-
-
-def select_knots(knots: Knots, indices: Sequence[int]) -> Knots:
-    """The knots at ``indices``, which rise; a step keeps the conditioning time of the knot that it starts from."""
-    return Knots(
-        knots.prediction_type,
-        tuple(knots.timesteps[i] for i in indices[:-1]),
-        tuple(knots.alpha[i] for i in indices),
-        tuple(knots.sigma[i] for i in indices),
-    )
 
 
 def same_states(first: Knots, second: Knots) -> bool:
