@@ -141,7 +141,11 @@ def sd35(bench: Bench) -> None:
         "pooled_projections": torch.randn(1, width.pooled_projection_dim, device=bench.device),
     }
     plain = StudentConfig(knots, 0)
-    configs = {"N=0": plain, f"N={n} gated": StudentConfig(knots, n), f"N={n} gated M2": StudentConfig(knots, n, "M2")}
+    configs = {
+        "N=0": plain,
+        f"N={n} gated": StudentConfig(knots, n, "M4"),
+        f"N={n} gated M2": StudentConfig(knots, n, "M2"),
+    }
     base: list[Run] = []
 
     def guided() -> Figures:

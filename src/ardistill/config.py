@@ -47,7 +47,7 @@ class TrainingConfig:
     """Forward passes per optimiser step."""
     learning_rate: float = 1e-4
     """AdamW's learning rate."""
-    gate_rate: float = 1.0
+    gate_rate: float = 30.0
     """Learning rate of the gates of layers with history, as a multiple of learning_rate."""
     lr_scheduler: str = "constant"
     """Learning rate schedule, a name in diffusers.optimization.SchedulerType: constant, cosine,
@@ -206,7 +206,7 @@ class CostConfig:
     """Number of steps of the student (S)."""
     history_layers: int = 6
     """Number of layers of the student (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
-    mask: str = "M4"
+    mask: str = "M2"
     """Mask of the history, M1 to M4, as in distill."""
     solver_steps: int = 24
     """Number of steps of the teacher's solver; a guided step evaluates the teacher twice."""

@@ -25,7 +25,7 @@ def _on_device(name: str, **options):
     """A teacher and a student of a family on the device, with noise and a condition there, all used once already."""
     tiny = TINY[name]
     teacher = Teacher(tiny.transformer(), DDIMScheduler(), latent_shape=tiny.latents)
-    student = Student.from_teacher(teacher, StudentConfig(KNOTS, 2, **options)).to(DEVICE)
+    student = Student.from_teacher(teacher, StudentConfig(KNOTS, 2, **{"mask": "M4"} | options)).to(DEVICE)
     open_gates(student)
     noise = torch.randn(2, *tiny.latents, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     condition = student.family.place(tiny.condition(2), DEVICE)
@@ -89,7 +89,7 @@ def test_no_kind_of_student_crosses(options):
 @pytest.mark.parametrize("options", [{}, {"output": "direct"}, {"target": "anchored"}])
 def test_the_pipelines_steps_copy_nothing_and_a_call_its_times_once(options):
     with PretendDevice() as mode:
-        knots = _FixedKnots(StudentConfig(KNOTS, 2, **options), None, None)
+        knots = _FixedKnots(StudentConfig(KNOTS, 2, **{"mask": "M4"} | options), None, None)
         state = torch.ones(2, 4, 8, 8, device=DEVICE)
         assert _events(mode, lambda: knots.set_timesteps(device=DEVICE)) == ["to device"]
         for timestep in knots.timesteps:

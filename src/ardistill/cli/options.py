@@ -166,7 +166,7 @@ class DistillOptions:
     history; uniform if not given."""
     history_layers: int = 6
     """Number of layers (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
-    mask: Literal["M1", "M2", "M3", "M4"] = "M4"
+    mask: Literal["M1", "M2", "M3", "M4"] = "M2"
     """Earlier steps that these layers attend to: M1 none, M2 the previous step, M3 the noise, M4 all."""
     target: Literal["state", "denoised", "anchored"] = "state"
     """What the student regresses: state (the ODE's states), denoised (x0 estimates, as in the authors' code) or
@@ -221,7 +221,7 @@ class FinetuneOptions:
     """File that encode wrote."""
     out: str
     """Run folder with the same contents as distill's, and adversarial.png, which shows the discriminator's health."""
-    training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5)  # noqa: RUF009
+    training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5, gate_rate=1.0)  # noqa: RUF009
     """Options of the training. The discriminator judges the estimates of the last step, which are drawn from noise
     with inputs student, and from the teacher's second to last state with inputs teacher."""
     adversarial: AdversarialConfig = AdversarialConfig()  # noqa: RUF009

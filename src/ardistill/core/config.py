@@ -24,7 +24,7 @@ class StudentConfig:
     """The solver states between which the student steps: their timesteps, alphas and sigmas."""
     history_layers: int
     """N: how many of the lowest layers see earlier steps; 0 is step distillation."""
-    mask: str = "M4"
+    mask: str = "M2"
     """Earlier steps that these layers attend to: M1 none, M2 the previous one, M3 the first, M4 all."""
     target: str = "state"
     """``state``: input x at knot s, target x at knot s + 1. ``denoised``: input the previous x̂0 (first: noise), target

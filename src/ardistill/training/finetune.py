@@ -27,7 +27,7 @@ def finetune(
     *,
     teacher: str | Path | None = None,
     device: Device = None,
-    training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5),  # noqa: B008
+    training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5, gate_rate=1.0),  # noqa: B008
     adversarial: AdversarialConfig = AdversarialConfig(),  # noqa: B008
     validation: Validation | None = None,
     progress: bool = True,

@@ -139,7 +139,7 @@ class TrajectoryDataset(Dataset):
         self,
         history_layers: int = 6,
         *,
-        mask: str = "M4",
+        mask: str = "M2",
         target: str = "state",
         output: str = "solver",
         gated: bool = True,
