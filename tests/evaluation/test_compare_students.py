@@ -71,7 +71,7 @@ def test_bad_choices_of_students_are_refused(way):
 
 def test_a_student_is_traced_to_its_run(way):
     run = way / "run-1"
-    assert run_of(run) == run_of(run / "student") == (run, "")
+    assert run_of(run) == run_of(run / "student") == run_of(run / "adapters") == (run, "")
     (step,) = (run / "checkpoints").glob("step-*")
     assert run_of(step) == (run, f"-{step.name}")
     assert evaluation_folder(step) == run / f"evaluation-{step.name}"

@@ -23,6 +23,7 @@ from ardistill.publishing import export
 from ardistill.publishing.adapters import COMFYUI, for_comfyui
 from ardistill.publishing.layouts import LUMINA2, WAN
 from ardistill.publishing.single_file import LAYOUTS
+from ardistill.publishing.weight_files import noise_levels
 from ardistill.student import Student, StudentConfig
 from ardistill.student.files import adapter_weights, merged_weights
 from ardistill.teacher import Teacher, stock_knots
@@ -134,6 +135,11 @@ def test_luminas_adapters_are_read_by_diffusers_as_what_they_were():
         x = torch.randn(a.shape[1])
         theirs = read[f"transformer.{name}.lora_B.weight"] @ (read[f"transformer.{name}.lora_A.weight"] @ x)
         assert torch.allclose(theirs, b @ (a @ x), rtol=1e-4, atol=1e-3)
+
+
+def test_no_noise_level_has_an_exponent():
+    knots = Knots("flow", (1000.0, 10.0), (0.0, 0.99, 1.0), (1.0, 1.25e-5, 0.0))
+    assert noise_levels(Student(TINY["dit"].transformer(), StudentConfig(knots, 0))) == "1, 0.0000125, 0"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def run_of(student: str | Path) -> tuple[Path, str]:
     """The run that a student belongs to, found by the contents of the folders, not by their names.
 
     Args:
-        student: A run, its subfolder ``student``, one of its checkpoints, or any other folder.
+        student: A run, its subfolder ``student`` or ``adapters``, one of its checkpoints, or any other folder.
 
     Returns:
         The run's absolute path, or the given one if no run is found; links are not resolved. Then ``-step-00000500``
@@ -32,7 +32,7 @@ def run_of(student: str | Path) -> tuple[Path, str]:
         return path, ""
     if path.parent.name == "checkpoints" and is_run(path.parents[1]):
         return path.parents[1], f"-{path.name}"
-    return (path.parent if path.name == "student" and is_run(path.parent) else path), ""
+    return (path.parent if path.name in ("student", "adapters") and is_run(path.parent) else path), ""
 
 
 def evaluation_folder(student: str | Path) -> Path:

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ardistill.publishing.stock import call_of
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import StockDrawing, Teacher, split_name
@@ -57,10 +59,14 @@ images = {call_of(student, drawing)}
 
 
 def noise_levels(student: Student) -> str:
-    """The noise level of each state as other programs count it: sigma of flow matching, else sigma / alpha."""
+    """The noise level of each state as other programs count it: sigma of flow matching, else sigma / alpha.
+
+    No level is written with an exponent, because ComfyUI's *ManualSigmas* reads ``1e-05`` as 1 and 5.
+    """
     knots = student.config.knots
     pairs = zip(knots.sigma, knots.alpha, strict=True)
-    return ", ".join(f"{sigma if knots.prediction_type == 'flow' else sigma / alpha:.6g}" for sigma, alpha in pairs)
+    levels = [sigma if knots.prediction_type == "flow" else sigma / alpha for sigma, alpha in pairs]
+    return ", ".join(np.format_float_positional(x, 6, fractional=False, trim="-") for x in levels)
 
 
 def loading_by_comfyui(student: Student, file: str, folder: str, node: str) -> str:
