@@ -25,6 +25,7 @@ from ardistill.files import (
     weight_fingerprint,
     write_whole,
 )
+from ardistill.student.lora import in_float32
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import find_source
 from ardistill.zoo import STUDENTS
@@ -52,11 +53,14 @@ def _gather(value: Tensor) -> Tensor:
 def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
     """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
 
-    Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
+    Merged weights are float32, the sum rounded once, where the base has 16 bits or is quantised: the student was trained
+    on the base's own values, and 16 bits would lose small updates. Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
     """
     keeps, weights, merged = _is_first_process(), student.transformer.state_dict(), {}
-    for name in [name for name in weights if _LORA not in name]:
-        value = _gather(weights[name])
+    has_adapters, own = any(_LORA in name for name in weights), dict(student.transformer.named_parameters())
+    for name in [name for name in weights if _LORA not in name and ".weight." not in name]:  # nf4 stores scales so
+        value = _gather(own.get(name, weights[name]))
+        value = in_float32(value) if has_adapters else value
         if name.endswith(".base_layer.weight"):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
             value = value + b @ a
