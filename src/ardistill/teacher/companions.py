@@ -31,9 +31,7 @@ class Companions(Mapping[str, Any]):
         ValueError: ``model_index.json`` is not the index of a pipeline.
     """
 
-    def __init__(
-        self, source: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, source: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> None:
         self.source = Path(source)
         self.dtype = dtype
         self.variant = variant

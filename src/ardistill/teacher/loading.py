@@ -99,7 +99,6 @@ def _type_options(weights: str, device: torch.device | str) -> dict[str, Any]:
         return {"torch_dtype": torch.float32}
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16}
     if weights == "int8":
-        logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each of its kernels that does not fit torch
         kind = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
         options["quantization_config"] = diffusers.TorchAoConfig(kind)
     if weights == "nf4":

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ardistill.teacher.companions import Companions
 from ardistill.files import weight_fingerprint
+from ardistill.teacher.companions import Companions
 from ardistill.teacher.loading import load_scheduler, load_transformer, transformer_fingerprint
 from ardistill.teacher.original_dit import load_original_dit
 from ardistill.teacher.source import Source
