@@ -308,6 +308,10 @@ class ExportOptions:
     base model, as diffusers, or PEFT, and ComfyUI load them; single_file: all weights of a student of Flux, SD3 or Wan
     in the layout of the original checkpoint. The last two are for students that a stock pipeline can draw, without
     history."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the transformer's weights are stored in; bfloat16 takes half the space and rounds to 3 significant digits."""
+    max_shard_size: str | None = None
+    """Size of a file of these weights at most, such as 5GB; one file if not given."""
     license: str | None = None
     """Licence for the card, as the Hub writes it (apache-2.0); that of the teacher's card if not given."""
     datasets: list[str] | None = None

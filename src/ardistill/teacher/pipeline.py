@@ -29,7 +29,8 @@ def load_pipeline(
     if _is_original_dit(source):
         if weights not in ("float32", "bfloat16"):
             raise ValueError(
-                f"expected weights float32 or bfloat16 for {source.folder}, got {weights}; save it as a diffusers folder"
+                f"expected weights float32 or bfloat16 for {source.folder}, got {weights}; save it as a diffusers "
+                "folder to quantise it"
             )
         transformer, scheduler = load_original_dit(source.folder)
         return transformer.to(getattr(torch, weights)), scheduler, None
