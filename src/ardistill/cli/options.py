@@ -309,7 +309,7 @@ class ExportOptions:
     in the layout of the original checkpoint. The last two are for students that a stock pipeline can draw, without
     history."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the transformer's weights are stored in; bfloat16 takes half the space and rounds to 3 significant digits."""
+    """What the transformer's weights are stored in; bfloat16 takes half the space, rounded to 2 digits."""
     max_shard_size: str | None = None
     """Size of a file of these weights at most, such as 5GB; one file if not given."""
     license: str | None = None

@@ -34,8 +34,9 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def file_fingerprint(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """`weight_fingerprint` of the tensors in safetensors files, piece by piece, in as little memory whatever their size; a
-    thread reads and converts the next piece while one is hashed.
+    """`weight_fingerprint` of the tensors in safetensors files, piece by piece, in little memory whatever their size.
+
+    A thread reads and converts the next piece while one is hashed.
 
     Args:
         files: The files.

@@ -112,7 +112,7 @@ def save_transformer(
 
 def stored_weights(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
     """`merged_weights` in a dtype, but for the modules that diffusers keeps in float32 when it loads 16 bits."""
-    weights, kept = merged_weights(student), student.transformer._keep_in_fp32_modules or ()
+    weights, kept = merged_weights(student), getattr(student.transformer, "_keep_in_fp32_modules", None) or ()
     if dtype is None:
         return weights
     wanted = {x for x, value in weights.items() if value.is_floating_point() and not {*kept} & {*x.split(".")}}
