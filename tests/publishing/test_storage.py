@@ -42,7 +42,8 @@ def test_an_export_in_bfloat16_and_several_files_is_the_one_in_float32_rounded(t
     expected = drawn(plain, torch.bfloat16)
     for loader in (DiffusionPipeline.from_pretrained, load):
         assert torch.equal(drawn(small, torch.bfloat16, loader=loader), expected)
-    assert torch.equal(drawn(small, torch.float32, lambda pipeline: pipeline.to(torch.bfloat16)), expected)
+    later = [drawn(x, torch.float32, lambda pipeline: pipeline.to(torch.bfloat16)) for x in (small, plain)]
+    assert torch.equal(*later)  # the positions, which no file holds, are rounded too
     read = Student.from_pretrained(small, "cpu").transformer.state_dict()
     assert all(torch.equal(x, exact[name].bfloat16().float()) for name, x in read.items())
     assert is_export_of(small, student) and is_export_of(small, student, dtype="bfloat16")
