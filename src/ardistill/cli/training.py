@@ -127,8 +127,9 @@ def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> R
     from ardistill import training
     from ardistill.teacher import Teacher
 
-    size_of = {"height": size.height, "width": size.width}
-    teacher = Teacher.from_pretrained(options.teacher, **size_of, device=machine.device, weights="float32")
+    teacher = Teacher.from_pretrained(
+        options.teacher, height=size.height, width=size.width, device=machine.device, weights="float32"
+    )
     count = training.encode(options.images, teacher, options.out, limit=options.limit)
     return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
 

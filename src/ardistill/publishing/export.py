@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -103,7 +103,7 @@ def export(
         with whole_folder(folder) as made:
             return _write(student, teacher, made, origin, dtype, max_shard_size)
     drawing = _stock_drawing(student, teacher, form)
-    write = write_lora if form == "lora" else partial(write_single_file, dtype=dtype)
+    write: Callable[..., str] = write_lora if form == "lora" else partial(write_single_file, dtype=dtype)
     with whole_folder(folder) as made:
         loading = write(student, teacher, made, folder.resolve().name, drawing)
         drawing.scheduler.save_pretrained(made / "scheduler")
