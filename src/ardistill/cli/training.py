@@ -35,6 +35,8 @@ def distill(
 
     Run it under `accelerate launch -m ardistill distill ...` for several GPUs.
     """
+    import torch
+
     from ardistill import training
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
@@ -49,15 +51,19 @@ def distill(
         steps = steps_or_knots(options.num_steps, options.knots or None)
     device = resolve_device(machine.device)
     manifest = Manifest.read(Store(data.trajectories))
-    teacher = load_recorded_teacher(manifest, recorded.teacher, "cpu")
+    weights = training.base_weights(
+        options.weights, out, options.lora_rank, device, manifest if options.online else None
+    )
+    where = device if weights == "nf4" else torch.device("cpu")
+    teacher = load_recorded_teacher(manifest, recorded.teacher, where, weights)
     if options.knots == "stock":
         steps = stock_knots(teacher, manifest.knots, options.num_steps)
     dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
-    student = _first_student(options, dataset, teacher).to(device)
+    student = _first_student(options, dataset, teacher)
     if options.output == "solver":
         _say_distance_to_solver(student, teacher, dataset, device)
-        if not options.online:
-            teacher.transformer.to("cpu")
+    teacher.move_vae(device)
+    student.to(device)
     validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
     training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
     loss = training.read_log(out)[-1].get("loss", math.nan)
@@ -106,7 +112,7 @@ def _say_distance_to_solver(student: Student, teacher: Teacher, data: Trajectory
     from ardistill.evaluation import distance_to_solver
 
     states, _, condition = data.stacked(data.rows_by_shape[0][:10])
-    distance = distance_to_solver(student, teacher.to(device), states[:, 0], condition)
+    distance = distance_to_solver(student, teacher, states[:, 0], condition, device=device)
     errors.say(
         f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
         f"{student.num_steps}-step solver"
@@ -121,7 +127,9 @@ def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> R
     from ardistill import training
     from ardistill.teacher import Teacher
 
-    teacher = Teacher.from_pretrained(options.teacher, height=size.height, width=size.width, device=machine.device)
+    teacher = Teacher.from_pretrained(
+        options.teacher, height=size.height, width=size.width, device=machine.device, weights="float32"
+    )
     count = training.encode(options.images, teacher, options.out, limit=options.limit)
     return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
 
@@ -139,6 +147,7 @@ def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: Compu
         out,
         teacher=recorded.teacher,
         device=machine.device,
+        weights=options.weights,
         training=options.training,
         adversarial=options.adversarial,
         validation=validation_grid,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -25,12 +26,14 @@ from ardistill.files import (
     weight_fingerprint,
     write_whole,
 )
+from ardistill.student.lora import in_float32
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import find_source
 from ardistill.zoo import STUDENTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-"""The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
+"""The file of a transformer's weights. If there are several, none holds the student's own ones alone, which diffusers
+would not read."""
 _ADAPTERS = "pytorch_lora_weights.safetensors"
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
 _PARTS = ("*.json", "*transformer/*")
@@ -52,11 +55,15 @@ def _gather(value: Tensor) -> Tensor:
 def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
     """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
 
-    Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
+    With adapters, all are float32, whatever type the base has: the student was trained on the base's own values, and 16
+    bits would lose small updates. Weights divided over processes are gathered one by one: every process has to call it,
+    and the first one gets them.
     """
     keeps, weights, merged = _is_first_process(), student.transformer.state_dict(), {}
-    for name in [name for name in weights if _LORA not in name]:
-        value = _gather(weights[name])
+    has_adapters, own = any(_LORA in name for name in weights), dict(student.transformer.named_parameters())
+    for name in [name for name in weights if _LORA not in name and ".weight." not in name]:  # nf4 stores scales so
+        value = _gather(own.get(name, weights[name]))
+        value = in_float32(value) if has_adapters else value
         if name.endswith(".base_layer.weight"):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
             value = value + b @ a
@@ -74,19 +81,69 @@ def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
     return {name.replace(".default", ""): _gather(x).cpu().contiguous() for name, x in weights.items() if _LORA in name}
 
 
-def save_transformer(student: FewStepModel, folder: Path) -> dict[str, Tensor] | None:
-    """Write the transformer alone, whole, in one file, with adapters merged.
+def save_transformer(
+    student: FewStepModel, folder: Path, dtype: str | None = None, max_shard_size: str | None = None
+) -> dict[str, Tensor] | None:
+    """Write the transformer alone, whole, with adapters merged.
+
+    Args:
+        student: The student.
+        folder: Where it is written.
+        dtype: What weights are stored in; as `merged_weights` gives them if not given.
+        max_shard_size: Size of a file, such as ``5GB``, as diffusers takes it; one file if not given.
 
     Returns:
         The tensors that this process wrote; None where another process, the first one, wrote them.
+
+    Raises:
+        ValueError: The size cannot be read.
     """
-    state = merged_weights(student)
+    state = stored_weights(student, dtype)
     if not _is_first_process():
         return None
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
-    save_tensors(state, folder / WEIGHTS)
+    if max_shard_size is None:
+        save_tensors(state, folder / WEIGHTS)
+    else:
+        _save_shards(state, set(student.transformer.attachment.own_weights), folder, max_shard_size)
     return state
+
+
+def stored_weights(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
+    """`merged_weights` in a dtype, but for the modules that diffusers keeps in float32 when it loads 16 bits."""
+    weights, kept = merged_weights(student), getattr(student.transformer, "_keep_in_fp32_modules", None) or ()
+    if dtype is None:
+        return weights
+    wanted = {x for x, value in weights.items() if value.is_floating_point() and not {*kept} & {*x.split(".")}}
+    return {name: x.to(getattr(torch, dtype)) if name in wanted else x for name, x in weights.items()}
+
+
+def _save_shards(weights: dict[str, Tensor], own: set[str], folder: Path, size: str) -> None:
+    """Write files of a size at most, and their index; the student's own weights stand in the first of them."""
+    stock = {name: x for name, x in weights.items() if name not in own}
+    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(stock, filename_pattern=pattern, max_shard_size=size)
+    files = {file: {name: weights[name] for name in names} for file, names in split.filename_to_tensors.items()}
+    first = min(files)
+    files[first] |= {name: weights[name] for name in own}
+    for file, tensors in files.items():
+        save_tensors(tensors, folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename | dict.fromkeys(own, first)}
+        write_whole(folder / f"{WEIGHTS}.index.json", json.dumps(index, indent=2, sort_keys=True).encode())
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights in a transformer's folder, in one file or in shards.
+
+    Raises:
+        ValueError: A file is missing, cut or damaged.
+    """
+    if (index := folder / f"{WEIGHTS}.index.json").is_file():
+        names = sorted({*read_json(index)["weight_map"].values()})
+        return {name: x for file in names for name, x in load_tensors(folder / Path(file).name).items()}
+    return load_tensors(folder / WEIGHTS)
 
 
 def save_student(student: FewStepModel, folder: Path) -> None:
@@ -198,7 +255,7 @@ class _Saved(StoredStudent):
 
     def fill(self, student: FewStepModel) -> None:
         """Read ``transformer/``, and check it against the checksums in student.json."""
-        weights = load_tensors(self.folder / "transformer" / WEIGHTS)
+        weights = load_weights(self.folder / "transformer")
         _check_tensors(weights, self.weights, self.folder / "transformer" / WEIGHTS)
         try:
             student.transformer.load_state_dict(weights)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import compiles, device_of, tf32
+from ardistill.devices import compiles, device_of, tf32, weights_of
 from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.progress import Stopwatch, tell_compiled
@@ -173,7 +173,11 @@ def _settings(
         "data": {"seed": data.manifest.seed, "num_trajectories": len(data), "draws": data.draws},
         "start": {"student": start},
     }
-    return settings if adversary is None else settings | {"adversarial": asdict(adversary.config)}
+    frozen = {"base": weights_of(student.transformer)} if student.config.lora_rank else {}
+    if adversary is not None:
+        settings["adversarial"] = asdict(adversary.config)
+        frozen["discriminator"] = adversary.discriminator.teacher.weights
+    return settings | ({"weights": frozen} if frozen else {})
 
 
 def _start(

@@ -14,13 +14,13 @@ from accelerate.utils import patch_environment
 from diffusers.optimization import SchedulerType
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import best_device, resolve_precision
-from ardistill.student import Student
+from ardistill.devices import best_device, resolve_precision, resolve_weights
+from ardistill.student import Student, check_trainable
 from ardistill.teacher import check_same_teacher
 from ardistill.training.adversary import Adversary
-from ardistill.training.run_folder import stored_precision
+from ardistill.training.run_folder import stored_precision, stored_weights
 from ardistill.training.trackers import check_tracker
-from ardistill.trajectories import TrajectoryDataset, same_states
+from ardistill.trajectories import Manifest, TrajectoryDataset, same_states
 
 
 def check_data(student: Student, data: TrajectoryDataset) -> None:
@@ -87,6 +87,31 @@ def settled(config: TrainingConfig, folder: Path, device: torch.device) -> Train
     where = device if int(os.environ.get("WORLD_SIZE", 1)) == 1 else best_device()
     stored = stored_precision(folder) if config.mixed_precision == "auto" else None
     return replace(config, mixed_precision=resolve_precision(stored or config.mixed_precision, where))
+
+
+def base_weights(
+    weights: str, folder: str | Path, lora_rank: int, device: torch.device, manifest: Manifest | None = None
+) -> str:
+    """The type of weights to load a student's teacher in, before anything is loaded.
+
+    Args:
+        weights: As for ``Teacher.from_pretrained``. ``auto`` is float32 where all weights are trained, the recording's
+            type where the teacher solves online, that of the run in the folder where it is resumed, and else what suits
+            the device.
+        folder: Run folder.
+        lora_rank: Rank of the adapters; 0 trains all weights.
+        device: Device of the training.
+        manifest: The recording, if the teacher solves its trajectories online.
+
+    Raises:
+        ValueError: All weights of a quantised teacher would be trained, or the device lacks this type of weights.
+    """
+    if weights == "auto" and manifest is not None:
+        weights = manifest.weights
+    elif weights == "auto":
+        weights = (stored_weights(Path(folder), "base") or weights) if lora_rank else "float32"
+    check_trainable(weights, lora_rank)
+    return resolve_weights(weights, device)
 
 
 def make_accelerator(device: torch.device, config: TrainingConfig, folder: Path) -> Accelerator:
