@@ -205,7 +205,6 @@ def compare_families(folder: str) -> None:
     from torch.distributed.tensor import DTensor
 
     from ardistill.core.knots import Knots
-    from ardistill.families import family_of
     from ardistill.student import Student, StudentConfig
     from ardistill.training.fsdp import shard
 
@@ -216,8 +215,7 @@ def compare_families(folder: str) -> None:
         for divided in (False, True):
             student = Student(tiny.transformer(), StudentConfig(knots, 2))
             open_gates(student)
-            if family_of(tiny.class_name).has_checkpointing:
-                student.enable_gradient_checkpointing()
+            student.enable_gradient_checkpointing()
             if divided:
                 shard(student, torch.device("cpu"))
             student.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ from ardistill.training.launch import (
     settled,
 )
 from ardistill.training.losses import regression_loss, step_weights
+from ardistill.training.offload import offloaded
+from ardistill.training.optimizers import check_optimizer
 from ardistill.training.readings import Readings
 from ardistill.training.run_folder import (
     Settings,
@@ -95,6 +98,7 @@ def distill(
     folder = Path(folder)
     check_data(student, data)
     check_schedule_and_tracker(config)
+    check_optimizer(config)
     check_adversary(student, adversary)
     config = settled(config, folder, device_of(student))
     accelerator = make_accelerator(device_of(student), config, folder)
@@ -190,7 +194,7 @@ def _start(
 ) -> _Run:
     """Place and distribute the student, and restore the last checkpoint if there is one."""
     if config.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+        student.enable_gradient_checkpointing(config.checkpoint_stride)
     student.to(accelerator.device).train()
     compiled = compiles(config.compile, accelerator.device, config.max_steps) and not config.shard
     if compiled:
@@ -199,6 +203,7 @@ def _start(
         shard(student, accelerator.device)
     checkpoint = _newest_checkpoint(folder, accelerator.is_main_process)
     kind = optimizer_kind(accelerator.device) if checkpoint is None else saved_kind(checkpoint)
+    kind = kind if config.optimizer == "adamw" else "plain"  # torchao's does not skip what is not finite
     state = TrainingState(student, config, adversary, kind)
     weights = step_weights(student.config.knots, student.config.target).to(accelerator.device)
     last_layer = None
@@ -234,7 +239,8 @@ def _estimate(run: _Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """
     config = run.config
     options = (config.sequential, config.detach_history, batch.on_policy, config.through_steps)
-    with torch.set_grad_enabled(run.state.trains_student):
+    offload = offloaded() if config.offload_activations else nullcontext()
+    with torch.set_grad_enabled(run.state.trains_student), offload:
         estimates = run.model(batch.inputs, batch.condition, *options)
         loss, step_errors = regression_loss(estimates, batch.targets, run.step_weights)
     return estimates, loss, torch.cat([loss.detach().view(1), step_errors.detach()])
@@ -284,7 +290,7 @@ def _update_discriminator(run: _Run, batch: Batch, estimates: Tensor) -> dict[st
 
 def _log(run: _Run, errors: Tensor, figures: dict[str, Tensor], bar: tqdm) -> None:
     """Write a line of the log with means over the processes, and show the loss, once the numbers are read."""
-    accelerator, step, rate = run.accelerator, run.state.step, run.state.scheduler.get_last_lr()[0]
+    accelerator, step, rate = run.accelerator, run.state.step, float(run.state.scheduler.get_last_lr()[0])
     means = accelerator.reduce(errors, "mean")
 
     def write(numbers: list[float]) -> None:

@@ -82,9 +82,12 @@ def settled(config: TrainingConfig, folder: Path, device: torch.device) -> Train
         device: Device of the student, where a single process trains.
 
     Raises:
-        ValueError: The device cannot compute in that precision, or the folder's ``config.json`` is damaged.
+        ValueError: The device cannot compute in that precision, is a CPU with activations to be offloaded, or the
+            folder's ``config.json`` is damaged.
     """
     where = device if int(os.environ.get("WORLD_SIZE", 1)) == 1 else best_device()
+    if config.offload_activations and where.type == "cpu":
+        raise ValueError("offload_activations needs a device with memory of its own; on a CPU leave it out")
     stored = stored_precision(folder) if config.mixed_precision == "auto" else None
     return replace(config, mixed_precision=resolve_precision(stored or config.mixed_precision, where))
 
