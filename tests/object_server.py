@@ -5,6 +5,7 @@ python tests/object_server.py      # prints its port; ends when its standard inp
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -62,6 +63,17 @@ class ObjectServer:
             after_puts: 0: from now on. n: from the middle of the n-th upload from now on, whose connection is cut.
         """
         self._ask(f"/-/stop?seconds={seconds}&after_puts={after_puts}")
+
+    def resume(self) -> None:
+        """End a stop before its time."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        while True:
+            with contextlib.suppress(OSError):
+                self._ask("/-/")
+                return
+            time.sleep(0.01)
 
     def cut(self, answers: int) -> None:
         """Send only half of each of the next answers to a GET of an object, then close the connection."""
@@ -145,15 +157,22 @@ def serve() -> None:
             pass
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    open_again: list[float] = []
+    stopped_for: list[float] = []
+    resumed = threading.Event()
 
     def stop(seconds: float) -> None:
-        open_again.append(seconds)
+        stopped_for.append(seconds)
         faults.closed = True
         threading.Thread(target=server.shutdown, daemon=True).start()
 
     faults, port = _Faults(DomainDispatcherApplication(create_backend_app), stop), 0
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+
+    def listen() -> None:
+        for _line in sys.stdin:
+            resumed.set()
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
     while True:
         server = make_server("127.0.0.1", port, faults, threaded=True, request_handler=Handler)
         if not port:
@@ -161,7 +180,8 @@ def serve() -> None:
             print(port, flush=True)
         server.serve_forever(poll_interval=0.02)
         server.server_close()
-        time.sleep(open_again.pop())
+        resumed.wait(stopped_for.pop())
+        resumed.clear()
         faults.closed = False
 
 

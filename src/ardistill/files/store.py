@@ -198,7 +198,7 @@ class Store:
             self.fs.pipe_file(where, data)
         except FileNotFoundError as error:
             bucket = self.find_missing_bucket()
-            raise FileNotFoundError(f"there is no bucket {bucket}" if bucket else str(error)) from error
+            raise FileNotFoundError(f"no bucket {bucket}" if bucket else str(error)) from error
 
     def _publish_locally(self, name: str, data: bytes) -> bool:
         """Write and rename; False if another process, whose recording is complete, swept the temporary file away."""
