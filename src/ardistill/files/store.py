@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ardistill.files.whole import publish_file, write_bytes
 
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss", "obs", "oci"}
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "obs", "oci"}
 """Protocols of stores that have buckets and no folders."""
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
 """Classes of errors, none of them a PermissionError, that are raised where credentials are missing."""
@@ -247,7 +247,7 @@ def _remote_remedy(error: Exception, protocol: str) -> str:
     if isinstance(error, PermissionError) or {x.__name__ for x in type(error).__mro__} & _NO_CREDENTIALS:
         names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" if protocol == "s3" else protocol
         return f"check your credentials ({names}) and what they allow there"
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and protocol in _OBJECT_STORES:
         return "make the bucket, or name another"
     return "check the network and the address; what is there is whole, the same command again goes on"
 
