@@ -159,6 +159,24 @@ def time_steps(teacher: Teacher, data: TrajectoryDataset, out: Path, batch_size:
     return {"step": (ended - began) / (2 * STEPS), "waiting": (after - before) / (2 * STEPS)}
 
 
+def summary(arms: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians over the rounds, relative to steps without latency.
+
+    ``step`` is the whole step, and on a shared machine mostly noise; ``step_by_waiting`` is the step without latency
+    plus the waiting that latency adds, over the step without latency.
+    """
+
+    def middle(what: str) -> dict[str, float]:
+        return {arm: statistics.median(x[what] for x in times) for arm, times in arms.items()}
+
+    step, waiting = middle("step"), middle("waiting")
+    base = step["without"]
+    return {
+        "step": {arm: seconds / base for arm, seconds in step.items()},
+        "step_by_waiting": {arm: 1 + (seconds - waiting["without"]) / base for arm, seconds in waiting.items()},
+    }
+
+
 def latency(folder: Path, server: ObjectServer, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
@@ -180,15 +198,8 @@ def latency(folder: Path, server: ObjectServer, rounds: int) -> dict[str, Any]:
                 times.append(time_steps(teacher, data, folder / f"{shard_size}-{turn}-{arm}", batch_size))
                 server.delay(0)
                 print(name, arm, json.dumps(times[-1]), flush=True)
-        middle = {arm: statistics.median(x["step"] for x in times) for arm, times in arms.items()}
-        found[name] = {
-            "seconds": arms,
-            "step_over_step_without": {arm: seconds / middle["without"] for arm, seconds in middle.items()},
-            "waiting_share": {
-                arm: statistics.median(x["waiting"] / x["step"] for x in times) for arm, times in arms.items()
-            },
-        }
-        print(name, json.dumps({x: found[name][x] for x in ("step_over_step_without", "waiting_share")}), flush=True)
+        found[name] = {"seconds": arms, **summary(arms)}
+        print(name, json.dumps(summary(arms)), flush=True)
     return {"latency_seconds": LATENCY, "batch_size": batch_size, "rounds": rounds, "found": found}
 
 
