@@ -93,8 +93,7 @@ def test_a_damaged_object_is_found_and_made_again(server, recorded, tmp_path, ca
     main(["trajectories", "repair", *where, "--teacher", str(teacher), "--device", "cpu"])
     main(["trajectories", "verify", *where])
     main(["trajectories", "info", *where])
-    main(["trajectories", "show", *where, "--teacher", str(teacher), "--count", "1", "--out", str(tmp_path / "x.png")])
-    assert "12 of them are there" in capsys.readouterr().out and (tmp_path / "x.png").is_file()
+    assert "12 of them are there" in capsys.readouterr().out
     assert objects("s3://bucket/damaged") == contents(folder)
 
 
