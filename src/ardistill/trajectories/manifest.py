@@ -221,6 +221,8 @@ class Manifest:
             ValueError: It is missing or damaged, or another version wrote it.
         """
         if not store.exists(MANIFEST):
+            if bucket := store.find_missing_bucket():
+                raise ValueError(f"expected trajectories in {store}, found no bucket {bucket}; make it or name another")
             raise ValueError(f"expected trajectories (manifest.json) in {store}, found none; make them with record")
         where, raw = store.where(MANIFEST), store.read(MANIFEST)
         remedy = "delete it and run the same record command, which makes it again and keeps the shards"
