@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 import sys
 from pathlib import Path
@@ -67,9 +66,8 @@ class Parser(jsonargparse.ArgumentParser):
         sys.exit(2)
 
 
-@functools.cache
 def build_parser() -> Parser:
-    """Make the parser of `ardistill` from `COMMANDS`; the same one at every call, as making it takes half a second."""
+    """Make the parser of `ardistill` from `COMMANDS`."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
     parser = Parser(
         prog="ardistill",
