@@ -228,3 +228,44 @@ def compare_families(folder: str) -> None:
             found.append((loss.detach(), norm.full_tensor() if isinstance(norm, DTensor) else norm))
         for whole, parts in zip(*found, strict=True):
             assert torch.allclose(whole, parts, rtol=1e-4), (name, found)
+
+
+def compare_parts(folder: str) -> None:
+    """Compare students whose processes read their parts alone with those that were made whole, all weights to the bit."""
+    import torch
+    from diffusers import ModelMixin
+    from tiny_families import TINY
+
+    from ardistill.core.knots import Knots
+    from ardistill.student import Student, StudentConfig
+    from ardistill.student.lora import add_adapters
+    from ardistill.teacher.unread import leave_unread
+    from ardistill.training.fsdp import shard
+
+    torch.distributed.init_process_group("gloo")
+    knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))
+    more = [{}, {"lora_rank": 2, "output": "direct", "target": "anchored"}, {"guidance_range": (1.0, 4.0)}]
+    for name, tiny in TINY.items():
+        whole = tiny.transformer()
+        if not isinstance(whole, ModelMixin):
+            continue
+        saved = Path(folder, name, "transformer")
+        if torch.distributed.get_rank() == 0:
+            whole.save_pretrained(saved, max_shard_size="30KB")
+        torch.distributed.barrier()
+        for options in more:
+            expected, found = (
+                Student(x, StudentConfig(knots, 2, **options))
+                for x in (tiny.transformer(), leave_unread(type(whole), dict(whole.config), saved, None))
+            )
+            for student in (expected, found) if "lora_rank" in options else ():
+                own = {*student.transformer.attachment.own_weights}
+                base = [p for n, p in student.transformer.named_parameters() if n not in own]
+                add_adapters(student.transformer, base, student.family.block_lists, 2)
+            assert any(p.is_meta for p in found.parameters()), name
+            shard(found, torch.device("cpu"))
+            there = found.state_dict()
+            assert there.keys() == expected.state_dict().keys(), name
+            for key, value in expected.state_dict().items():
+                other = there[key].full_tensor() if hasattr(there[key], "full_tensor") else there[key]
+                assert torch.equal(value, other), (name, options, key)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from torch.distributed.tensor import DTensor
 from ardistill.core.config import StudentConfig
 from ardistill.families import transformer_class
 from ardistill.files import (
+    TensorFiles,
     checkpoints,
     load_tensors,
     read_json,
     save_tensors,
     sealed_json,
     weight_fingerprint,
+    write_in_turn,
     write_whole,
 )
 from ardistill.student.model import FewStepModel
@@ -35,7 +39,7 @@ _ADAPTERS = "pytorch_lora_weights.safetensors"
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
 _PARTS = ("*.json", "*transformer/*")
 """Patterns of the files that a student is read from."""
-_LORA = ".lora_"
+_LORA, _BASE = ".lora_", ".base_layer.weight"
 _FACTS = ("version", "weights", "transformer")
 """Entries of student.json besides the configuration: checksums of the weights and of the transformer's config.json."""
 
@@ -49,20 +53,42 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def _merged_like(student: FewStepModel) -> dict[str, Tensor]:
+    """Dtypes and shapes of the merged weights by diffusers' names, as tensors without values: wide dtypes first, then
+    by name, so that each tensor is aligned in a file.
+    """
+    weights, like = student.transformer.state_dict(), {}
+    for name in [name for name in weights if _LORA not in name]:
+        dtype = weights[name].dtype
+        if name.endswith(_BASE):
+            dtype = torch.promote_types(dtype, weights[name.replace("base_layer", "lora_A.default")].dtype)
+        like[name.replace(".base_layer", "")] = torch.empty(weights[name].shape, dtype=dtype, device="meta")
+    return dict(sorted(like.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _each_merged(student: FewStepModel) -> Iterator[tuple[str, Tensor]]:
+    """The merged weights on the CPU, whole, one after the other, in the order of `_merged_like`.
+
+    Every process has to take all of them, as each is gathered where weights are divided over processes.
+    """
+    weights = student.transformer.state_dict()
+    names = {name.replace(".base_layer", ""): name for name in weights if _LORA not in name}
+    for merged in _merged_like(student):
+        name = names[merged]
+        value = _gather(weights[name])
+        if name.endswith(_BASE):
+            a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
+            value = value + b @ a
+        yield merged, value.cpu().contiguous()
+
+
 def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
     """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
 
     Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
     """
-    keeps, weights, merged = _is_first_process(), student.transformer.state_dict(), {}
-    for name in [name for name in weights if _LORA not in name]:
-        value = _gather(weights[name])
-        if name.endswith(".base_layer.weight"):
-            a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
-            value = value + b @ a
-        if keeps:
-            merged[name.replace(".base_layer", "")] = value.cpu().contiguous()
-    return merged
+    keeps, each = _is_first_process(), _each_merged(student)
+    return dict(pair for pair in each if keeps)
 
 
 def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
@@ -74,19 +100,22 @@ def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
     return {name.replace(".default", ""): _gather(x).cpu().contiguous() for name, x in weights.items() if _LORA in name}
 
 
-def save_transformer(student: FewStepModel, folder: Path) -> dict[str, Tensor] | None:
+def save_transformer(student: FewStepModel, folder: Path) -> Path | None:
     """Write the transformer alone, whole, in one file, with adapters merged.
 
+    No process holds more of it than its part and the tensor that is written.
+
     Returns:
-        The tensors that this process wrote; None where another process, the first one, wrote them.
+        The file of the weights; None where another process, the first one, wrote it.
     """
-    state = merged_weights(student)
+    each = _each_merged(student)
     if not _is_first_process():
+        deque(each, maxlen=0)
         return None
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
-    save_tensors(state, folder / WEIGHTS)
-    return state
+    write_in_turn(_merged_like(student), each, folder / WEIGHTS)
+    return folder / WEIGHTS
 
 
 def save_student(student: FewStepModel, folder: Path) -> None:
@@ -94,7 +123,7 @@ def save_student(student: FewStepModel, folder: Path) -> None:
     written = save_transformer(student, folder / "transformer")
     if written is not None:
         digest = hashlib.sha256((folder / "transformer" / "config.json").read_bytes()).hexdigest()
-        facts = {"version": 1, "weights": weight_fingerprint(written), "transformer": digest}
+        facts = {"version": 1, "weights": weight_fingerprint(TensorFiles([written])), "transformer": digest}
         write_whole(folder / "student.json", sealed_json(facts | asdict(replace(student.config, lora_rank=0))))
 
 

@@ -58,7 +58,8 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
             if isinstance(layer, LoraLayer):
                 own: Any = layer  # PEFT's types do not name the attributes that it sets
                 for linear in (own.lora_A["default"], own.lora_B["default"]):
-                    where = own.get_base_layer().weight.device
+                    base_weight = own.get_base_layer().weight
+                    where = "cpu" if base_weight.is_meta else base_weight.device
                     linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=where))
                 layer.reset_lora_parameters("default", True)
                 if type(layer) is Linear:  # not a quantised one, of which there are several classes

@@ -14,6 +14,7 @@ import torch
 from ardistill.families import transformer_class
 from ardistill.teacher.schedule import check_scheduler
 from ardistill.teacher.source import Source
+from ardistill.teacher.unread import leave_unread
 from ardistill.teacher.variants import weight_options
 
 _LOG = logging.getLogger(__name__)
@@ -54,8 +55,12 @@ def read_transformer_config(folder: Path, name: str | Path) -> dict[str, Any]:
     return _read_class_config(folder / "transformer" / "config.json", name)
 
 
-def load_transformer(source: Source) -> Any:
+def load_transformer(source: Source, in_parts: bool = False) -> Any:
     """Load the teacher's transformer in float32, whatever its weights are stored in: the ODE is solved in float32.
+
+    Args:
+        source: A diffusers folder.
+        in_parts: Leave the weights of the blocks in their files, if these are safetensors.
 
     Raises:
         ValueError: Its class is unknown, its weights are quantised or missing, or there are several variants of them.
@@ -73,6 +78,9 @@ def load_transformer(source: Source) -> Any:
         )
     if options["variant"] and not source.variant:
         _LOG.warning("%s has weights of the variant %s alone; they are loaded", folder, options["variant"])
+    unread = leave_unread(found, config, folder, options["variant"]) if in_parts else None
+    if unread is not None:
+        return unread
     try:
         return found.from_pretrained(source.folder, subfolder="transformer", torch_dtype=torch.float32, **options)
     except OSError as error:

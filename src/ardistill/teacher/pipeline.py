@@ -10,11 +10,12 @@ from ardistill.teacher.original_dit import load_original_dit
 from ardistill.teacher.source import Source
 
 
-def load_pipeline(source: Source) -> tuple[Any, Any, Companions | None]:
+def load_pipeline(source: Source, in_parts: bool = False) -> tuple[Any, Any, Companions | None]:
     """Load transformer and scheduler; companions are loaded when they are needed.
 
     Args:
         source: A diffusers folder, or an original DiT's ``.pt`` file, which has no companions.
+        in_parts: Leave the weights of the transformer's blocks in their files, if these are safetensors.
 
     Raises:
         ValueError: It is neither, or the pipeline is not supported.
@@ -31,4 +32,4 @@ def load_pipeline(source: Source) -> tuple[Any, Any, Companions | None]:
     companions.check()
     if "transformer_2" in companions:
         raise ValueError(f"{source.name} has a second transformer for a part of the path (as Wan 2.2): not supported")
-    return load_transformer(source), scheduler, companions
+    return load_transformer(source, in_parts), scheduler, companions

@@ -26,13 +26,16 @@ class TeacherFacts(Protocol):
     def sample_shapes(self) -> tuple[tuple[int, ...], ...]: ...
 
 
-def load_recorded_teacher(facts: TeacherFacts, name: str | Path | None = None, device: Device = None) -> Teacher:
+def load_recorded_teacher(
+    facts: TeacherFacts, name: str | Path | None = None, device: Device = None, in_parts: bool = False
+) -> Teacher:
     """Load the teacher that a manifest or a student's configuration names, and check its weights.
 
     Args:
         facts: A recording's manifest, or a student's configuration.
         name: Where the teacher is now; the recorded name if not given.
         device: Device of the teacher; the best available if not given.
+        in_parts: As for ``Teacher.from_pretrained``.
 
     Raises:
         ValueError: No name is known, nothing is found there, or its weights are not the recorded ones.
@@ -47,6 +50,7 @@ def load_recorded_teacher(facts: TeacherFacts, name: str | Path | None = None, d
         guidance_channels=getattr(facts, "guidance_channels", None),  # only a manifest has these two
         negative_prompt=getattr(facts, "negative_prompt", ""),
         latent_shape=facts.sample_shapes[0] if facts.sample_shapes else None,
+        in_parts=in_parts,
     )
     check_same_teacher(name, facts, teacher, "name the right one with --teacher")
     teacher.name = facts.teacher or name

@@ -29,6 +29,7 @@ from ardistill.teacher.schedule import knots_from_scheduler
 from ardistill.teacher.seeding import seeded_generator
 from ardistill.teacher.source import find_source
 from ardistill.teacher.text import TextEncoders
+from ardistill.teacher.unread import move, unread_files
 
 
 class Teacher:
@@ -92,14 +93,14 @@ class Teacher:
         guidance_channels: int | None = None,
         latent_shape: tuple[int, ...] | None = None,
         negative_prompt: str = "",
+        in_parts: bool = False,
     ) -> Teacher:
         """Load a zoo teacher (``zoo/fashion``), a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
             name: ``zoo/fashion``, ``zoo/emoji``, ``zoo/scenes``, a folder, a Hub id or a file. A Hub id is downloaded
                 once, whole. ``@REVISION`` may follow a Hub id, and ``:VARIANT`` where there are several variants of the
-                weights, as in ``org/model@main:fp16``. The teacher's ``name`` becomes one that finds it from any
-                folder.
+                weights, as in ``org/model@main:fp16``. The teacher's ``name`` will find it from any folder.
             height: Image height in pixels; the model's default if not given.
             width: Image width in pixels; the model's default if not given.
             num_frames: Number of frames of a video.
@@ -108,18 +109,18 @@ class Teacher:
             guidance_channels: The class documents this and the following options.
             latent_shape: Shape of a sample in latents; may not stand beside height, width or num_frames.
             negative_prompt: For a teacher that is conditioned on text.
+            in_parts: Leave the blocks' weights in their files: with ``shard``, each process reads its part of them.
 
         Raises:
-            ValueError: No transformer and scheduler of known classes are found there, the weights are quantised or
-                have several variants, the scheduler has an unsupported option, there is no such device, or a size is
-                given twice, or in pixels for a ``.pt`` file, which has no VAE.
+            ValueError: No transformer and scheduler that are supported are found there, the weights are quantised or
+                of several variants, there is no such device, or a size is given twice, or in pixels without a VAE.
         """
         is_sized = height is not None or width is not None or num_frames != 1
         if is_sized and latent_shape is not None:
             raise ValueError("expected a size in pixels and frames, or latent_shape, got both; leave one out")
         where = resolve_device(device)
         source = find_source(name)
-        transformer, scheduler, companions = load_pipeline(source)
+        transformer, scheduler, companions = load_pipeline(source, in_parts)
         if is_sized and companions is None:
             raise ValueError(f"{source.folder} has no VAE that turns pixels into latents; give latent_shape instead")
         guidance = guidance_scale, guidance_channels
@@ -193,8 +194,8 @@ class Teacher:
         return device_of(self.transformer)
 
     def to(self, device: torch.device | str) -> Teacher:
-        """Move the transformer now, and the VAE when it is next used."""
-        self.transformer.to(device)
+        """Move the transformer now, unless it was loaded ``in_parts``, and the VAE when it is next used."""
+        move(self.transformer, device)
         self.move_vae(device)
         return self
 
@@ -325,7 +326,7 @@ class Teacher:
 
     def fingerprint(self) -> str:
         """SHA-256 of the transformer's weights, names and shapes included; remembered for large ones."""
-        return remembered_fingerprint(self.transformer.state_dict())
+        return remembered_fingerprint(unread_files(self.transformer) or self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:
         """The solver's grid: trailing timesteps, or flow-matching sigmas as the teacher's pipeline spaces them.

@@ -60,7 +60,7 @@ def finetune(
     """
     check_run_folder(out)
     where = resolve_device(device)
-    loaded = Student.from_pretrained(student, where)
+    loaded = Student.from_pretrained(student, "cpu" if training.shard else where)
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
     found = load_recorded_teacher(data.manifest, teacher, where)
     training = settled(training, Path(out), where)
