@@ -231,7 +231,7 @@ def compare_families(folder: str) -> None:
 
 
 def compare_parts(folder: str) -> None:
-    """Compare students whose processes read their parts alone with those that were made whole, all weights to the bit."""
+    """Compare students whose processes read their parts alone with those that were made whole, bit by bit."""
     import torch
     from diffusers import ModelMixin
     from tiny_families import TINY
@@ -249,15 +249,14 @@ def compare_parts(folder: str) -> None:
         whole = tiny.transformer()
         if not isinstance(whole, ModelMixin):
             continue
-        saved = Path(folder, name, "transformer")
+        saved = Path(folder, name)
         if torch.distributed.get_rank() == 0:
             whole.save_pretrained(saved, max_shard_size="30KB")
         torch.distributed.barrier()
-        for options in more:
-            expected, found = (
-                Student(x, StudentConfig(knots, 2, **options))
-                for x in (tiny.transformer(), leave_unread(type(whole), dict(whole.config), saved, None))
-            )
+        for options, dtype in zip(more, (torch.float32, torch.bfloat16, torch.float32), strict=True):
+            read = type(whole).from_pretrained(saved, torch_dtype=dtype)
+            unread = leave_unread(type(whole), dict(whole.config), sorted(saved.glob("*.safetensors")), dtype)
+            expected, found = (Student(x, StudentConfig(knots, 2, **options)) for x in (read, unread))
             for student in (expected, found) if "lora_rank" in options else ():
                 own = {*student.transformer.attachment.own_weights}
                 base = [p for n, p in student.transformer.named_parameters() if n not in own]
@@ -268,4 +267,42 @@ def compare_parts(folder: str) -> None:
             assert there.keys() == expected.state_dict().keys(), name
             for key, value in expected.state_dict().items():
                 other = there[key].full_tensor() if hasattr(there[key], "full_tensor") else there[key]
-                assert torch.equal(value, other), (name, options, key)
+                assert value.dtype == other.dtype and torch.equal(value, other), (name, options, key)
+
+
+IN_PARTS = ["--num_steps", "4", "--history_layers", "2", "--training.batch_size", "4", "--training.shard", "true"]
+"""The options of every run of `distill_in_parts`."""
+
+
+def distill_in_parts(folder: str) -> None:
+    """Distil a saved teacher whose weights are divided, by the command, and from Python with a teacher read whole.
+
+    Full training and adapters on a base in bfloat16; ``-resumed`` is begun by ``-begun``, of half as many steps.
+    """
+    import torch
+    from accelerate.state import AcceleratorState
+
+    from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill
+    from ardistill.cli import main
+
+    data, first = f"{folder}/data", os.environ["RANK"] == "0"
+    more: dict[str, list[str]] = {"all": [], "adapters": ["--lora_rank", "2", "--weights", "bfloat16"]}
+    for kind, options in more.items():
+        name = f"{folder}/{kind}"
+        steps = {"max_steps": 4, "checkpoint_every": 2, "tracker": None}
+        rank, weights = (2, "bfloat16") if options else (0, "float32")
+        teacher = Teacher.from_pretrained(f"{folder}/teacher", device="cpu", weights=weights)
+        recorded = TrajectoryDataset(data, 4)
+        student = Student.from_teacher(teacher, recorded.student_config(2, lora_rank=rank))
+        config = TrainingConfig(batch_size=4, shard=True, **steps)
+        distill(student, recorded, f"{name}-whole", config, progress=False)
+        AcceleratorState._reset_state()
+        for run, count in (("parts", 4), ("resumed", 2), ("resumed", 4)):
+            numbers = ["--training.max_steps", str(count), "--training.checkpoint_every", "2"]
+            where = ["--trajectories", data, "--out", f"{name}-{run}", "--training.tracker", "null"]
+            main(["distill", *where, *IN_PARTS, *numbers, *options])
+            AcceleratorState._reset_state()
+        torch.distributed.barrier()
+        if first:
+            shutil.copytree(f"{name}-parts", f"{name}-alone", ignore=shutil.ignore_patterns("student", "*04"))
+    torch.distributed.barrier()

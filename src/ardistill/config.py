@@ -33,6 +33,8 @@ def _check_real(config: Any, positive: bool, *names: str) -> None:
 
 PRECISIONS = ("auto", "no", "bf16")
 """What ``mixed_precision`` may be."""
+WEIGHTS = ("auto", "float32", "bfloat16", "int8", "nf4")
+"""What ``weights`` may be: the type of the weights that are not trained."""
 
 
 @dataclass(frozen=True)

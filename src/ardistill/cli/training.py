@@ -38,6 +38,8 @@ def distill(
 
     Run it under `accelerate launch -m ardistill distill ...` for several GPUs.
     """
+    import torch
+
     from ardistill import training
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
@@ -50,18 +52,20 @@ def distill(
     steps: int | Sequence[int] | Knots = options.num_steps
     if options.knots != "stock":
         steps = steps_or_knots(options.num_steps, options.knots or None)
-    in_parts = not options.online and training.reads_in_parts(options.training)
+    in_parts = training.reads_in_parts(options.training, options.weights) and not options.online
     device = resolve_device(None if in_parts else machine.device)
     manifest = Manifest.read(Store(data.trajectories))
-    teacher = load_recorded_teacher(manifest, recorded.teacher, "cpu", in_parts)
+    weights = training.base_weights(
+        options.weights, out, options.lora_rank, device, manifest if options.online else None
+    )
+    where = device if weights == "nf4" else torch.device("cpu")
+    teacher = load_recorded_teacher(manifest, recorded.teacher, where, weights, in_parts)
     if options.knots == "stock":
         steps = stock_knots(teacher, manifest.knots, options.num_steps)
     dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
     student = _first_student(options, dataset, teacher)
     validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
     _compare_with_solver(options.output, student, teacher, dataset, validate, device, in_parts)
-    if options.online:
-        teacher.to(device)
     training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
     loss = training.read_log(out)[-1].get("loss", math.nan)
     text = f"{options.num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
@@ -133,6 +137,7 @@ def _compare_with_solver(
     else:
         teacher.transformer.to("cpu")
         student.to(device)
+    teacher.move_vae(device)
     if solved is None:
         return
     distance = distance_to_samples(student, solved, states[:, 0], condition)
@@ -151,7 +156,8 @@ def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> R
     from ardistill import training
     from ardistill.teacher import Teacher
 
-    teacher = Teacher.from_pretrained(options.teacher, height=size.height, width=size.width, device=machine.device)
+    size_of = {"height": size.height, "width": size.width}
+    teacher = Teacher.from_pretrained(options.teacher, **size_of, device=machine.device, weights="float32")
     count = training.encode(options.images, teacher, options.out, limit=options.limit)
     return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
 
@@ -169,6 +175,7 @@ def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: Compu
         out,
         teacher=recorded.teacher,
         device=machine.device,
+        weights=options.weights,
         training=options.training,
         adversarial=options.adversarial,
         validation=validation_grid,

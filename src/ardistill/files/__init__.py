@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: stores, seals, weights, checkpoints, and the reader of image files."""
 
 from ardistill.files.fingerprints import remembered_fingerprint as remembered_fingerprint
+from ardistill.files.fingerprints import stored_fingerprint as stored_fingerprint
 from ardistill.files.seals import SEAL as SEAL
 from ardistill.files.seals import check_seal as check_seal
 from ardistill.files.seals import read_json as read_json

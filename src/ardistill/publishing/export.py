@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ def _write(student: Student, teacher: Teacher, folder: Path, origin: Origin) -> 
     index: dict[str, Any] = {
         "_diffusers_version": diffusers.__version__,
         "transformer": ["diffusers", student.class_name],
-        **{name: [None, None] for name in teacher.missing_components},
+        **{name: [None, None] for name in _missing_components(teacher)},
     }
     if drawing is None:
         module = _write_module(student, teacher, folder, index)
@@ -157,6 +158,13 @@ def _write(student: Student, teacher: Teacher, folder: Path, origin: Origin) -> 
     _write_companions(teacher, folder, index)
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return drawing
+
+
+def _missing_components(teacher: Teacher) -> list[str]:
+    """Names of required components of the teacher's pipeline class that it does not have."""
+    needed = inspect.signature(getattr(diffusers, teacher.pipeline_class).__init__).parameters.values()
+    names = [x.name for x in needed if x.default is x.empty]
+    return [x for x in names if x not in ("self", "transformer", "scheduler") and x not in teacher.companions]
 
 
 def _published(student: Student) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ardistill.files import (
     write_in_turn,
     write_whole,
 )
+from ardistill.student.lora import in_float32
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import find_source
 from ardistill.zoo import STUDENTS
@@ -53,16 +54,21 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def _unmerged(student: FewStepModel) -> dict[str, Tensor]:
+    """Weights without adapters, by their names in the transformer; quantised ones as they compute."""
+    weights, own = student.transformer.state_dict(), dict(student.transformer.named_parameters())
+    return {name: own.get(name, x) for name, x in weights.items() if _LORA not in name and ".weight." not in name}
+
+
 def _merged_like(student: FewStepModel) -> dict[str, Tensor]:
     """Dtypes and shapes of the merged weights by diffusers' names, as tensors without values: wide dtypes first, then
     by name, so that each tensor is aligned in a file.
     """
-    weights, like = student.transformer.state_dict(), {}
-    for name in [name for name in weights if _LORA not in name]:
-        dtype = weights[name].dtype
-        if name.endswith(_BASE):
-            dtype = torch.promote_types(dtype, weights[name.replace("base_layer", "lora_A.default")].dtype)
-        like[name.replace(".base_layer", "")] = torch.empty(weights[name].shape, dtype=dtype, device="meta")
+    like = {}
+    for name, x in _unmerged(student).items():
+        shape = x.quant_state.shape if hasattr(x, "quant_state") else x.shape
+        dtype = torch.float32 if student.config.lora_rank and x.is_floating_point() else x.dtype
+        like[name.replace(".base_layer", "")] = torch.empty(shape, dtype=dtype, device="meta")
     return dict(sorted(like.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
@@ -71,11 +77,12 @@ def _each_merged(student: FewStepModel) -> Iterator[tuple[str, Tensor]]:
 
     Every process has to take all of them, as each is gathered where weights are divided over processes.
     """
-    weights = student.transformer.state_dict()
-    names = {name.replace(".base_layer", ""): name for name in weights if _LORA not in name}
+    weights, unmerged = student.transformer.state_dict(), _unmerged(student)
+    names = {name.replace(".base_layer", ""): name for name in unmerged}
     for merged in _merged_like(student):
         name = names[merged]
-        value = _gather(weights[name])
+        value = _gather(unmerged[name].detach())
+        value = in_float32(value) if student.config.lora_rank else value
         if name.endswith(_BASE):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
             value = value + b @ a
@@ -85,7 +92,9 @@ def _each_merged(student: FewStepModel) -> Iterator[tuple[str, Tensor]]:
 def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
     """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
 
-    Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
+    Merged weights are float32, the sum rounded once, where the base has 16 bits or is quantised: the student was
+    trained on the base's own values, and 16 bits would lose small updates. Weights divided over processes are gathered
+    one by one: every process has to call it, and the first one gets them.
     """
     keeps, each = _is_first_process(), _each_merged(student)
     return dict(pair for pair in each if keeps)

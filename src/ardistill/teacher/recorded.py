@@ -27,7 +27,11 @@ class TeacherFacts(Protocol):
 
 
 def load_recorded_teacher(
-    facts: TeacherFacts, name: str | Path | None = None, device: Device = None, in_parts: bool = False
+    facts: TeacherFacts,
+    name: str | Path | None = None,
+    device: Device = None,
+    weights: str = "auto",
+    in_parts: bool = False,
 ) -> Teacher:
     """Load the teacher that a manifest or a student's configuration names, and check its weights.
 
@@ -35,6 +39,7 @@ def load_recorded_teacher(
         facts: A recording's manifest, or a student's configuration.
         name: Where the teacher is now; the recorded name if not given.
         device: Device of the teacher; the best available if not given.
+        weights: Type of its weights, as for ``Teacher.from_pretrained``.
         in_parts: As for ``Teacher.from_pretrained``.
 
     Raises:
@@ -46,6 +51,7 @@ def load_recorded_teacher(
     teacher = Teacher.from_pretrained(
         name,
         device=device,
+        weights=weights,
         guidance_scale=sum(facts.guidance_range) / 2,
         guidance_channels=getattr(facts, "guidance_channels", None),  # only a manifest has these two
         negative_prompt=getattr(facts, "negative_prompt", ""),

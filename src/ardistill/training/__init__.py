@@ -8,6 +8,7 @@ from ardistill.training.encode import encode as encode
 from ardistill.training.finetune import finetune as finetune
 from ardistill.training.fsdp import divided as divided
 from ardistill.training.fsdp import shard as shard
+from ardistill.training.launch import base_weights as base_weights
 from ardistill.training.launch import reads_in_parts as reads_in_parts
 from ardistill.training.losses import inputs_and_targets as inputs_and_targets
 from ardistill.training.real_images import save_real as save_real
@@ -20,6 +21,7 @@ __all__ = [
     "Adversary",
     "TrainingDivergedError",
     "Validate",
+    "base_weights",
     "check_run_folder",
     "distill",
     "divided",

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import compiles, device_of, tf32
+from ardistill.devices import compiles, device_of, tf32, weights_of
 from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.progress import Stopwatch, tell_compiled
@@ -28,6 +28,7 @@ from ardistill.training.fsdp import shard
 from ardistill.training.launch import (
     check_adversary,
     check_data,
+    check_divisible,
     check_launch,
     check_schedule_and_tracker,
     make_accelerator,
@@ -95,6 +96,8 @@ def distill(
     check_run_folder(folder)  # as given: a Path would no longer show that it is a URL
     folder = Path(folder)
     check_data(student, data, config.shard)
+    if config.shard:
+        check_divisible(weights_of(student.transformer))
     check_schedule_and_tracker(config)
     check_adversary(student, adversary)
     config = settled(config, folder, device_of(student))
@@ -174,7 +177,11 @@ def _settings(
         "data": {"seed": data.manifest.seed, "num_trajectories": len(data), "draws": data.draws},
         "start": {"student": start},
     }
-    return settings if adversary is None else settings | {"adversarial": asdict(adversary.config)}
+    frozen = {"base": weights_of(student.transformer)} if student.config.lora_rank else {}
+    if adversary is not None:
+        settings["adversarial"] = asdict(adversary.config)
+        frozen["discriminator"] = adversary.discriminator.teacher.weights
+    return settings | ({"weights": frozen} if frozen else {})
 
 
 def _start(

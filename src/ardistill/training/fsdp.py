@@ -33,7 +33,8 @@ def shard(student: Student, device: torch.device) -> None:
 def divided(teacher: Teacher, device: torch.device) -> Iterator[None]:
     """Context in which a teacher computes with weights that are divided over the processes, on their devices.
 
-    After it the teacher is as before: its weights are in their files if it was loaded ``in_parts``. Every process has to enter it, and to compute alike.
+    After it the teacher is as before: its weights are in their files if it was loaded ``in_parts``. Every process has
+    to enter it, and to compute alike.
 
     Args:
         teacher: Its transformer is another one within the context.
