@@ -235,6 +235,7 @@ def compare_parts(folder: str) -> None:
     import torch
     from diffusers import ModelMixin
     from tiny_families import TINY
+    from torch.distributed.tensor import DTensor
 
     from ardistill.core.knots import Knots
     from ardistill.student import Student, StudentConfig
@@ -243,66 +244,59 @@ def compare_parts(folder: str) -> None:
     from ardistill.training.fsdp import shard
 
     torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))
     more = [{}, {"lora_rank": 2, "output": "direct", "target": "anchored"}, {"guidance_range": (1.0, 4.0)}]
-    for name, tiny in TINY.items():
-        whole = tiny.transformer()
+    for number, (name, tiny) in enumerate(TINY.items()):
+        whole, options, saved = tiny.transformer(), more[number % len(more)], Path(folder, str(rank), name)
         if not isinstance(whole, ModelMixin):
             continue
-        saved = Path(folder, name)
-        if torch.distributed.get_rank() == 0:
-            whole.save_pretrained(saved, max_shard_size="30KB")
-        torch.distributed.barrier()
-        for options, dtype in zip(more, (torch.float32, torch.bfloat16, torch.float32), strict=True):
-            read = type(whole).from_pretrained(saved, torch_dtype=dtype)
-            unread = leave_unread(type(whole), dict(whole.config), sorted(saved.glob("*.safetensors")), dtype)
-            expected, found = (Student(x, StudentConfig(knots, 2, **options)) for x in (read, unread))
-            for student in (expected, found) if "lora_rank" in options else ():
-                own = {*student.transformer.attachment.own_weights}
-                base = [p for n, p in student.transformer.named_parameters() if n not in own]
-                add_adapters(student.transformer, base, student.family.block_lists, 2)
-            assert any(p.is_meta for p in found.parameters()), name
-            shard(found, torch.device("cpu"))
-            there = found.state_dict()
-            assert there.keys() == expected.state_dict().keys(), name
-            for key, value in expected.state_dict().items():
-                other = there[key].full_tensor() if hasattr(there[key], "full_tensor") else there[key]
-                assert value.dtype == other.dtype and torch.equal(value, other), (name, options, key)
+        dtype = torch.bfloat16 if "lora_rank" in options else torch.float32
+        whole.save_pretrained(saved, max_shard_size="30KB")
+        read = type(whole).from_pretrained(saved, torch_dtype=dtype)
+        unread = leave_unread(type(whole), dict(whole.config), sorted(saved.glob("*.safetensors")), dtype)
+        expected, found = (Student(x, StudentConfig(knots, 2, **options)) for x in (read, unread))
+        for student in (expected, found) if "lora_rank" in options else ():
+            own = {*student.transformer.attachment.own_weights}
+            base = [p for n, p in student.transformer.named_parameters() if n not in own]
+            add_adapters(student.transformer, base, student.family.block_lists, 2)
+        assert any(p.is_meta for p in found.parameters()), name
+        shard(found, torch.device("cpu"))
+        there = found.state_dict()
+        assert there.keys() == expected.state_dict().keys(), name
+        for key, value in expected.state_dict().items():
+            other = there[key]
+            if isinstance(other, DTensor):
+                other, parts = other.to_local(), value.chunk(2)
+                value = parts[rank] if rank < len(parts) else value[:0]
+            assert value.dtype == other.dtype and torch.equal(value, other), (name, options, key)
 
 
-IN_PARTS = ["--num_steps", "4", "--history_layers", "2", "--training.batch_size", "4", "--training.shard", "true"]
-"""The options of every run of `distill_in_parts`."""
+IN_PARTS = ["--num_steps", "4", "--history_layers", "2", "--training.batch_size", "2", "--training.shard", "true"]
+IN_PARTS += ["--training.checkpoint_every", "1", "--training.tracker", "null"]
+"""The options of every command of `distill_in_parts`."""
 
 
 def distill_in_parts(folder: str) -> None:
     """Distil a saved teacher whose weights are divided, by the command, and from Python with a teacher read whole.
 
-    Full training and adapters on a base in bfloat16; ``-resumed`` is begun by ``-begun``, of half as many steps.
+    All weights, and adapters on a base in bfloat16, which also resume from half of the steps.
     """
-    import torch
     from accelerate.state import AcceleratorState
 
     from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill
     from ardistill.cli import main
 
-    data, first = f"{folder}/data", os.environ["RANK"] == "0"
-    more: dict[str, list[str]] = {"all": [], "adapters": ["--lora_rank", "2", "--weights", "bfloat16"]}
-    for kind, options in more.items():
-        name = f"{folder}/{kind}"
-        steps = {"max_steps": 4, "checkpoint_every": 2, "tracker": None}
-        rank, weights = (2, "bfloat16") if options else (0, "float32")
+    data = f"{folder}/data"
+    for kind, weights, rank in (("all", "float32", 0), ("adapters", "bfloat16", 2)):
         teacher = Teacher.from_pretrained(f"{folder}/teacher", device="cpu", weights=weights)
         recorded = TrajectoryDataset(data, 4)
         student = Student.from_teacher(teacher, recorded.student_config(2, lora_rank=rank))
-        config = TrainingConfig(batch_size=4, shard=True, **steps)
-        distill(student, recorded, f"{name}-whole", config, progress=False)
+        config = TrainingConfig(batch_size=2, shard=True, max_steps=2, checkpoint_every=1, tracker=None)
+        distill(student, recorded, f"{folder}/{kind}-whole", config, progress=False)
         AcceleratorState._reset_state()
-        for run, count in (("parts", 4), ("resumed", 2), ("resumed", 4)):
-            numbers = ["--training.max_steps", str(count), "--training.checkpoint_every", "2"]
-            where = ["--trajectories", data, "--out", f"{name}-{run}", "--training.tracker", "null"]
-            main(["distill", *where, *IN_PARTS, *numbers, *options])
+        for run, count in (("parts", 2), ("resumed", 1), ("resumed", 2))[: 3 if rank else 1]:
+            command = ["--trajectories", data, "--out", f"{folder}/{kind}-{run}", *IN_PARTS]
+            command += ["--lora_rank", str(rank), "--weights", weights, "--training.max_steps", str(count)]
+            main(["distill", *command])
             AcceleratorState._reset_state()
-        torch.distributed.barrier()
-        if first:
-            shutil.copytree(f"{name}-parts", f"{name}-alone", ignore=shutil.ignore_patterns("student", "*04"))
-    torch.distributed.barrier()
