@@ -113,16 +113,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         parameters = prepare(Path(folder), args.layers)
-        rows = []
+        content: dict[str, Any] = {"parameters": parameters, "bytes": 4 * parameters, "bound": BOUND, "runs": []}
         for kind in KINDS:
             one, two = (measure(Path(folder), kind, count) for count in (1, 2))
             two |= {f"{name}_of_one": round(two[name] / one[name], 3) for name in ("rss", "anonymous")}
             two["within_bound"] = two["rss_of_one"] < BOUND
-            rows += [one, two]
+            content["runs"] += [one, two]
             print(json.dumps(one), json.dumps(two), sep="\n", flush=True)
-    if args.json:
-        content = {"parameters": parameters, "bytes": 4 * parameters, "bound": BOUND, "runs": rows}
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+            if args.json:
+                Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

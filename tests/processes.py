@@ -233,7 +233,6 @@ def compare_families(folder: str) -> None:
 def compare_parts(folder: str) -> None:
     """Compare students whose processes read their parts alone with those that were made whole, bit by bit."""
     import torch
-    from diffusers import ModelMixin
     from tiny_families import TINY
     from torch.distributed.tensor import DTensor
 
@@ -247,10 +246,8 @@ def compare_parts(folder: str) -> None:
     rank = torch.distributed.get_rank()
     knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))
     more = [{}, {"lora_rank": 2, "output": "direct", "target": "anchored"}, {"guidance_range": (1.0, 4.0)}]
-    for number, (name, tiny) in enumerate(TINY.items()):
-        whole, options, saved = tiny.transformer(), more[number % len(more)], Path(folder, str(rank), name)
-        if not isinstance(whole, ModelMixin):
-            continue
+    for number, name in enumerate(("dit", "hunyuandit", "flux", "lumina2", "wan", "pixart-alpha")):
+        whole, options, saved = TINY[name].transformer(), more[number % len(more)], Path(folder, str(rank), name)
         dtype = torch.bfloat16 if "lora_rank" in options else torch.float32
         whole.save_pretrained(saved, max_shard_size="30KB")
         read = type(whole).from_pretrained(saved, torch_dtype=dtype)
@@ -273,14 +270,15 @@ def compare_parts(folder: str) -> None:
 
 
 IN_PARTS = ["--num_steps", "4", "--history_layers", "2", "--training.batch_size", "2", "--training.shard", "true"]
-IN_PARTS += ["--training.checkpoint_every", "1", "--training.tracker", "null"]
-"""The options of every command of `distill_in_parts`."""
+IN_PARTS += ["--training.checkpoint_every", "1", "--training.tracker", "null", "--lora_rank", "2"]
+IN_PARTS += ["--weights", "bfloat16", "--training.max_steps"]
+"""The options of every command of `distill_in_parts`, to which the number of steps is added."""
 
 
 def distill_in_parts(folder: str) -> None:
     """Distil a saved teacher whose weights are divided, by the command, and from Python with a teacher read whole.
 
-    All weights, and adapters on a base in bfloat16, which also resume from half of the steps.
+    Adapters on a base in bfloat16, and pictures; the second run of the command resumes from half of the steps.
     """
     from accelerate.state import AcceleratorState
 
@@ -288,15 +286,12 @@ def distill_in_parts(folder: str) -> None:
     from ardistill.cli import main
 
     data = f"{folder}/data"
-    for kind, weights, rank in (("all", "float32", 0), ("adapters", "bfloat16", 2)):
-        teacher = Teacher.from_pretrained(f"{folder}/teacher", device="cpu", weights=weights)
-        recorded = TrajectoryDataset(data, 4)
-        student = Student.from_teacher(teacher, recorded.student_config(2, lora_rank=rank))
-        config = TrainingConfig(batch_size=2, shard=True, max_steps=2, checkpoint_every=1, tracker=None)
-        distill(student, recorded, f"{folder}/{kind}-whole", config, progress=False)
+    teacher = Teacher.from_pretrained(f"{folder}/teacher", device="cpu", weights="bfloat16")
+    recorded = TrajectoryDataset(data, 4)
+    student = Student.from_teacher(teacher, recorded.student_config(2, lora_rank=2))
+    config = TrainingConfig(batch_size=2, shard=True, max_steps=2, checkpoint_every=1, tracker=None)
+    distill(student, recorded, f"{folder}/whole", config, progress=False)
+    AcceleratorState._reset_state()
+    for run, count in (("parts", 2), ("resumed", 1), ("resumed", 2)):
+        main(["distill", "--trajectories", data, "--out", f"{folder}/{run}", *IN_PARTS, str(count)])
         AcceleratorState._reset_state()
-        for run, count in (("parts", 2), ("resumed", 1), ("resumed", 2))[: 3 if rank else 1]:
-            command = ["--trajectories", data, "--out", f"{folder}/{kind}-{run}", *IN_PARTS]
-            command += ["--lora_rank", str(rank), "--weights", weights, "--training.max_steps", str(count)]
-            main(["distill", *command])
-            AcceleratorState._reset_state()

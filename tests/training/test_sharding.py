@@ -106,7 +106,7 @@ def test_every_family_can_be_divided(tmp_path, teacher):
     run(2, tmp_path / "log", compare_families, str(tmp_path))
 
 
-def test_each_process_reads_its_part_of_every_family(tmp_path, teacher):
+def test_each_process_reads_its_part_alone(tmp_path, teacher):
     (tmp_path / "knots.json").write_text(json.dumps(teacher.knots(4).__dict__))
     run(2, tmp_path / "log", compare_parts, str(tmp_path))
 
@@ -118,15 +118,12 @@ def test_a_teacher_read_in_parts_trains_as_a_whole_one(tmp_path):
     teacher = Teacher.from_pretrained(tmp_path / "teacher", device="cpu")
     record(teacher, tmp_path / "data", 4, solver_steps=4, num_steps=(4,), shard_size=4, progress=False)
     run(2, tmp_path / "log", distill_in_parts, str(tmp_path))
-    for kind, others in (("all", ["whole"]), ("adapters", ["whole", "resumed"])):
-        parts = leavings(tmp_path / f"{kind}-parts")
-        kept = [name for name in parts if name.startswith(("student/", "adapters/", "checkpoints/step-00000002/"))]
-        for other in others:
-            theirs = leavings(tmp_path / f"{kind}-{other}")
-            assert {name: parts[name] for name in kept} == {name: theirs.get(name) for name in kept}
-        assert (tmp_path / f"{kind}-parts" / "samples" / "step-00000002.png").is_file()
-        student = Student.from_pretrained(tmp_path / f"{kind}-parts", "cpu")
-        assert all(x.dtype == torch.float32 for x in student.parameters())
+    parts, whole, resumed = (leavings(tmp_path / name) for name in ("parts", "whole", "resumed"))
+    kept = [name for name in parts if name.startswith(("student/", "adapters/", "checkpoints/step-00000002/"))]
+    assert len(kept) > 50 and all(parts[name] == whole[name] == resumed[name] for name in kept)
+    assert (tmp_path / "parts" / "samples" / "step-00000002.png").is_file()
+    student = Student.from_pretrained(tmp_path / "parts", "cpu")
+    assert all(x.dtype == torch.float32 for x in student.parameters())
 
 
 def test_quantised_weights_are_not_divided(monkeypatch):
