@@ -3,7 +3,7 @@
     python benchmarks/sharded_memory.py [--json benchmarks/results/sharded_memory.json] [--layers 14]
 
 A DiT of random weights, 21 million parameters a layer, is saved as safetensors and recorded. Each run is the command
-itself: it reads the teacher, measures the distance to the solver, trains two steps in float32 (batch 1, S = 4, N = 4),
+itself: it reads the teacher, measures the distance to the solver, trains one step in float32 (batch 1, S = 4, N = 4),
 writes a checkpoint and pictures, and gathers the student. Two processes are connected over gloo and divide the weights
 (FSDP2). Beside the peak of the resident memory, which counts pages of files that are mapped while they are read, stands
 that of the anonymous memory, which does not; both without what a process holds once everything is imported. Freed
@@ -24,8 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-KINDS = {"all weights": [], "adapters": ["--lora_rank", "16"]}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576", "OMP_NUM_THREADS": "1"}
+KINDS = {
+    "all weights": [],
+    "adapters on bfloat16": ["--lora_rank", "16", "--weights", "bfloat16", "--training.mixed_precision", "bf16"],
+}
 FIELDS = {"rss": "VmRSS", "anonymous": "RssAnon", "mapped": "RssFile"}
 BOUND = 0.6
 """Share of one process's peak that each of two may take."""
@@ -39,7 +42,7 @@ def held(pid: int) -> dict[str, int]:
 
 
 def prepare(folder: Path, layers: int) -> int:
-    """Write a teacher and eight of its trajectories; the number of its parameters."""
+    """Write a teacher and two of its trajectories; the number of its parameters."""
     import torch
     from diffusers import DDIMScheduler, DiTTransformer2DModel
 
@@ -53,7 +56,7 @@ def prepare(folder: Path, layers: int) -> int:
     DDIMScheduler().save_pretrained(folder / "teacher" / "scheduler")
     del made
     teacher = Teacher.from_pretrained(folder / "teacher", device="cpu")
-    record(teacher, folder / "trajectories", 8, solver_steps=4, num_steps=(4,), shard_size=8, progress=False)
+    record(teacher, folder / "trajectories", 2, solver_steps=4, num_steps=(4,), shard_size=2, progress=False)
     return sum(x.numel() for x in teacher.transformer.parameters())
 
 
@@ -73,9 +76,9 @@ def measure(folder: Path, kind: str, count: int) -> dict[str, Any]:
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, __file__, "--train", "distill", "--trajectories", str(folder / "trajectories")]
-    command += ["--num_steps", "4", "--history_layers", "4", "--out", str(out), "--training.max_steps", "2"]
-    command += ["--training.batch_size", "1", "--training.checkpoint_every", "2", "--training.tracker", "null"]
-    command += [*KINDS[kind], "--training.shard", str(count > 1).lower(), "--device", "cpu"]
+    command += ["--num_steps", "4", "--history_layers", "4", "--out", str(out), "--training.max_steps", "1"]
+    command += ["--training.batch_size", "1", "--training.checkpoint_every", "1", "--training.tracker", "null"]
+    command += [*KINDS[kind], "--training.shard", str(count > 1).lower()]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
