@@ -154,8 +154,7 @@ class Teacher:
     @property
     def image_channels(self) -> int:
         """Number of channels of its images: 1 for grey, else 3."""
-        vae = self.vae
-        channels = self.sample_shape[0] if vae is None else vae.config.get("out_channels")
+        channels = self.sample_shape[0] if self.vae is None else self.vae.config.get("out_channels")
         return 1 if channels == 1 else 3
 
     @property
