@@ -118,11 +118,13 @@ def main() -> None:
         parameters = prepare(Path(folder), args.layers)
         content: dict[str, Any] = {"parameters": parameters, "bytes": 4 * parameters, "bound": BOUND, "runs": []}
         for kind in KINDS:
-            one, two = (measure(Path(folder), kind, count) for count in (1, 2))
+            one = measure(Path(folder), kind, 1)
+            print(json.dumps(one), flush=True)
+            two = measure(Path(folder), kind, 2)
             two |= {f"{name}_of_one": round(two[name] / one[name], 3) for name in ("rss", "anonymous")}
             two["within_bound"] = two["rss_of_one"] < BOUND
             content["runs"] += [one, two]
-            print(json.dumps(one), json.dumps(two), sep="\n", flush=True)
+            print(json.dumps(two), flush=True)
             if args.json:
                 Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
 

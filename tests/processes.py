@@ -290,8 +290,7 @@ def distill_in_parts(folder: str) -> None:
     recorded = TrajectoryDataset(data, 4)
     student = Student.from_teacher(teacher, recorded.student_config(2, lora_rank=2))
     config = TrainingConfig(batch_size=2, shard=True, max_steps=2, checkpoint_every=1, tracker=None)
-    distill(student, recorded, f"{folder}/whole", config, progress=False)
-    AcceleratorState._reset_state()
-    for run, count in (("parts", 2), ("resumed", 1), ("resumed", 2)):
+    for run, count in (("parts", 2), ("resumed", 1), ("resumed", 2)):  # first, as the command connects the processes
         main(["distill", "--trajectories", data, "--out", f"{folder}/{run}", *IN_PARTS, str(count)])
         AcceleratorState._reset_state()
+    distill(student, recorded, f"{folder}/whole", config, progress=False)

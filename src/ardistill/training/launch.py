@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import patch_environment
+from accelerate.utils import parse_flag_from_env, patch_environment
 from diffusers.optimization import SchedulerType
 
 from ardistill.config import TrainingConfig
@@ -165,7 +165,7 @@ def reads_in_parts(config: TrainingConfig, weights: str = "auto") -> bool:
     if not config.shard or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return False
     check_divisible(weights)
-    check_launch(PartialState(), config)
+    check_launch(PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")), config)  # as Accelerator makes it
     return True
 
 
