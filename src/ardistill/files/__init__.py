@@ -8,6 +8,8 @@ from ardistill.files.seals import read_json as read_json
 from ardistill.files.seals import seal as seal
 from ardistill.files.seals import sealed_json as sealed_json
 from ardistill.files.store import Store as Store
+from ardistill.files.tensor_files import TensorFiles as TensorFiles
+from ardistill.files.tensor_files import write_in_turn as write_in_turn
 from ardistill.files.weights import load_tensors as load_tensors
 from ardistill.files.weights import save_tensors as save_tensors
 from ardistill.files.weights import weight_fingerprint as weight_fingerprint

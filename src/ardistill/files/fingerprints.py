@@ -67,7 +67,8 @@ def quick_checksum(weights: Mapping[str, Tensor]) -> str:
     that differ, or that only changed places, have other sums, unless somebody makes them collide on purpose.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name in sorted(weights):
+        tensor = weights[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
         if flat.storage_offset() % 8:

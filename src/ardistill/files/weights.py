@@ -18,9 +18,10 @@ from ardistill.files.whole import whole_file
 
 
 def weight_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, shapes and float32 values of tensors, in the order of their names."""
+    """SHA-256 over the names, shapes and float32 values of tensors, taken one after the other in the order of names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name in sorted(weights):
+        tensor = weights[name]
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().float().contiguous()
         digest.update(values.view(-1).view(torch.uint8).numpy().data)

@@ -25,7 +25,7 @@ from ardistill.publishing.origin import Origin, find_origin
 from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
-from ardistill.student.files import adapter_weights, find_student, load_weights, save_transformer, stored_weights
+from ardistill.student.files import adapter_weights, find_student, load_weights, merged_weights, save_transformer
 from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
@@ -136,14 +136,14 @@ def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline", 
     folder = Path(folder)
     try:
         if form == "pipeline":
-            stored, own = load_weights(folder / "transformer"), stored_weights(student, dtype)
+            stored, own = load_weights(folder / "transformer"), merged_weights(student, dtype)
             if find_student(folder).config != replace(student.config, lora_rank=0):
                 return False
         elif form == "lora":
             stored, own = stored_adapters(folder), adapter_weights(student)
         else:
             stored = load_tensors(folder / f"{folder.resolve().name}.safetensors")
-            own = LAYOUTS[student.class_name].convert(stored_weights(student, dtype))
+            own = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
     except (OSError, ValueError):
         return False
     if dtype is not None and {k: x.dtype for k, x in stored.items()} != {k: x.dtype for k, x in own.items()}:

@@ -8,7 +8,7 @@ from ardistill.files import save_tensors
 from ardistill.publishing.layouts import FLUX, SD3, WAN, KeyLayout
 from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
 from ardistill.student import Student
-from ardistill.student.files import stored_weights
+from ardistill.student.files import merged_weights
 from ardistill.teacher import StockDrawing, Teacher
 from ardistill.trajectories.parquet import PLACE
 
@@ -54,7 +54,7 @@ def write_single_file(
     """
     check_single_file(student.class_name)
     file = f"{name}.safetensors"
-    weights = LAYOUTS[student.class_name].convert(stored_weights(student, dtype))
+    weights = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
     save_tensors(weights, folder / file, described(student, name))
     kind, base = student.class_name, base_model(student.config)
     source = f'"{PLACE}/{file}", config={base.partition(",")[0]}, subfolder="transformer"'

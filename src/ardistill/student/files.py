@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from torch.distributed.tensor import DTensor
 from ardistill.core.config import StudentConfig
 from ardistill.families import transformer_class
 from ardistill.files import (
+    TensorFiles,
     checkpoints,
     load_tensors,
     read_json,
     save_tensors,
     sealed_json,
     weight_fingerprint,
+    write_in_turn,
     write_whole,
 )
 from ardistill.student.lora import in_float32
@@ -38,7 +42,7 @@ _ADAPTERS = "pytorch_lora_weights.safetensors"
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
 _PARTS = ("*.json", "*transformer/*")
 """Patterns of the files that a student is read from."""
-_LORA = ".lora_"
+_LORA, _BASE = ".lora_", ".base_layer.weight"
 _FACTS = ("version", "weights", "transformer")
 """Entries of student.json besides the configuration: checksums of the weights and of the transformer's config.json."""
 
@@ -52,24 +56,57 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
+def _unmerged(student: FewStepModel) -> dict[str, Tensor]:
+    """Weights without adapters, by their names in the transformer; quantised ones as they compute."""
+    weights, own = student.transformer.state_dict(), dict(student.transformer.named_parameters())
+    return {name: own.get(name, x) for name, x in weights.items() if _LORA not in name and ".weight." not in name}
+
+
+def _merged_like(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
+    """Dtypes and shapes of `merged_weights`, as tensors without values: wide dtypes first, then by name, so that each
+    tensor is aligned in a file.
+    """
+    like, kept = {}, getattr(student.transformer, "_keep_in_fp32_modules", None) or ()
+    for name, x in _unmerged(student).items():
+        shape, own = x.quant_state.shape if hasattr(x, "quant_state") else x.shape, x.dtype
+        if x.is_floating_point():
+            own = torch.float32 if student.config.lora_rank else own
+            own = own if dtype is None or {*kept} & {*name.split(".")} else getattr(torch, dtype)
+        like[name.replace(".base_layer", "")] = torch.empty(shape, dtype=own, device="meta")
+    return dict(sorted(like.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _each_merged(student: FewStepModel, dtype: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The weights of `merged_weights`, one after the other, in the order of `_merged_like`.
+
+    Every process has to take all of them, as each is gathered where weights are divided over processes.
+    """
+    weights, unmerged = student.transformer.state_dict(), _unmerged(student)
+    names = {name.replace(".base_layer", ""): name for name in unmerged}
+    for merged, like in _merged_like(student, dtype).items():
+        name = names[merged]
+        value = _gather(unmerged[name].detach())
+        value = in_float32(value) if student.config.lora_rank else value
+        if name.endswith(_BASE):
+            a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
+            value = value + b @ a
+        yield merged, value.to("cpu", like.dtype).contiguous()
+
+
+def merged_weights(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
     """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
 
     With adapters, all are float32, whatever type the base has: the student was trained on the base's own values, and 16
     bits would lose small updates. Weights divided over processes are gathered one by one: every process has to call it,
     and the first one gets them.
+
+    Args:
+        student: The student.
+        dtype: Floating-point type to convert them to, but for the modules that diffusers keeps in float32 when it loads
+            16 bits; none if not given.
     """
-    keeps, weights, merged = _is_first_process(), student.transformer.state_dict(), {}
-    has_adapters, own = any(_LORA in name for name in weights), dict(student.transformer.named_parameters())
-    for name in [name for name in weights if _LORA not in name and ".weight." not in name]:  # nf4 stores scales so
-        value = _gather(own.get(name, weights[name]))
-        value = in_float32(value) if has_adapters else value
-        if name.endswith(".base_layer.weight"):
-            a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
-            value = value + b @ a
-        if keeps:
-            merged[name.replace(".base_layer", "")] = value.cpu().contiguous()
-    return merged
+    keeps, each = _is_first_process(), _each_merged(student, dtype)
+    return dict(pair for pair in each if keeps)
 
 
 def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
@@ -83,43 +120,36 @@ def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
 
 def save_transformer(
     student: FewStepModel, folder: Path, dtype: str | None = None, max_shard_size: str | None = None
-) -> dict[str, Tensor] | None:
+) -> list[Path] | None:
     """Write the transformer alone, whole, with adapters merged.
+
+    No process holds more of it than its part and the tensor that is written, unless there are to be several files.
 
     Args:
         student: The student.
         folder: Where it is written.
-        dtype: What weights are stored in; as `merged_weights` gives them if not given.
+        dtype: What weights are stored in, as for `merged_weights`.
         max_shard_size: Size of a file, such as ``5GB``, as diffusers takes it; one file if not given.
 
     Returns:
-        The tensors that this process wrote; None where another process, the first one, wrote them.
+        The files of the weights; None where another process, the first one, wrote them.
 
     Raises:
         ValueError: The size cannot be read.
     """
-    state = stored_weights(student, dtype)
+    each = _each_merged(student, dtype)
     if not _is_first_process():
+        deque(each, maxlen=0)
         return None
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
-    if max_shard_size is None:
-        save_tensors(state, folder / WEIGHTS)
-    else:
-        _save_shards(state, set(student.transformer.attachment.own_weights), folder, max_shard_size)
-    return state
+    if max_shard_size is not None:
+        return _save_shards(dict(each), set(student.transformer.attachment.own_weights), folder, max_shard_size)
+    write_in_turn(_merged_like(student, dtype), each, folder / WEIGHTS)
+    return [folder / WEIGHTS]
 
 
-def stored_weights(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
-    """`merged_weights` in a dtype, but for the modules that diffusers keeps in float32 when it loads 16 bits."""
-    weights, kept = merged_weights(student), getattr(student.transformer, "_keep_in_fp32_modules", None) or ()
-    if dtype is None:
-        return weights
-    wanted = {x for x, value in weights.items() if value.is_floating_point() and not {*kept} & {*x.split(".")}}
-    return {name: x.to(getattr(torch, dtype)) if name in wanted else x for name, x in weights.items()}
-
-
-def _save_shards(weights: dict[str, Tensor], own: set[str], folder: Path, size: str) -> None:
+def _save_shards(weights: dict[str, Tensor], own: set[str], folder: Path, size: str) -> list[Path]:
     """Write files of a size at most, and their index; the student's own weights stand in the first of them."""
     stock = {name: x for name, x in weights.items() if name not in own}
     pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
@@ -132,6 +162,7 @@ def _save_shards(weights: dict[str, Tensor], own: set[str], folder: Path, size: 
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename | dict.fromkeys(own, first)}
         write_whole(folder / f"{WEIGHTS}.index.json", json.dumps(index, indent=2, sort_keys=True).encode())
+    return [folder / file for file in files]
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -151,7 +182,7 @@ def save_student(student: FewStepModel, folder: Path) -> None:
     written = save_transformer(student, folder / "transformer")
     if written is not None:
         digest = hashlib.sha256((folder / "transformer" / "config.json").read_bytes()).hexdigest()
-        facts = {"version": 1, "weights": weight_fingerprint(written), "transformer": digest}
+        facts = {"version": 1, "weights": weight_fingerprint(TensorFiles(written)), "transformer": digest}
         write_whole(folder / "student.json", sealed_json(facts | asdict(replace(student.config, lora_rank=0))))
 
 

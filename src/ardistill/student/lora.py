@@ -86,7 +86,8 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
             if isinstance(layer, LoraLayer):
                 own: Any = layer  # PEFT's types do not name the attributes that it sets
                 for linear in (own.lora_A["default"], own.lora_B["default"]):
-                    where = own.get_base_layer().weight.device
+                    base_weight = own.get_base_layer().weight
+                    where = "cpu" if base_weight.is_meta else base_weight.device
                     empty = torch.empty_like(linear.weight, device=where, dtype=torch.float32)
                     linear.weight = nn.Parameter(empty)
                 layer.reset_lora_parameters("default", True)

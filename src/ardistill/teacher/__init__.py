@@ -23,3 +23,4 @@ from ardistill.teacher.stock import given_times as given_times
 from ardistill.teacher.stock import stock_drawing as stock_drawing
 from ardistill.teacher.stock import stock_knots as stock_knots
 from ardistill.teacher.teacher import Teacher as Teacher
+from ardistill.teacher.unread import unread_files as unread_files

@@ -17,6 +17,7 @@ from ardistill.families import transformer_class
 from ardistill.files import stored_fingerprint
 from ardistill.teacher.schedule import check_scheduler
 from ardistill.teacher.source import Source
+from ardistill.teacher.unread import leave_unread
 from ardistill.teacher.variants import weight_files, weight_options
 
 _LOG = logging.getLogger(__name__)
@@ -57,14 +58,16 @@ def read_transformer_config(folder: Path, name: str | Path) -> dict[str, Any]:
     return _read_class_config(folder / "transformer" / "config.json", name)
 
 
-def load_transformer(source: Source, weights: str = "float32", device: torch.device | str = "cpu") -> Any:
+def load_transformer(
+    source: Source, weights: str = "float32", device: torch.device | str = "cpu", in_parts: bool = False
+) -> Any:
     """Load the teacher's transformer, whatever type its weights are stored in.
 
     Args:
         source: Where the teacher is.
         weights: ``float32``, ``bfloat16``, ``int8`` or ``nf4``; none but the first is reached through float32.
         device: Where weights are quantised to ``nf4``, which takes a GPU; all others are loaded on the CPU.
-
+        in_parts: Leave the weights of the blocks in their files, if these are safetensors.
     Raises:
         ValueError: Its class is unknown, its weights are quantised or missing, or there are several variants of them.
     """
@@ -84,6 +87,11 @@ def load_transformer(source: Source, weights: str = "float32", device: torch.dev
         )
     if options["variant"] and not source.variant:
         _LOG.warning("%s has weights of the variant %s alone; they are loaded", folder, options["variant"])
+    if in_parts and weights in ("float32", "bfloat16"):
+        unread = leave_unread(found, config, weight_files(folder, options["variant"]), getattr(torch, weights))
+        if unread is not None:
+            unread.register_to_config(_name_or_path=str(source.folder))
+            return unread
     try:
         options |= _type_options(weights, device)
         return found.from_pretrained(source.folder, subfolder="transformer", **options)

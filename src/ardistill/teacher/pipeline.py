@@ -14,7 +14,7 @@ from ardistill.teacher.source import Source
 
 
 def load_pipeline(
-    source: Source, weights: str = "float32", device: torch.device | str = "cpu"
+    source: Source, weights: str = "float32", device: torch.device | str = "cpu", in_parts: bool = False
 ) -> tuple[Any, Any, Companions | None]:
     """Load transformer and scheduler; companions are loaded when they are needed.
 
@@ -22,6 +22,7 @@ def load_pipeline(
         source: A diffusers folder, or an original DiT's ``.pt`` file, which has no companions.
         weights: Type of the weights, as ``load_transformer`` takes it.
         device: Where weights are quantised, as for ``load_transformer``.
+        in_parts: Leave the weights of the transformer's blocks in their files, if these are safetensors.
 
     Raises:
         ValueError: It is neither, or the pipeline is not supported.
@@ -44,7 +45,7 @@ def load_pipeline(
     companions.check()
     if "transformer_2" in companions:
         raise ValueError(f"{source.name} has a second transformer for a part of the path (as Wan 2.2): not supported")
-    return load_transformer(source, weights, device), scheduler, companions
+    return load_transformer(source, weights, device, in_parts), scheduler, companions
 
 
 def load_trainable(source: Source) -> Any:

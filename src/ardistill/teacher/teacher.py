@@ -28,6 +28,7 @@ from ardistill.teacher.schedule import knots_from_scheduler
 from ardistill.teacher.seeding import seeded_generator
 from ardistill.teacher.source import Source, find_source
 from ardistill.teacher.text import TextEncoders
+from ardistill.teacher.unread import move, unread_files
 
 
 class Teacher:
@@ -94,14 +95,14 @@ class Teacher:
         latent_shape: tuple[int, ...] | None = None,
         negative_prompt: str = "",
         weights: str = "auto",
+        in_parts: bool = False,
     ) -> Teacher:
         """Load a zoo teacher (``zoo/fashion``), a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
             name: ``zoo/fashion``, ``zoo/emoji``, ``zoo/scenes``, a folder, a Hub id or a file. A Hub id is downloaded
                 once, whole. ``@REVISION`` may follow a Hub id, and ``:VARIANT`` where there are several variants of the
-                weights, as in ``org/model@main:fp16``. The teacher's ``name`` becomes one that finds it from any
-                folder.
+                weights, as in ``org/model@main:fp16``. The teacher's ``name`` will find it from any folder.
             height: Image height in pixels; the model's default if not given.
             width: Image width in pixels; the model's default if not given.
             num_frames: Number of frames of a video.
@@ -111,18 +112,18 @@ class Teacher:
             latent_shape: Shape of a sample in latents; may not stand beside height, width or num_frames.
             weights: ``float32``; ``bfloat16``; ``int8`` or ``nf4``, in which the linear layers of the transformer are
                 quantised and all else is bfloat16; ``auto``: bfloat16 on a GPU that computes in it, else float32.
+            in_parts: Leave the blocks' weights in their files: with ``shard``, each process reads its part of them.
 
         Raises:
-            ValueError: No transformer and scheduler of known classes are there, the stored weights are quantised or
-                have several variants, the scheduler has an unsupported option, the device is not there or lacks this
-                type of weights, or a size is given twice, or in pixels for a ``.pt`` file, which has no VAE.
+            ValueError: No transformer and scheduler that are supported are there, stored weights are quantised, the
+                device is missing or lacks this type, or a size is given twice, or in pixels without a VAE.
         """
         is_sized = height is not None or width is not None or num_frames != 1
         if is_sized and latent_shape is not None:
             raise ValueError("expected a size in pixels and frames, or latent_shape, got both; leave one out")
         where = resolve_device(device)
         weights, source = resolve_weights(weights, where), find_source(name)
-        transformer, scheduler, companions = load_pipeline(source, weights, where)
+        transformer, scheduler, companions = load_pipeline(source, weights, where, in_parts)
         if is_sized and companions is None:
             raise ValueError(f"{source.folder} has no VAE that turns pixels into latents; give latent_shape instead")
         guidance = guidance_scale, guidance_channels
@@ -153,8 +154,7 @@ class Teacher:
     @property
     def image_channels(self) -> int:
         """Number of channels of its images: 1 for grey, else 3."""
-        vae = self.vae
-        channels = self.sample_shape[0] if vae is None else vae.config.get("out_channels")
+        channels = self.sample_shape[0] if self.vae is None else self.vae.config.get("out_channels")
         return 1 if channels == 1 else 3
 
     @property
@@ -195,8 +195,8 @@ class Teacher:
         return weights_of(self.transformer)
 
     def to(self, device: torch.device | str) -> Teacher:
-        """Move the transformer now, and the VAE whenever it is used."""
-        self.transformer.to(device)
+        """Move the transformer now, unless it was loaded ``in_parts``, and the VAE whenever it is used."""
+        move(self.transformer, device)
         self.move_vae(device)
         return self
 
@@ -324,7 +324,7 @@ class Teacher:
 
     def fingerprint(self) -> str:
         """SHA-256 of the transformer's weights in float32, with names and shapes; of others loaded, the files' own."""
-        if self.source is not None and self.weights != "float32":
+        if self.source is not None and (self.weights != "float32" or unread_files(self.transformer) is not None):
             return fingerprint_of(self.source)
         return remembered_fingerprint(self.transformer.state_dict())
 

@@ -29,6 +29,7 @@ from ardistill.training.fsdp import shard
 from ardistill.training.launch import (
     check_adversary,
     check_data,
+    check_divisible,
     check_launch,
     check_schedule_and_tracker,
     make_accelerator,
@@ -74,7 +75,8 @@ def distill(
 
     Args:
         student: Trained in place. A single process trains it on its present device; several processes, launched by
-            accelerate, train it on their own devices.
+            accelerate, train it on their own devices. With ``shard``, each of them reads its part alone of a student
+            whose teacher was loaded ``in_parts``.
         data: Trajectories of its teacher, at its knots.
         folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``; at the end
             ``student/`` (EMA) and, for a student with adapters, ``adapters/``. Several machines have to share it.
@@ -96,7 +98,9 @@ def distill(
     """
     check_run_folder(folder)  # as given: a Path would no longer show that it is a URL
     folder = Path(folder)
-    check_data(student, data)
+    check_data(student, data, config.shard)
+    if config.shard:
+        check_divisible(weights_of(student.transformer))
     check_schedule_and_tracker(config)
     check_optimizer(config)
     check_adversary(student, adversary)
@@ -195,12 +199,14 @@ def _start(
     """Place and distribute the student, and restore the last checkpoint if there is one."""
     if config.gradient_checkpointing:
         student.enable_gradient_checkpointing(config.checkpoint_stride)
-    student.to(accelerator.device).train()
+    if config.shard:  # block by block: no process puts the whole student onto its device
+        shard(student, accelerator.device)
+    else:
+        student.to(accelerator.device)
+    student.train()
     compiled = compiles(config.compile, accelerator.device, config.max_steps) and not config.shard
     if compiled:
         student.compile()
-    if config.shard:
-        shard(student, accelerator.device)
     checkpoint = _newest_checkpoint(folder, accelerator.is_main_process)
     kind = optimizer_kind(accelerator.device) if checkpoint is None else saved_kind(checkpoint)
     kind = kind if config.optimizer == "adamw" else "plain"  # torchao's does not skip what is not finite

@@ -64,7 +64,7 @@ def finetune(
     check_run_folder(out)
     where = resolve_device(device)
     resolve_weights(weights, where)
-    loaded = Student.from_pretrained(student, where)
+    loaded = Student.from_pretrained(student, "cpu" if training.shard else where)
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
     if weights == "auto":
         weights = stored_weights(Path(out), "discriminator") or weights

@@ -51,7 +51,7 @@ def _adamw8bit() -> Any:
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise ValueError("optimizer adamw8bit needs torchao: pip install 'ardistill[torchao]'") from error
+        raise ValueError("optimizer adamw8bit needs torchao: pip install 'ardistill[quantised]'") from error
 
     class PlainRates(AdamW8bit):  # type: ignore[misc, valid-type]
         """Its learning rates are numbers outside of a step, as schedules and checkpoints have them, not tensors."""
