@@ -171,10 +171,9 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: A file is missing, cut or damaged.
     """
-    if (index := folder / f"{WEIGHTS}.index.json").is_file():
-        names = sorted({*read_json(index)["weight_map"].values()})
-        return {name: x for file in names for name, x in load_tensors(folder / Path(file).name).items()}
-    return load_tensors(folder / WEIGHTS)
+    index = folder / f"{WEIGHTS}.index.json"
+    files = sorted({*read_json(index)["weight_map"].values()}) if index.is_file() else [WEIGHTS]
+    return {name: x for file in files for name, x in load_tensors(folder / Path(file).name).items()}
 
 
 def save_student(student: FewStepModel, folder: Path) -> None:
