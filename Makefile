@@ -11,6 +11,8 @@ export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 
 # Threads that wait without spinning leave the cores to whatever else runs.
 quickstart test check: export OMP_WAIT_POLICY ?= passive
+# Bytecode is kept, whatever the environment says: without it each process compiles torch and diffusers again.
+quickstart test check: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup quickstart test check docs lock
 help:

@@ -36,7 +36,7 @@ LIMITS = {
     "sd35": 30,
     "teacher": 10,
     "pass tf32": 25,
-    "processes": 30,
+    "processes": 150,
 }
 """Part -> seconds after which no further arm of it begins, of eight minutes; the most important parts first."""
 GRACE = 60

@@ -20,10 +20,8 @@ from ardistill.teacher import given_times
 
 def table() -> list[str]:
     """Markdown lines."""
-    lines = [
-        "| transformer | conditioned on | text keys | identity tests | record to export | stock call | checkpointing |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+    lines = ["| transformer | conditioned on | text keys | identity tests | record to export | stock call |"]
+    lines.append("|---|---|---|---|---|---|")
     whole = {TINY[TINY_OF.get(name, name)].class_name: PIPELINE_OF.get(name) for name in PIPELINES}
     whole = {name: pipeline or FAMILIES[name].pipeline for name, pipeline in whole.items()}
     for name, family in FAMILIES.items():
@@ -37,7 +35,6 @@ def table() -> list[str]:
             ", ".join(cases),
             f"tiny `{whole[name]}`" if name in whole else "not run",
             ", ".join(f"`{name}=`" for name in given_times(whole.get(name, family.pipeline))) or "own grid",
-            "yes" if family.has_checkpointing else "not in diffusers",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -63,12 +63,9 @@ class TimestepEmbedder(nn.Module):
 
 
 class DiT(ModelMixin, ConfigMixin):
-    _supports_gradient_checkpointing = True
-
     @register_to_config
     def __init__(self, sample_size=8, patch_size=2, in_channels=4, hidden_size=16, depth=3, heads=2, num_classes=5):
         super().__init__()
-        self.gradient_checkpointing = False
         self.x_embedder = nn.Conv2d(in_channels, hidden_size, patch_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = nn.Embedding(num_classes + 1, hidden_size)
@@ -81,7 +78,7 @@ class DiT(ModelMixin, ConfigMixin):
         x = self.x_embedder(x).flatten(2).transpose(1, 2) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
         for block in self.blocks:
-            x = self._gradient_checkpointing_func(block, x, c) if self.gradient_checkpointing else block(x, c)
+            x = block(x, c)
         x = self.final_layer(x, c).unflatten(1, (height // patch, width // patch))
         return x.unflatten(-1, (patch, patch, -1)).permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, height, width)
 

@@ -205,7 +205,6 @@ def compare_families(folder: str) -> None:
     from torch.distributed.tensor import DTensor
 
     from ardistill.core.knots import Knots
-    from ardistill.families import family_of
     from ardistill.student import Student, StudentConfig
     from ardistill.training.fsdp import shard
 
@@ -216,8 +215,7 @@ def compare_families(folder: str) -> None:
         for divided in (False, True):
             student = Student(tiny.transformer(), StudentConfig(knots, 2))
             open_gates(student)
-            if family_of(tiny.class_name).has_checkpointing:
-                student.enable_gradient_checkpointing()
+            student.enable_gradient_checkpointing()
             if divided:
                 shard(student, torch.device("cpu"))
             student.train()
@@ -228,3 +226,69 @@ def compare_families(folder: str) -> None:
             found.append((loss.detach(), norm.full_tensor() if isinstance(norm, DTensor) else norm))
         for whole, parts in zip(*found, strict=True):
             assert torch.allclose(whole, parts, rtol=1e-4), (name, found)
+
+
+def compare_parts(folder: str) -> None:
+    """Compare students whose processes read their parts alone with those that were made whole, bit by bit."""
+    import torch
+    from tiny_families import TINY
+    from torch.distributed.tensor import DTensor
+
+    from ardistill.core.knots import Knots
+    from ardistill.student import Student, StudentConfig
+    from ardistill.student.lora import add_adapters
+    from ardistill.teacher.unread import leave_unread
+    from ardistill.training.fsdp import shard
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    knots = Knots.from_dict(json.loads(Path(folder, "knots.json").read_text()))
+    more = [{}, {"lora_rank": 2, "output": "direct", "target": "anchored"}, {"guidance_range": (1.0, 4.0)}]
+    for number, name in enumerate(("dit", "hunyuandit", "flux", "lumina2", "wan", "pixart-alpha")):
+        whole, options, saved = TINY[name].transformer(), more[number % len(more)], Path(folder, str(rank), name)
+        dtype = torch.bfloat16 if "lora_rank" in options else torch.float32
+        whole.save_pretrained(saved, max_shard_size="30KB")
+        read = type(whole).from_pretrained(saved, torch_dtype=dtype)
+        unread = leave_unread(type(whole), dict(whole.config), sorted(saved.glob("*.safetensors")), dtype)
+        expected, found = (Student(x, StudentConfig(knots, 2, **options)) for x in (read, unread))
+        for student in (expected, found) if "lora_rank" in options else ():
+            own = {*student.transformer.attachment.own_weights}
+            base = [p for n, p in student.transformer.named_parameters() if n not in own]
+            add_adapters(student.transformer, base, student.family.block_lists, 2)
+        assert any(p.is_meta for p in found.parameters()), name
+        shard(found, torch.device("cpu"))
+        there = found.state_dict()
+        assert there.keys() == expected.state_dict().keys(), name
+        for key, value in expected.state_dict().items():
+            other = there[key]
+            if isinstance(other, DTensor):
+                other, parts = other.to_local(), value.chunk(2)
+                value = parts[rank] if rank < len(parts) else value[:0]
+            assert value.dtype == other.dtype and torch.equal(value, other), (name, options, key)
+
+
+IN_PARTS = ["--num_steps", "4", "--history_layers", "2", "--training.batch_size", "2", "--training.shard", "true"]
+IN_PARTS += ["--training.checkpoint_every", "1", "--training.tracker", "null", "--lora_rank", "2"]
+IN_PARTS += ["--weights", "bfloat16", "--training.max_steps"]
+"""The options of every command of `distill_in_parts`, to which the number of steps is added."""
+
+
+def distill_in_parts(folder: str) -> None:
+    """Distil a saved teacher whose weights are divided, by the command, and from Python with a teacher read whole.
+
+    Adapters on a base in bfloat16, and pictures; the second run of the command resumes from half of the steps.
+    """
+    from accelerate.state import AcceleratorState
+
+    from ardistill import Student, Teacher, TrainingConfig, TrajectoryDataset, distill
+    from ardistill.cli import main
+
+    data = f"{folder}/data"
+    teacher = Teacher.from_pretrained(f"{folder}/teacher", device="cpu", weights="bfloat16")
+    recorded = TrajectoryDataset(data, 4)
+    student = Student.from_teacher(teacher, recorded.student_config(2, lora_rank=2))
+    config = TrainingConfig(batch_size=2, shard=True, max_steps=2, checkpoint_every=1, tracker=None)
+    for run, count in (("parts", 2), ("resumed", 1), ("resumed", 2)):  # first, as the command connects the processes
+        main(["distill", "--trajectories", data, "--out", f"{folder}/{run}", *IN_PARTS, str(count)])
+        AcceleratorState._reset_state()
+    distill(student, recorded, f"{folder}/whole", config, progress=False)

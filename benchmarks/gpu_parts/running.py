@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -161,24 +161,51 @@ def quickstart(bench: Bench) -> None:
 
 
 def processes(bench: Bench) -> None:
-    """``distill`` in one process per GPU, with whole and with divided weights."""
-    folder = Path(bench.folder.name) / "processes"
+    """``distill`` in one process per GPU over NCCL: whole weights, divided ones, and adapters on a divided base.
 
-    def run(shard: bool) -> Figures:
+    A DiT of this size with random weights is read from its files: from all of them, or by each process from its part
+    alone. ``peak_bytes`` is the most that any card held beyond what it held before, CUDA's own memory included.
+    """
+    folder = Path(bench.folder.name) / "processes"
+    arms = {
+        "whole weights": [],
+        "divided weights": ["--training.shard", "true"],
+        "divided weights, adapters on bfloat16": [
+            "--training.shard", "true", "--lora_rank", "16", "--weights", "bfloat16"
+        ],
+    }  # fmt: skip
+
+    def run(name: str, options: list[str]) -> Figures:
         count = torch.cuda.device_count() if bench.device.type == "cuda" else 0
         if count < 2:
             raise NotMeasuredError(f"several processes need two GPUs or more, this machine has {count}")
         if not (folder / "trajectories").exists():
-            record(Teacher.from_pretrained("zoo/fashion"), folder / "trajectories", 256, progress=False)
+            bench.transformer().save_pretrained(folder / "teacher" / "transformer")
+            bench.teacher.scheduler.save_pretrained(folder / "teacher" / "scheduler")
+            teacher = Teacher.from_pretrained(folder / "teacher", weights="float32")
+            record(teacher, folder / "trajectories", 64, solver_steps=4, num_steps=(4,), progress=False)
+            del teacher
+            torch.cuda.empty_cache()
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count)]
-        command = ["-m", "ardistill", "distill", "--trajectories", str(folder / "trajectories")]
-        command += ["--num_steps", "4", "--out", str(folder / f"shard-{shard}"), "--training.max_steps", "20"]
-        command += ["--training.batch_size", "16", "--training.shard", str(shard).lower()]
-        began = time.perf_counter()
-        done = subprocess.run([*launch, *command], env=dict(os.environ), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip() or "no message").splitlines()[-1])
-        return {"processes": count, "seconds": time.perf_counter() - began}
+        command = ["-m", "ardistill", "distill", "--trajectories", str(folder / "trajectories"), "--num_steps", "4"]
+        command += ["--out", str(folder / name.replace(" ", "-")), "--history_layers", str(bench.size.history_layers)]
+        command += ["--training.max_steps", "20", "--training.batch_size", str(bench.size.batch), *options]
+        began, peak, before = time.perf_counter(), 0, _held_on_cards(count)
+        with tempfile.TemporaryFile("w+") as errors:
+            started = subprocess.Popen([*launch, *command], stdout=subprocess.DEVNULL, stderr=errors)
+            while started.poll() is None:
+                peak = max(peak, *(now - then for now, then in zip(_held_on_cards(count), before, strict=True)))
+                time.sleep(0.02)
+            errors.seek(0)
+            if started.returncode:
+                raise RuntimeError((errors.read().strip() or "no message").splitlines()[-1])
+        return {"processes": count, "seconds": time.perf_counter() - began, "peak_bytes": peak}
 
-    bench.arm("whole weights", lambda: run(False))
-    bench.arm("divided weights", lambda: run(True))
+    for name, options in arms.items():
+        bench.arm(name, lambda name=name, options=options: run(name, options))
+
+
+def _held_on_cards(count: int) -> list[int]:
+    """Bytes that are in use on each of the first cards, by whichever process."""
+    found = (torch.cuda.mem_get_info(card) for card in range(count))
+    return [total - free for free, total in found]

@@ -33,6 +33,12 @@ def _check_real(config: Any, positive: bool, *names: str) -> None:
 
 PRECISIONS = ("auto", "no", "bf16")
 """What ``mixed_precision`` may be."""
+WEIGHTS = ("auto", "float32", "bfloat16", "int8", "nf4")
+"""What ``weights`` may be: the type of the weights that are not trained."""
+OPTIMIZERS = ("adamw", "adamw8bit")
+"""What ``optimizer`` may be."""
+EMA_DEVICES = ("auto", "cpu")
+"""What ``ema_device`` may be."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,17 @@ class TrainingConfig:
     computes in it, else no. A run that is resumed with auto goes on in the precision that it began with."""
     compile: bool | None = None
     """Compile the blocks of the transformer (torch.compile); null: on CUDA, where the run has 1,000 passes or more."""
+    optimizer: str = "adamw"
+    """adamw, or adamw8bit: torchao's AdamW, whose two moments take 1 byte per parameter each instead of 4."""
+    ema_device: str = "auto"
+    """Where the averaged weights are kept: auto (with the weights) or cpu (in host memory, 4 bytes per trained
+    parameter less on the device, for a copy of the weights to the host in each step)."""
     gradient_checkpointing: bool = False
     """Recompute each block's activations in the backward pass, which takes less memory and more time."""
+    checkpoint_stride: int = 1
+    """With gradient_checkpointing, recompute every n-th block only; the others keep their activations."""
+    offload_activations: bool = False
+    """Keep what the forward pass saves for the backward pass in host memory instead of the device's."""
     sequential: bool = False
     """Run the steps one after the other instead of folded into the batch, which keeps the activations of one step
     only and takes a third more compute."""
@@ -96,7 +111,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check(self, 1, "max_steps", "batch_size", "gradient_accumulation_steps", "checkpoint_every")
-        _check(self, 1, "keep_checkpoints")
+        _check(self, 1, "keep_checkpoints", "checkpoint_stride")
         _check(self, 0, "lr_warmup_steps", "through_steps")
         _check_real(self, True, "learning_rate", "gate_rate", "max_grad_norm")
         _check_real(self, False, "weight_decay", "ema_decay", "student_share")
@@ -106,6 +121,11 @@ class TrainingConfig:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
         if self.compile and self.shard:
             raise ValueError("compile and shard have not been tried together; leave one of them out")
+        if self.shard and (self.optimizer == "adamw8bit" or self.ema_device == "cpu"):
+            raise ValueError(
+                "shard divides a float32 optimiser and the EMA over the devices; leave optimizer adamw8bit and "
+                "ema_device cpu out"
+            )
         if self.detach_history and not self.sequential:
             raise ValueError("detach_history needs sequential; the folded pass has no step to detach")
         if self.inputs not in ("teacher", "student", "mixed"):
@@ -114,11 +134,11 @@ class TrainingConfig:
             raise ValueError(f"expected a student_share of 0 to 1, got {self.student_share}")
         if self.through_steps and self.inputs == "teacher":
             raise ValueError("through_steps needs inputs student or mixed; the teacher's have no gradient")
-        if self.gradient_checkpointing and self.inputs != "teacher":
-            raise ValueError(
-                "gradient_checkpointing needs inputs teacher; with the student's inputs, which come step by step, use "
-                "sequential, which recomputes whole steps"
-            )
+        if self.checkpoint_stride > 1 and not self.gradient_checkpointing:
+            raise ValueError("checkpoint_stride needs gradient_checkpointing; without it no block is recomputed")
+        for name, known in (("optimizer", OPTIMIZERS), ("ema_device", EMA_DEVICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 
-from ardistill.config import PRECISIONS
+from ardistill.config import PRECISIONS, WEIGHTS
 
 Device = str | torch.device | None
 """A torch device or its name. ``"auto"`` is the best available device; None, the given model's or else the best."""
@@ -88,6 +88,46 @@ def resolve_precision(name: str, device: torch.device | str) -> Literal["no", "b
         return "no"
     with torch.cuda.device(where):  # an older GPU emulates bfloat16, slower than float32
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def resolve_weights(name: str, device: torch.device | str) -> str:
+    """Find the type of the weights that are not trained: for ``auto``, bfloat16 on a GPU that computes in it, else
+    float32.
+
+    Args:
+        name: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``nf4``.
+        device: Where the weights are used.
+
+    Raises:
+        ValueError: The name is not known, the device does not compute with such weights, or the package that quantises
+            is not installed.
+    """
+    if name not in WEIGHTS:
+        raise ValueError(f"unknown weights {name!r}; known: {', '.join(WEIGHTS)}")
+    where = torch.device(device)
+    if name == "auto":
+        return "bfloat16" if resolve_precision("auto", where) == "bf16" else "float32"
+    is_cuda = where.type == "cuda" and torch.cuda.is_available()
+    if name != "float32" and is_cuda and not torch.cuda.is_bf16_supported():
+        raise ValueError(
+            f"expected a device with bfloat16 for weights {name}, got {device_name(where)}; choose weights float32"
+        )
+    if name == "nf4" and where.type == "cpu":
+        raise ValueError("expected a GPU for weights nf4, got cpu; choose weights int8 or bfloat16, or another device")
+    package = {"int8": "torchao", "nf4": "bitsandbytes"}.get(name)
+    if package and find_spec(package) is None:
+        raise ValueError(f"weights {name} needs {package}: pip install 'ardistill[quantised]'")
+    return name
+
+
+def weights_of(module: nn.Module) -> str:
+    """The type of a module's weights, as ``resolve_weights`` names it; ``float16`` is one that it never chooses."""
+    kinds = {type(x) for x in module.parameters()}
+    if any(x.__module__.startswith("torchao.") for x in kinds):
+        return "int8"
+    if any(x.__name__ == "Params4bit" for x in kinds):
+        return "nf4"
+    return str(first_dtype(module)).removeprefix("torch.")
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ _RUNTIME = {
     ),
 }
 """Remedies by patterns in messages of torch's RuntimeErrors that a fault in ardistill does not cause."""
-_EXTRAS = {"torch_fidelity": "fid", "peft": "lora", "gradio": "demo"} | dict.fromkeys(
+_EXTRAS = {"torch_fidelity": "fid", "peft": "lora", "gradio": "demo", "s3fs": "s3"} | dict.fromkeys(
     ("transformers", "datasets", "sentencepiece", "jinja2", "tokenizers"), "text"
 )
 """Importable packages and the extra of ardistill that installs them."""

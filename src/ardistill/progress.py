@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -85,10 +86,13 @@ def tell_compiled(began: float, what: str) -> None:
 
 
 def calm_libraries() -> None:
-    """Make the progress bars of other packages follow the same rule if stderr is not a terminal.
+    """Make the progress bars of other packages follow the same rule if stderr is not a terminal, and leave out what
+    torchao says of its kernels when diffusers imports it, whether it is used or not.
 
     Must be called before tqdm is imported, which reads its defaults from the environment at import.
     """
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", str(SECONDS))
         os.environ.setdefault("TQDM_MAXINTERVAL", str(2 * SECONDS))

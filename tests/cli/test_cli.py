@@ -14,7 +14,7 @@ from PIL import Image
 from ardistill.cli import COMMANDS, TRAJECTORIES, build_parser, main
 from ardistill.student import Student
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:20 samples for 128 features")]
 
 TINY = ["--training.max_steps", "2", "--training.batch_size", "2", "--training.checkpoint_every", "1"]
 
@@ -23,11 +23,11 @@ TINY = ["--training.max_steps", "2", "--training.batch_size", "2", "--training.c
 def way(tmp_path_factory):
     """Recorded training and held-out trajectories and a distilled student of the embedded teacher."""
     folder = tmp_path_factory.mktemp("way")
-    for name, count, seed in (("train", 4, 0), ("held_out", 140, 1)):
+    for name, count, seed in (("train", 4, 0), ("held_out", 20, 1)):
         main(
             ["record", "--teacher", "zoo/fashion", "--out", f"{folder}/{name}", "--num_trajectories", str(count)]
             + ["--guidance_scale", "1.25", "--solver_steps", "4", "--num_steps", "[1, 4]", "--seed", str(seed)]
-            + ["--shard_size", "64"]
+            + ["--shard_size", "8"]
         )
     distill = ["distill", "--trajectories", f"{folder}/train", "--out", f"{folder}/ard", "--history_layers", "2"]
     main([*distill, *TINY])
@@ -70,7 +70,7 @@ def test_evaluate_compare_and_export(way, capsys):
     found = json.loads(capsys.readouterr().out)
     assert list(found["arms"]) == ["teacher", "solver_4", "ard"]
     assert found["arms"]["ard"]["nfe"] == 4 and found["arms"]["teacher"]["nfe"] == 8
-    assert found["num_samples"] == 140 and found["feature_network"] == "fashion-classifier"
+    assert found["num_samples"] == 20 and found["feature_network"] == "fashion-classifier"
     for name in ("metrics.json", "report.html", "samples.png", "exposure_bias.png"):
         assert (way / "ard" / "evaluation" / name).stat().st_size > 0
     main(["distill", "--trajectories", f"{way}/train", "--out", f"{way}/step", "--history_layers", "0", *TINY])
@@ -104,6 +104,7 @@ def test_going_on_from_a_checkpoint(way, tmp_path, capsys, monkeypatch):
     start = f"{way}/ard/checkpoints/step-00000001"
     distill = ["distill", "--trajectories", f"{way}/train", "--start", start, *TINY]
     more = ["--history_layers", "2", "--training.learning_rate", "1e-6", "--training.max_steps", "1"]
+    more += ["--training.gate_rate", "1"]
     main([*distill, "--out", f"{tmp_path}/on", *more])
     before, after = (Student.from_pretrained(x).state_dict() for x in (start, tmp_path / "on"))
     assert 0 < max(float((after[name] - x).abs().max()) for name, x in before.items()) < 1e-5
@@ -145,7 +146,7 @@ def test_trajectories_are_described_checked_mended_shown_and_exported(way, tmp_p
 
     shutil.copytree(way / "held_out", tmp_path / "data")
     found = run("info")
-    assert found["num_trajectories"] == 140 and found["num_present"] == found["num_shards"] == 3
+    assert found["num_trajectories"] == 20 and found["num_present"] == found["num_shards"] == 3
     assert found["num_steps"] == [1, 2, 3, 4] and found["teacher"] == "zoo/fashion"
     assert run("verify") == {"num_shards": 3, "missing": [], "broken": {}, "stray": [], "leftovers": 0, "whole": True}
     shard = tmp_path / "data" / "shard-00002.arrow"
@@ -156,15 +157,13 @@ def test_trajectories_are_described_checked_mended_shown_and_exported(way, tmp_p
     assert exit.value.code == 1 and "shard-00002.arrow" in capsys.readouterr().out
     assert run("repair") == {"remade": ["shard-00002.arrow"], "largest_difference": 0.0}
     assert shard.read_bytes() == before and run("verify")["whole"]
-    assert run("show", "--out", f"{tmp_path}/shown.png", "--count", "2", "--first", "138")["count"] == 2
+    assert run("show", "--out", f"{tmp_path}/shown.png", "--count", "2", "--first", "18")["count"] == 2
     picture = np.asarray(Image.open(tmp_path / "shown.png").convert("L")).astype(float)
     noise, image = picture[-110:, -620:-530], picture[-110:, -110:-20]  # of the last row: columns are 128 wide
     rough = [np.abs(np.diff(x, axis=1)).mean() for x in (noise, image)]
     assert rough[0] > 1.5 * rough[1]  # from noise to image
-    assert "0..139, got 140" in fails(
-        capsys, "trajectories", "show", "--trajectories", f"{tmp_path}/data", "--first", 140
-    )
-    assert run("export", "--out", f"{tmp_path}/parquet")["count"] == 140
+    assert "0..19, got 20" in fails(capsys, "trajectories", "show", "--trajectories", f"{tmp_path}/data", "--first", 20)
+    assert run("export", "--out", f"{tmp_path}/parquet")["count"] == 20
     assert "did you mean 'verify'" in fails(capsys, "trajectories", "verfy")
     for action in TRAJECTORIES:
         with pytest.raises(SystemExit):

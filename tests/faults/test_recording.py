@@ -1,4 +1,4 @@
-"""Recording by several processes, killed or not, leaves what one alone makes; interpreters are fresh."""
+"""Recording by several processes, killed or not, leaves what one alone makes."""
 
 import json
 import os
@@ -33,11 +33,11 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_three_recorders_killed_at_random_and_one_more(undisturbed, tmp_path):
-    """benchmarks/faults.py kills many more."""
+    """benchmarks/faults.py kills many more, with fresh interpreters too (--fresh)."""
     teacher, expected = undisturbed
     out = tmp_path / "data"
     rounds = kill_and_restart(
-        record_arguments(teacher, out, 600, 4), tmp_path / "log", processes=3, rounds=1, most=40, seed=0, fresh=True,
+        record_arguments(teacher, out, 600, 4), tmp_path / "log", processes=3, rounds=1, most=40, seed=0, fresh=False,
         progress=lambda: files_of_recording(out), writing=lambda: is_recording(out),
         look=lambda: state_of_recording(out),
     )  # fmt: skip

@@ -14,6 +14,26 @@ RECORD += " --num_steps [1,4] --device cpu"
 DISTILL = "distill --trajectories data --out run --history_layers 1 --training.batch_size 2 --training.tracker null"
 
 
+COMMANDS = """
+import json, os, sys
+import ardistill.evaluation
+from ardistill.__main__ import main
+
+for words, expected in json.loads(sys.argv[1]):
+    if not (pid := os.fork()):
+        sys.argv[1:] = words.split()
+        main()
+        sys.exit()
+    found = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if found != expected:
+        sys.exit(f"{words}: {found}")
+"""
+"""A script that runs commands, [[words, exit status], ...], as an interpreter each would that has the same streams.
+
+Its imports, which take seconds, are done once.
+"""
+
+
 def apart(act, log, before=lambda: None):
     """Call ``before`` and ``act`` in a process of its own, which ends as a command does; its number.
 

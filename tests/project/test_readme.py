@@ -1,5 +1,6 @@
 """What the README, the documentation and the recipes say is what runs."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -25,13 +26,14 @@ def commands(text: str) -> list[list[str]]:
     return [line[line.index("ardistill") + 1 :] for line in words if "ardistill" in line]
 
 
+PARSER = functools.cache(build_parser)
 SHOWN = [(page, words) for page, text in PAGES.items() for words in commands(text)]
 
 
 @pytest.mark.parametrize(("page", "words"), SHOWN, ids=lambda x: x if isinstance(x, str) else x[0])
 def test_every_command_of_the_readme_and_the_documentation_parses(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are named from here
-    build_parser().parse_args(words)
+    PARSER().parse_args(words)
 
 
 def test_the_readme_shows_the_way():
@@ -55,7 +57,7 @@ def test_the_readmes_map_names_every_room():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_whole(path):
-    parser = build_parser()
+    parser = PARSER()
     check_recipe(str(path), parser)
     for command in yaml.safe_load(path.read_text()):
         assert command in COMMANDS

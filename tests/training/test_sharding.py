@@ -4,17 +4,27 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from processes import compare_families, finetune_all, run, train, train_all
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from processes import (
+    compare_families,
+    compare_parts,
+    distill_in_parts,
+    finetune_all,
+    leavings,
+    run,
+    train,
+    train_all,
+)
 from safetensors.torch import load_file
 from tiny_families import TINY
 
 from ardistill.config import TrainingConfig
 from ardistill.student import Student
 from ardistill.teacher import Teacher
+from ardistill.training import distill, reads_in_parts
 from ardistill.training.launch import check_launch
 from ardistill.training.real_images import save_real
-from ardistill.trajectories import record
+from ardistill.trajectories import TrajectoryDataset, record
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +104,43 @@ def test_a_discriminator_meets_a_divided_student_as_a_whole_one(tmp_path):
 def test_every_family_can_be_divided(tmp_path, teacher):
     (tmp_path / "knots.json").write_text(json.dumps(teacher.knots(4).__dict__))
     run(2, tmp_path / "log", compare_families, str(tmp_path))
+
+
+def test_each_process_reads_its_part_alone(tmp_path, teacher):
+    (tmp_path / "knots.json").write_text(json.dumps(teacher.knots(4).__dict__))
+    run(2, tmp_path / "log", compare_parts, str(tmp_path))
+
+
+def test_a_teacher_read_in_parts_trains_as_a_whole_one(tmp_path):
+    made = DiTTransformer2DModel(**TINY["dit"].options | {"in_channels": 3, "out_channels": 6})  # draws pictures
+    made.save_pretrained(tmp_path / "teacher" / "transformer")
+    DDIMScheduler(clip_sample=False).save_pretrained(tmp_path / "teacher" / "scheduler")
+    teacher = Teacher.from_pretrained(tmp_path / "teacher", device="cpu")
+    record(teacher, tmp_path / "data", 4, solver_steps=4, num_steps=(4,), shard_size=4, progress=False)
+    run(2, tmp_path / "log", distill_in_parts, str(tmp_path))
+    parts, whole, resumed = (leavings(tmp_path / name) for name in ("parts", "whole", "resumed"))
+    kept = [name for name in parts if name.startswith(("student/", "adapters/", "checkpoints/step-00000002/"))]
+    assert len(kept) > 50 and all(parts[name] == whole[name] == resumed[name] for name in kept)
+    assert (tmp_path / "parts" / "samples" / "step-00000002.png").is_file()
+    student = Student.from_pretrained(tmp_path / "parts", "cpu")
+    assert all(x.dtype == torch.float32 for x in student.parameters())
+
+
+def test_quantised_weights_are_not_divided(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"bfloat16 to divide over processes \(shard\), got int8; choose --weights"):
+        reads_in_parts(TrainingConfig(shard=True), "int8")
+
+
+def test_a_teacher_in_its_files_is_refused_by_a_single_process(tmp_path):
+    teacher = Teacher.from_pretrained("zoo/fashion", device="cpu", in_parts=True)
+    whole = Teacher.from_pretrained("zoo/fashion", device="cpu")
+    assert teacher.fingerprint() == whole.fingerprint()
+    record(whole, tmp_path / "data", 4, solver_steps=4, num_steps=(4,), shard_size=4, progress=False)
+    data = TrajectoryDataset(tmp_path / "data", 4)
+    student = Student.from_teacher(teacher, data.student_config(1))
+    with pytest.raises(ValueError, match=r"is in its teacher's files \(in_parts\); train it with shard"):
+        distill(student, data, tmp_path / "run", TrainingConfig(max_steps=1, tracker=None))
 
 
 class Launched:

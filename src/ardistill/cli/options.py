@@ -107,6 +107,10 @@ class RecordOptions:
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """no, bf16 (matrix products in bfloat16, the solver's states in float32) or auto: that of a recording that is there
     already, else bf16 on a GPU that computes in it, else no."""
+    weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    """Type of the teacher's weights, its VAE's and text encoders'. int8 and nf4 quantise the linear layers of the
+    transformer, and leave the rest in bfloat16; auto: that of a recording that is there already, else bfloat16 on a GPU
+    that computes in it, else float32."""
     compile: bool | None = None
     """Compile the blocks of the teacher's transformer; null: on CUDA, where 1,000 passes or more are missing."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -184,6 +188,10 @@ class DistillOptions:
     start: str | None = None
     """Student to start from in place of the teacher's weights: a run, or one of its checkpoints, such as
     runs/x/checkpoints/step-00004000. The options above must equal that student's."""
+    weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    """Type of the weights that are not trained: the teacher's where it solves online or adapters are trained beside it,
+    its VAE's and text encoders'. int8 and nf4 quantise the linear layers of the transformer, and need lora_rank; auto:
+    with online the recording's; with lora_rank bfloat16 on a GPU that computes in it, else float32."""
     online: bool = False
     """Compute the trajectories of a manifest (record --manifest_only true) when they are needed instead of reading
     them: no disk space, more time. Shards are solved whole, so record with a shard size equal to the batch size."""
@@ -221,6 +229,9 @@ class FinetuneOptions:
     """File that encode wrote."""
     out: str
     """Run folder with the same contents as distill's, and adversarial.png, which shows the discriminator's health."""
+    weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    """Type of the weights of the discriminator's teacher, as for record; auto: bfloat16 on a GPU that computes in it,
+    else float32."""
     training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5, gate_rate=1.0)  # noqa: RUF009
     """Options of the training. The discriminator judges the estimates of the last step, which are drawn from noise
     with inputs student, and from the teacher's second to last state with inputs teacher."""
@@ -297,6 +308,10 @@ class ExportOptions:
     base model, as diffusers, or PEFT, and ComfyUI load them; single_file: all weights of a student of Flux, SD3 or Wan
     in the layout of the original checkpoint. The last two are for students that a stock pipeline can draw, without
     history."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the transformer's weights are stored in; bfloat16 takes half the space, rounded to 2 digits."""
+    max_shard_size: str | None = None
+    """Size of a file of these weights at most, such as 5GB; one file if not given."""
     license: str | None = None
     """Licence for the card, as the Hub writes it (apache-2.0); that of the teacher's card if not given."""
     datasets: list[str] | None = None

@@ -30,13 +30,15 @@ def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) 
         student = Student.from_adapters(teacher, options.student)
     else:
         student = Student.from_pretrained(options.student, "cpu")
-    if hub.push is None or not publishing.is_export_of(out, student, form):
+    if hub.push is None or not publishing.is_export_of(out, student, form, None if form == "lora" else options.dtype):
         teacher = teacher or load_recorded_teacher(student.config, recorded.teacher, "cpu")
         publishing.export(
             student,
             teacher,
             out,
             form=form,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
             run=options.student,
             license=options.license,
             datasets=options.datasets or (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -17,6 +18,9 @@ from ardistill.cli.command import Command, Result, option_groups
 from ardistill.cli.commands import COMMANDS
 from ardistill.cli.parser import Parser, build_parser, check_recipe
 from ardistill.progress import calm_libraries
+
+_parser_once = functools.cache(build_parser)
+"""The parser of every call of `main` in this process; making it takes half a second."""
 
 
 @dataclass
@@ -62,7 +66,7 @@ def _run(arguments: list[str], running: _Running) -> None:
     Raises:
         SystemExit: With status 2 if the command line is wrong, or with the status of the result.
     """
-    parser = build_parser()
+    parser = _parser_once()
     _check_recipes(arguments, parser)
     parsed = parser.parse_args(arguments)
     words, chosen, command = [parsed.command], parsed[parsed.command], COMMANDS[parsed.command]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from ardistill.core.knots import Knots
+    from ardistill.evaluation import ValidationGrid
     from ardistill.student import Student
     from ardistill.teacher import Teacher
     from ardistill.trajectories import TrajectoryDataset
@@ -35,6 +38,8 @@ def distill(
 
     Run it under `accelerate launch -m ardistill distill ...` for several GPUs.
     """
+    import torch
+
     from ardistill import training
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
@@ -47,18 +52,20 @@ def distill(
     steps: int | Sequence[int] | Knots = options.num_steps
     if options.knots != "stock":
         steps = steps_or_knots(options.num_steps, options.knots or None)
-    device = resolve_device(machine.device)
+    in_parts = training.reads_in_parts(options.training, options.weights) and not options.online
+    device = resolve_device(None if in_parts else machine.device)
     manifest = Manifest.read(Store(data.trajectories))
-    teacher = load_recorded_teacher(manifest, recorded.teacher, "cpu")
+    weights = training.base_weights(
+        options.weights, out, options.lora_rank, device, manifest if options.online else None
+    )
+    where = device if weights == "nf4" else torch.device("cpu")
+    teacher = load_recorded_teacher(manifest, recorded.teacher, where, weights, in_parts)
     if options.knots == "stock":
         steps = stock_knots(teacher, manifest.knots, options.num_steps)
     dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
-    student = _first_student(options, dataset, teacher).to(device)
-    if options.output == "solver":
-        _say_distance_to_solver(student, teacher, dataset, device)
-        if not options.online:
-            teacher.transformer.to("cpu")
+    student = _first_student(options, dataset, teacher)
     validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
+    _compare_with_solver(options.output, student, teacher, dataset, validate, device, in_parts)
     training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
     loss = training.read_log(out)[-1].get("loss", math.nan)
     text = f"{options.num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
@@ -101,16 +108,44 @@ def _first_student(options: DistillOptions, data: TrajectoryDataset, teacher: Te
     return Student.from_run_for_training(options.start, config)
 
 
-def _say_distance_to_solver(student: Student, teacher: Teacher, data: TrajectoryDataset, device: torch.device) -> None:
-    """Print how much the student's samples differ, before training, from those of its teacher's solver."""
-    from ardistill.evaluation import distance_to_solver
+def _compare_with_solver(
+    output: str,
+    student: Student,
+    teacher: Teacher,
+    data: TrajectoryDataset,
+    validate: ValidationGrid | None,
+    device: torch.device,
+    in_parts: bool,
+) -> None:
+    """Let the teacher do what is asked of it before training, then put the student onto its device.
+
+    One after the other: the device never holds both. A teacher whose weights are divided over processes also draws its
+    row of the pictures now, as it is not there later.
+    """
+    from ardistill import training
+    from ardistill.evaluation import distance_to_samples, solver_samples
 
     states, _, condition = data.stacked(data.rows_by_shape[0][:10])
-    distance = distance_to_solver(student, teacher.to(device), states[:, 0], condition)
-    errors.say(
-        f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
-        f"{student.num_steps}-step solver"
-    )
+    solved = None
+    with training.divided(teacher, device) if in_parts else nullcontext():
+        if output == "solver":
+            solved = solver_samples(teacher.to(device), student.config, states[:, 0], condition)
+        if in_parts and validate is not None:
+            validate.draw_teacher(device)
+    if in_parts:
+        training.shard(student, device)
+    else:
+        teacher.transformer.to("cpu")
+        student.to(device)
+    teacher.move_vae(device)
+    if solved is None:
+        return
+    distance = distance_to_samples(student, solved, states[:, 0], condition)
+    if os.environ.get("RANK", "0") == "0":
+        errors.say(
+            f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
+            f"{student.num_steps}-step solver"
+        )
 
 
 def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> Result:
@@ -121,7 +156,9 @@ def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> R
     from ardistill import training
     from ardistill.teacher import Teacher
 
-    teacher = Teacher.from_pretrained(options.teacher, height=size.height, width=size.width, device=machine.device)
+    teacher = Teacher.from_pretrained(
+        options.teacher, height=size.height, width=size.width, device=machine.device, weights="float32"
+    )
     count = training.encode(options.images, teacher, options.out, limit=options.limit)
     return Result({"out": options.out, "count": count}, f"{count} images in {options.out}")
 
@@ -139,6 +176,7 @@ def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: Compu
         out,
         teacher=recorded.teacher,
         device=machine.device,
+        weights=options.weights,
         training=options.training,
         adversarial=options.adversarial,
         validation=validation_grid,

@@ -27,6 +27,7 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
     or many, or `accelerate launch -m ardistill record ...`.
     """
     from ardistill import trajectories
+    from ardistill.devices import resolve_device
     from ardistill.files import Store
     from ardistill.teacher import Teacher
     from ardistill.trajectories import load_prompts
@@ -37,6 +38,8 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
     if options.num_frames < 1:
         raise ValueError(f"expected num_frames of 1 (an image) or more, got {options.num_frames}")
     sizes = _sizes(options)
+    device = resolve_device(machine.device)
+    weights = trajectories.recording_weights(options.out, options.weights, device)
     teacher = Teacher.from_pretrained(
         options.teacher,
         height=sizes[0][0],
@@ -45,7 +48,8 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
         guidance_scale=scales[0],
         guidance_channels=options.guidance_channels,
         negative_prompt=options.negative_prompt,
-        device=machine.device,
+        device=device if weights == "nf4" else "cpu",  # prompts are encoded first, with the device to themselves
+        weights=weights,
     )
     manifest = trajectories.record(
         teacher,
@@ -63,6 +67,7 @@ def record(options: RecordOptions, machine: ComputeDevice) -> Result:
         compile=options.compile,
         dtype=options.dtype,
         manifest_only=options.manifest_only,
+        device=device,
     )
     size = sum(Store(options.out).sizes().values())
     made = "the manifest of " if options.manifest_only else ""
@@ -114,9 +119,8 @@ def repair(data: RecordedTrajectories, recorded: RecordedTeacher, machine: Compu
     from ardistill.files import Store
     from ardistill.teacher import load_recorded_teacher
 
-    teacher = load_recorded_teacher(
-        trajectories.Manifest.read(Store(data.trajectories)), recorded.teacher, machine.device
-    )
+    manifest = trajectories.Manifest.read(Store(data.trajectories))
+    teacher = load_recorded_teacher(manifest, recorded.teacher, machine.device, manifest.weights)
     found = trajectories.repair(teacher, data.trajectories)
     text = f"{len(found.remade)} files recorded again in {data.trajectories}"
     difference = found.largest_difference

@@ -24,7 +24,8 @@ class _GuidedEmbedding(MixedIn):
         embedded = super().forward(*args, **kwargs)  # type: ignore[misc]
         (low, high), guidance = self.guidance_range, self.history.current().guidance  # type: ignore[attr-defined]
         features = get_timestep_embedding(1000 * (guidance - low) / (high - low), 256)
-        return embedded + self.guidance_proj(features.to(embedded))  # type: ignore[attr-defined]
+        added = self.guidance_proj(features.to(self.guidance_proj.weight))  # type: ignore[attr-defined]
+        return embedded + added.to(embedded)
 
 
 def embed_guidance(modules: list[Any], history: History, guidance_range: tuple[float, float]) -> None:
@@ -74,6 +75,7 @@ class StepLinear(nn.Linear):
         self.history = history
 
     def _step(self, hidden_states: Tensor, step: int) -> Tensor:
+        hidden_states = hidden_states.to(self.weight.dtype)  # trained heads are float32 on a base of 16 bits
         if step == 0:
             return nn.functional.linear(hidden_states, self.weight, self.bias)
         bias = None if self.bias is None else self.later_bias[step - 1]

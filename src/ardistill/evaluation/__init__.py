@@ -4,11 +4,11 @@ from ardistill.evaluation.compare_samplers import compare_samplers
 from ardistill.evaluation.compare_students import compare_students, measure_students, trajectories_of
 from ardistill.evaluation.comparison import Comparison
 from ardistill.evaluation.cost import count_macs, latency_ms
-from ardistill.evaluation.diagnostics import distance_to_solver, exposure_bias
+from ardistill.evaluation.diagnostics import distance_to_samples, distance_to_solver, exposure_bias, solver_samples
 from ardistill.evaluation.draw_samples import draw_samples
 from ardistill.evaluation.evaluate import evaluate
 from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network
-from ardistill.evaluation.grids import trajectory_grid, validation_grid
+from ardistill.evaluation.grids import ValidationGrid, trajectory_grid, validation_grid
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.metrics import (
     BootstrapInterval,
@@ -43,12 +43,14 @@ __all__ = [
     "PrecisionRecall",
     "RealFloor",
     "Sampler",
+    "ValidationGrid",
     "adversarial_plot",
     "arm_label",
     "class_accuracy",
     "compare_samplers",
     "compare_students",
     "count_macs",
+    "distance_to_samples",
     "distance_to_solver",
     "draw_samples",
     "evaluate",
@@ -71,6 +73,7 @@ __all__ = [
     "real_floor",
     "run_of",
     "sample_grid",
+    "solver_samples",
     "trajectories_of",
     "trajectory_grid",
     "validation_grid",

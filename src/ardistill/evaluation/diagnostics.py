@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ardistill.core.config import StudentConfig
 from ardistill.core.knots import Knots
-from ardistill.devices import precision
+from ardistill.devices import Device, precision
 from ardistill.families import Condition
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
@@ -71,7 +72,12 @@ def exposure_bias(
 
 @torch.no_grad()
 def distance_to_solver(
-    student: Student, teacher: Teacher, noise: Tensor, condition: Condition, mixed_precision: str = "auto"
+    student: Student,
+    teacher: Teacher,
+    noise: Tensor,
+    condition: Condition,
+    mixed_precision: str = "auto",
+    device: Device = None,
 ) -> float:
     """Distance between a student's samples and those of its teacher's solver in as many steps.
 
@@ -83,13 +89,52 @@ def distance_to_solver(
         noise: x_T, (n, c, h, w).
         condition: One row per sample.
         mixed_precision: What student and teacher compute in, as for ``ardistill.student.sample``.
+        device: Where both run, one after the other, so that it never holds both; the teacher is then on the CPU, unless
+            it shares the student's weights. If not given, each runs where it is.
 
     Returns:
         Root mean square of the difference, divided by that of the solver's samples.
     """
-    knots = student.config.knots
+    if device is not None:
+        teacher.transformer.to(device)
+    solved = solver_samples(teacher, student.config, noise, condition, mixed_precision)
+    if device is not None:
+        teacher.transformer.to("cpu")
+        student.to(device)
+    return distance_to_samples(student, solved, noise, condition, mixed_precision)
+
+
+@torch.no_grad()
+def solver_samples(
+    teacher: Teacher, config: StudentConfig, noise: Tensor, condition: Condition, mixed_precision: str = "auto"
+) -> Tensor:
+    """What the teacher's solver draws at a student's knots, (n, c, h, w): the teacher's part of `distance_to_solver`.
+
+    Args:
+        teacher: At the guidance that the student was distilled with.
+        config: The student's configuration.
+        noise: x_T, (n, c, h, w).
+        condition: One row per sample.
+        mixed_precision: What the teacher computes in, as for ``ardistill.student.sample``.
+    """
     with precision(mixed_precision, teacher.transformer):
-        solved = teacher.solve_ode(noise, condition, knots)
+        solved = teacher.solve_ode(noise, condition, config.knots)
+    return (solved.states if config.target == "state" else solved.denoised)[:, -1]
+
+
+@torch.no_grad()
+def distance_to_samples(
+    student: Student, solved: Tensor, noise: Tensor, condition: Condition, mixed_precision: str = "auto"
+) -> float:
+    """What `distance_to_solver` gives, from what `solver_samples` drew, so that one model at a time takes memory.
+
+    Args:
+        student: In evaluation mode.
+        solved: The solver's samples, (n, c, h, w).
+        noise: x_T of them, (n, c, h, w).
+        condition: One row per sample.
+        mixed_precision: What the student computes in, as for ``ardistill.student.sample``.
+    """
     drawn = sample(student, noise, condition, mixed_precision)
-    expected = (solved.states if student.config.target == "state" else solved.denoised)[:, -1].to(drawn.device)
+    expected = solved.to(drawn.device)
     return float((drawn[:, -1] - expected).square().mean().sqrt() / expected.square().mean().sqrt())

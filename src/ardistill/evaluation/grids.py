@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
 from ardistill.devices import precision
 from ardistill.evaluation.plots import PICTURES, sample_grid
+from ardistill.families import Condition
 from ardistill.files import check_target
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
@@ -43,13 +45,51 @@ def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path,
     sample_grid(pictures, path, [f"σ {sigma:.2f}" for sigma in data.knots.sigma])
 
 
-def validation_grid(
-    teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10
-) -> Callable[[Student, int], np.ndarray]:
+class ValidationGrid:
+    """Draws samples from fixed held-out noise into a grid: the teacher's row, then the student's; `validation_grid`."""
+
+    def __init__(self, teacher: Teacher, data: TrajectoryDataset, folder: Path, count: int) -> None:
+        self.teacher, self.data, self.folder, self.count = teacher, data, folder, min(count, len(data))
+        self._noise = teacher.noise(data.manifest.seed + 1, 0, self.count)
+        self._rows: dict[str, Tensor] = {}
+
+    def draw_teacher(self, device: torch.device) -> None:
+        """Draw the teacher's row, on a device, from which the teacher returns; once."""
+        if self._rows:
+            return
+        teacher, before = self.teacher, self.teacher.device
+        with precision("auto", teacher.to(device).transformer):
+            solved = teacher.solve_ode(self._noise, self._condition(), self.data.manifest.knots)
+        self._rows["teacher"] = teacher.decode(solved.states[:, -1])
+        teacher.transformer.to(before)  # it is not needed again
+
+    def _condition(self) -> Condition:
+        return self.data.condition(slice(self.count))
+
+    @torch.no_grad()
+    def __call__(self, student: Student, step: int) -> np.ndarray | None:
+        """Write the grid of a student after a number of steps.
+
+        Returns:
+            The picture, uint8, (height, width, 3). Of several processes that draw together the first one writes, and
+            the others get None.
+        """
+        self.draw_teacher(student.device)
+        drawn = sample(student, self._noise, self._condition())[:, -1]
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return None
+        self._rows["student"] = self.teacher.decode(drawn)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:08d}.png"
+        sample_grid(self._rows, path, [str(int(i)) for i in self.data.labels[: self.count]])
+        return np.asarray(Image.open(path).convert("RGB"))
+
+
+def validation_grid(teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10) -> ValidationGrid:
     """A function that draws samples from fixed held-out noise into a grid: the teacher's row, then the student's.
 
     Args:
-        teacher: At the guidance of the trajectories; its row is drawn once, at the first call.
+        teacher: At the guidance of the trajectories; its row is drawn once, at the first call or by ``draw_teacher``.
         data: Training trajectories; their first conditions are drawn, from noise of the next seed.
         folder: Where ``step-00000500.png`` and the like are written.
         count: Images per row.
@@ -57,24 +97,4 @@ def validation_grid(
     Returns:
         (student, steps done) -> the picture, uint8, (height, width, 3).
     """
-    folder = Path(folder)
-    count = min(count, len(data))
-    noise = teacher.noise(data.manifest.seed + 1, 0, count)
-    rows: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def draw(student: Student, step: int) -> np.ndarray:
-        condition = data.condition(slice(count))
-        if not rows:
-            before = teacher.device
-            with precision("auto", teacher.to(student.device).transformer):
-                solved = teacher.solve_ode(noise, condition, data.manifest.knots)
-            rows["teacher"] = teacher.decode(solved.states[:, -1])
-            teacher.transformer.to(before)  # it is not needed again
-        rows["student"] = teacher.decode(sample(student, noise, condition)[:, -1])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step-{step:08d}.png"
-        sample_grid(rows, path, [str(int(i)) for i in data.labels[:count]])
-        return np.asarray(Image.open(path).convert("RGB"))
-
-    return draw
+    return ValidationGrid(teacher, data, Path(folder), count)

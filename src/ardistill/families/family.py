@@ -100,8 +100,6 @@ class Family(Architecture):
     """Height and width of latents where the transformer's config has no ``sample_size``."""
     square: bool = False
     """Whether the class takes only latents that are as high as wide."""
-    has_checkpointing: bool = True
-    """Whether the class has gradient checkpointing."""
     options: dict[str, Any] = field(default_factory=lambda: {"return_dict": False})
     """Arguments of every call of the transformer besides its inputs."""
 

@@ -63,5 +63,4 @@ FAMILY = Family(
     pipeline="HunyuanDiTPipeline",
     encode=_encode,
     example_extras=_example_extras,
-    has_checkpointing=False,
 )

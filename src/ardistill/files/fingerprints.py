@@ -1,4 +1,7 @@
-"""Fingerprints of weights, computed once: remembered by a fast checksum of the same weights, in memory and on disk."""
+"""Fingerprints of weights, computed once, and remembered in memory and on disk.
+
+Weights in memory are recognised by a fast checksum, those in files by the identity of the files.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +17,12 @@ from torch import Tensor
 
 from ardistill.files.seals import check_seal, read_json, sealed_json
 from ardistill.files.store import Store
-from ardistill.files.weights import weight_fingerprint
+from ardistill.files.weights import file_fingerprint, weight_fingerprint
 
 LARGE = 1 << 26
 """Bytes of weights from which on the fingerprint is remembered; that of fewer takes a tenth of a second."""
 _known: dict[str, str] = {}
-"""Checksum of weights -> their fingerprint, of this process."""
+"""Checksum of weights, or identity of their files -> their fingerprint, of this process."""
 
 
 def remembered_fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -32,10 +35,29 @@ def remembered_fingerprint(weights: Mapping[str, Tensor]) -> str:
     size = sum(x.nbytes for x in weights.values())
     if size < LARGE or any(type(x) is not Tensor for x in weights.values()):  # subclasses may hold numbers elsewhere
         return weight_fingerprint(weights)
-    checksum = quick_checksum(weights)
-    if checksum not in _known:
-        _known[checksum] = _read(checksum) or _computed(checksum, weights)
-    return _known[checksum]
+    return _remembered(quick_checksum(weights), lambda: weight_fingerprint(weights))
+
+
+def stored_fingerprint(
+    files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], load: Callable[[], Mapping[str, Tensor]]
+) -> str:
+    """`weight_fingerprint` of weights in files, whatever type they are loaded in; looked up if the files are known.
+
+    Files are recognised by path, inode, size and times of change.
+
+    Args:
+        files: The files, which hold each tensor once.
+        shapes: Shape of each tensor that the model has, by its name.
+        load: Gives the model's weights in float32, where the files are pickled or name the tensors otherwise.
+    """
+    stats = [(path.resolve(), path.stat()) for path in files]
+    facts = [(str(path), x.st_dev, x.st_ino, x.st_size, x.st_mtime_ns, x.st_ctime_ns) for path, x in stats]
+    identity = hashlib.sha256(repr((facts, sorted(shapes.items()))).encode()).hexdigest()
+
+    def compute() -> str:
+        return file_fingerprint(files, shapes) or weight_fingerprint(load())
+
+    return compute() if sum(x.st_size for _, x in stats) < LARGE else _remembered(identity, compute)
 
 
 def quick_checksum(weights: Mapping[str, Tensor]) -> str:
@@ -45,7 +67,8 @@ def quick_checksum(weights: Mapping[str, Tensor]) -> str:
     that differ, or that only changed places, have other sums, unless somebody makes them collide on purpose.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name in sorted(weights):
+        tensor = weights[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
         if flat.storage_offset() % 8:
@@ -58,9 +81,16 @@ def quick_checksum(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _computed(checksum: str, weights: Mapping[str, Tensor]) -> str:
+def _remembered(checksum: str, compute: Callable[[], str]) -> str:
+    """The fingerprint that is known by this checksum, else computed."""
+    if checksum not in _known:
+        _known[checksum] = _read(checksum) or _computed(checksum, compute)
+    return _known[checksum]
+
+
+def _computed(checksum: str, compute: Callable[[], str]) -> str:
     """The fingerprint, computed, and stored where that is possible."""
-    fingerprint, folder = weight_fingerprint(weights), _folder()
+    fingerprint, folder = compute(), _folder()
     if folder is not None:
         with contextlib.suppress(ValueError):  # a home that is missing or read-only costs time, and nothing else
             Store(folder).publish(f"{checksum}.json", sealed_json({"fingerprint": fingerprint}))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,11 +25,13 @@ from ardistill.publishing.origin import Origin, find_origin
 from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
-from ardistill.student.files import WEIGHTS, adapter_weights, find_student, merged_weights, save_transformer
+from ardistill.student.files import adapter_weights, find_student, load_weights, merged_weights, save_transformer
 from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
 """What ``export`` writes."""
+Dtype = Literal["float32", "bfloat16"]
+"""What the weights of an export are stored in."""
 
 
 def export(
@@ -35,6 +40,8 @@ def export(
     folder: str | Path,
     *,
     form: Form = "pipeline",
+    dtype: Dtype | None = None,
+    max_shard_size: str | None = None,
     figures: str = "",
     picture: str | Path | None = None,
     run: str | Path | None = None,
@@ -57,6 +64,10 @@ def export(
             scheduler.
         folder: New or empty folder.
         form: What is written.
+        dtype: What the transformer's weights are stored in, with any form but ``lora``; as the student has them if not
+            given. Whoever loads them chooses what to compute in, as with any model: ``torch_dtype``.
+        max_shard_size: Size of the files of these weights at most, such as ``5GB``, with form ``pipeline``; one file if
+            not given.
         figures: Markdown of the measured metrics, for the card; those of the run's evaluation if not given.
         picture: PNG for the card; if not given, that of the run's evaluation or the last grid of its training; without
             these drawn here from 20 noises of seed 0, if the teacher needs no prompts.
@@ -85,13 +96,14 @@ def export(
     check_same_teacher("the student", student.config, teacher, remedy)
     if form not in get_args(Form):
         raise ValueError(f"expected a form of {', '.join(get_args(Form))}, got {form!r}")
+    _check_storage(form, dtype, max_shard_size)
     origin = find_origin(run, teacher, license, datasets)
     origin = replace(origin, figures=figures or origin.figures, picture=picture or origin.picture)
     if form == "pipeline":
         with whole_folder(folder) as made:
-            return _write(student, teacher, made, origin)
+            return _write(student, teacher, made, origin, dtype, max_shard_size)
     drawing = _stock_drawing(student, teacher, form)
-    write = write_lora if form == "lora" else write_single_file
+    write: Callable[..., str] = write_lora if form == "lora" else partial(write_single_file, dtype=dtype)
     with whole_folder(folder) as made:
         loading = write(student, teacher, made, folder.resolve().name, drawing)
         drawing.scheduler.save_pretrained(made / "scheduler")
@@ -99,20 +111,42 @@ def export(
     return drawing
 
 
-def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline") -> bool:
-    """Whether a folder holds an export of this very student: its configuration and its weights, as they were stored."""
+def _check_storage(form: Form, dtype: str | None, max_shard_size: str | None) -> None:
+    """Check how weights are to be stored.
+
+    Raises:
+        ValueError: The form does not take it, or a value cannot be read.
+    """
+    if dtype not in (None, *get_args(Dtype)):
+        raise ValueError(f"expected a dtype of {', '.join(get_args(Dtype))}, got {dtype!r}")
+    if form == "lora" and dtype not in (None, "float32"):
+        raise ValueError(f"expected dtype float32 for form lora, got {dtype}: adapters are small; leave it out")
+    if max_shard_size is not None and form != "pipeline":
+        raise ValueError(
+            f"expected max_shard_size with form pipeline, got form {form}, which is one file; leave it out"
+        )
+    if max_shard_size is not None and not re.fullmatch(r"[1-9]\d*(KB|MB|GB|TB)", max_shard_size.upper()):
+        raise ValueError(f"expected a max_shard_size such as 5GB or 500MB, got {max_shard_size!r}")
+
+
+def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline", dtype: Dtype | None = None) -> bool:
+    """Whether a folder holds an export of this very student: its configuration and its weights, in this dtype if one is
+    given.
+    """
     folder = Path(folder)
     try:
         if form == "pipeline":
-            stored, own = load_tensors(folder / "transformer" / WEIGHTS), student.transformer.state_dict()
+            stored, own = load_weights(folder / "transformer"), merged_weights(student, dtype)
             if find_student(folder).config != replace(student.config, lora_rank=0):
                 return False
         elif form == "lora":
             stored, own = stored_adapters(folder), adapter_weights(student)
         else:
             stored = load_tensors(folder / f"{folder.resolve().name}.safetensors")
-            own = LAYOUTS[student.class_name].convert(merged_weights(student))
+            own = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
     except (OSError, ValueError):
+        return False
+    if dtype is not None and {k: x.dtype for k, x in stored.items()} != {k: x.dtype for k, x in own.items()}:
         return False
     return own.keys() == stored.keys() and all(torch.equal(own[k].cpu().to(x.dtype), x) for k, x in stored.items())
 
@@ -132,17 +166,19 @@ def _stock_drawing(student: Student, teacher: Teacher, form: Form) -> StockDrawi
         ) from reason
 
 
-def _write(student: Student, teacher: Teacher, folder: Path, origin: Origin) -> StockDrawing | None:
+def _write(
+    student: Student, teacher: Teacher, folder: Path, origin: Origin, dtype: str | None, max_shard_size: str | None
+) -> StockDrawing | None:
     """Write the files of an export."""
     try:
         drawing, reason = stock_form(student, teacher), ""
     except ValueError as error:
         drawing, reason = None, str(error)
-    save_transformer(student, folder / "transformer")
+    save_transformer(student, folder / "transformer", dtype, max_shard_size)
     index: dict[str, Any] = {
         "_diffusers_version": diffusers.__version__,
         "transformer": ["diffusers", student.class_name],
-        **{name: [None, None] for name in teacher.missing_components},
+        **{name: [None, None] for name in _missing_components(teacher)},
     }
     if drawing is None:
         module = _write_module(student, teacher, folder, index)
@@ -157,6 +193,13 @@ def _write(student: Student, teacher: Teacher, folder: Path, origin: Origin) -> 
     _write_companions(teacher, folder, index)
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return drawing
+
+
+def _missing_components(teacher: Teacher) -> list[str]:
+    """Names of required components of the teacher's pipeline class that it does not have."""
+    needed = inspect.signature(getattr(diffusers, teacher.pipeline_class).__init__).parameters.values()
+    names = [x.name for x in needed if x.default is x.empty]
+    return [x for x in names if x not in ("self", "transformer", "scheduler") and x not in teacher.companions]
 
 
 def _published(student: Student) -> dict[str, Any]:

@@ -33,7 +33,9 @@ def check_single_file(class_name: str) -> None:
         )
 
 
-def write_single_file(student: Student, teacher: Teacher, folder: Path, name: str, drawing: StockDrawing) -> str:
+def write_single_file(
+    student: Student, teacher: Teacher, folder: Path, name: str, drawing: StockDrawing, dtype: str | None = None
+) -> str:
     """Write the weights of a student without history, adapters merged.
 
     Args:
@@ -42,6 +44,7 @@ def write_single_file(student: Student, teacher: Teacher, folder: Path, name: st
         folder: Where the file is written.
         name: Title of the weights, and name of the file.
         drawing: How the teacher's pipeline class draws the student.
+        dtype: What the weights are stored in; as the student has them if not given.
 
     Returns:
         Markdown that says how to load the file and draw.
@@ -51,7 +54,7 @@ def write_single_file(student: Student, teacher: Teacher, folder: Path, name: st
     """
     check_single_file(student.class_name)
     file = f"{name}.safetensors"
-    weights = LAYOUTS[student.class_name].convert(merged_weights(student))
+    weights = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
     save_tensors(weights, folder / file, described(student, name))
     kind, base = student.class_name, base_model(student.config)
     source = f'"{PLACE}/{file}", config={base.partition(",")[0]}, subfolder="transformer"'

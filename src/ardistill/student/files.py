@@ -5,37 +5,44 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ardistill.core.config import StudentConfig
 from ardistill.families import transformer_class
 from ardistill.files import (
+    TensorFiles,
     checkpoints,
     load_tensors,
     read_json,
     save_tensors,
     sealed_json,
     weight_fingerprint,
+    write_in_turn,
     write_whole,
 )
+from ardistill.student.lora import in_float32
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import find_source
 from ardistill.zoo import STUDENTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-"""The one file of a transformer's weights: diffusers would not read a shard that holds the student's own ones alone."""
+"""The file of a transformer's weights. If there are several, none holds the student's own ones alone, which diffusers
+would not read."""
 _ADAPTERS = "pytorch_lora_weights.safetensors"
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
 _PARTS = ("*.json", "*transformer/*")
 """Patterns of the files that a student is read from."""
-_LORA = ".lora_"
+_LORA, _BASE = ".lora_", ".base_layer.weight"
 _FACTS = ("version", "weights", "transformer")
 """Entries of student.json besides the configuration: checksums of the weights and of the transformer's config.json."""
 
@@ -49,20 +56,57 @@ def _gather(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def merged_weights(student: FewStepModel) -> dict[str, Tensor]:
-    """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
+def _unmerged(student: FewStepModel) -> dict[str, Tensor]:
+    """Weights without adapters, by their names in the transformer; quantised ones as they compute."""
+    weights, own = student.transformer.state_dict(), dict(student.transformer.named_parameters())
+    return {name: own.get(name, x) for name, x in weights.items() if _LORA not in name and ".weight." not in name}
 
-    Weights divided over processes are gathered one by one: every process has to call it, and the first one gets them.
+
+def _merged_like(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
+    """Dtypes and shapes of `merged_weights`, as tensors without values: wide dtypes first, then by name, so that each
+    tensor is aligned in a file.
     """
-    keeps, weights, merged = _is_first_process(), student.transformer.state_dict(), {}
-    for name in [name for name in weights if _LORA not in name]:
-        value = _gather(weights[name])
-        if name.endswith(".base_layer.weight"):
+    like, kept = {}, getattr(student.transformer, "_keep_in_fp32_modules", None) or ()
+    for name, x in _unmerged(student).items():
+        shape, own = x.quant_state.shape if hasattr(x, "quant_state") else x.shape, x.dtype
+        if x.is_floating_point():
+            own = torch.float32 if student.config.lora_rank else own
+            own = own if dtype is None or {*kept} & {*name.split(".")} else getattr(torch, dtype)
+        like[name.replace(".base_layer", "")] = torch.empty(shape, dtype=own, device="meta")
+    return dict(sorted(like.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _each_merged(student: FewStepModel, dtype: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The weights of `merged_weights`, one after the other, in the order of `_merged_like`.
+
+    Every process has to take all of them, as each is gathered where weights are divided over processes.
+    """
+    weights, unmerged = student.transformer.state_dict(), _unmerged(student)
+    names = {name.replace(".base_layer", ""): name for name in unmerged}
+    for merged, like in _merged_like(student, dtype).items():
+        name = names[merged]
+        value = _gather(unmerged[name].detach())
+        value = in_float32(value) if student.config.lora_rank else value
+        if name.endswith(_BASE):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
             value = value + b @ a
-        if keeps:
-            merged[name.replace(".base_layer", "")] = value.cpu().contiguous()
-    return merged
+        yield merged, value.to("cpu", like.dtype).contiguous()
+
+
+def merged_weights(student: FewStepModel, dtype: str | None = None) -> dict[str, Tensor]:
+    """The transformer's weights on the CPU, by diffusers' names, with adapters merged into those they stand beside.
+
+    With adapters, all are float32, whatever type the base has: the student was trained on the base's own values, and 16
+    bits would lose small updates. Weights divided over processes are gathered one by one: every process has to call it,
+    and the first one gets them.
+
+    Args:
+        student: The student.
+        dtype: Floating-point type to convert them to, but for the modules that diffusers keeps in float32 when it loads
+            16 bits; none if not given.
+    """
+    keeps, each = _is_first_process(), _each_merged(student, dtype)
+    return dict(pair for pair in each if keeps)
 
 
 def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
@@ -74,19 +118,62 @@ def adapter_weights(student: FewStepModel) -> dict[str, Tensor]:
     return {name.replace(".default", ""): _gather(x).cpu().contiguous() for name, x in weights.items() if _LORA in name}
 
 
-def save_transformer(student: FewStepModel, folder: Path) -> dict[str, Tensor] | None:
-    """Write the transformer alone, whole, in one file, with adapters merged.
+def save_transformer(
+    student: FewStepModel, folder: Path, dtype: str | None = None, max_shard_size: str | None = None
+) -> list[Path] | None:
+    """Write the transformer alone, whole, with adapters merged.
+
+    No process holds more of it than its part and the tensor that is written, unless there are to be several files.
+
+    Args:
+        student: The student.
+        folder: Where it is written.
+        dtype: What weights are stored in, as for `merged_weights`.
+        max_shard_size: Size of a file, such as ``5GB``, as diffusers takes it; one file if not given.
 
     Returns:
-        The tensors that this process wrote; None where another process, the first one, wrote them.
+        The files of the weights; None where another process, the first one, wrote them.
+
+    Raises:
+        ValueError: The size cannot be read.
     """
-    state = merged_weights(student)
+    each = _each_merged(student, dtype)
     if not _is_first_process():
+        deque(each, maxlen=0)
         return None
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.json", json.dumps(student.described, indent=2).encode())
-    save_tensors(state, folder / WEIGHTS)
-    return state
+    if max_shard_size is not None:
+        return _save_shards(dict(each), set(student.transformer.attachment.own_weights), folder, max_shard_size)
+    write_in_turn(_merged_like(student, dtype), each, folder / WEIGHTS)
+    return [folder / WEIGHTS]
+
+
+def _save_shards(weights: dict[str, Tensor], own: set[str], folder: Path, size: str) -> list[Path]:
+    """Write files of a size at most, and their index; the student's own weights stand in the first of them."""
+    stock = {name: x for name, x in weights.items() if name not in own}
+    pattern = WEIGHTS.replace(".safetensors", "{suffix}.safetensors")
+    split = split_torch_state_dict_into_shards(stock, filename_pattern=pattern, max_shard_size=size)
+    files = {file: {name: weights[name] for name in names} for file, names in split.filename_to_tensors.items()}
+    first = min(files)
+    files[first] |= {name: weights[name] for name in own}
+    for file, tensors in files.items():
+        save_tensors(tensors, folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename | dict.fromkeys(own, first)}
+        write_whole(folder / f"{WEIGHTS}.index.json", json.dumps(index, indent=2, sort_keys=True).encode())
+    return [folder / file for file in files]
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights in a transformer's folder, in one file or in shards.
+
+    Raises:
+        ValueError: A file is missing, cut or damaged.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    files = sorted({*read_json(index)["weight_map"].values()}) if index.is_file() else [WEIGHTS]
+    return {name: x for file in files for name, x in load_tensors(folder / Path(file).name).items()}
 
 
 def save_student(student: FewStepModel, folder: Path) -> None:
@@ -94,7 +181,7 @@ def save_student(student: FewStepModel, folder: Path) -> None:
     written = save_transformer(student, folder / "transformer")
     if written is not None:
         digest = hashlib.sha256((folder / "transformer" / "config.json").read_bytes()).hexdigest()
-        facts = {"version": 1, "weights": weight_fingerprint(written), "transformer": digest}
+        facts = {"version": 1, "weights": weight_fingerprint(TensorFiles(written)), "transformer": digest}
         write_whole(folder / "student.json", sealed_json(facts | asdict(replace(student.config, lora_rank=0))))
 
 
@@ -198,7 +285,7 @@ class _Saved(StoredStudent):
 
     def fill(self, student: FewStepModel) -> None:
         """Read ``transformer/``, and check it against the checksums in student.json."""
-        weights = load_tensors(self.folder / "transformer" / WEIGHTS)
+        weights = load_weights(self.folder / "transformer")
         _check_tensors(weights, self.weights, self.folder / "transformer" / WEIGHTS)
         try:
             student.transformer.load_state_dict(weights)

@@ -6,11 +6,29 @@ Source: Hu et al. 2021, arXiv:2106.09685.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def check_trainable(weights: str, rank: int) -> None:
+    """Refuse to train all weights of a quantised teacher.
+
+    Args:
+        weights: Type of the teacher's weights.
+        rank: Rank of the adapters; 0 without.
+
+    Raises:
+        ValueError: They are quantised, and there are no adapters.
+    """
+    if weights in ("int8", "nf4") and not rank:
+        raise ValueError(
+            f"expected weights float32 or bfloat16 to train all of them, got {weights}, which cannot be trained; train "
+            "adapters beside them with lora_rank, or choose weights bfloat16"
+        )
 
 
 def share_weights(transformer: Any) -> Any:
@@ -21,11 +39,21 @@ def share_weights(transformer: Any) -> Any:
     return copy.deepcopy(transformer, {id(tensor): tensor for tensor in held})
 
 
+def in_float32(weight: Tensor) -> Tensor:
+    """A weight of a base under adapters in float32, with the values that it computes with if it is quantised."""
+    if hasattr(weight, "quant_state"):
+        dequantize = importlib.import_module("bitsandbytes.functional").dequantize_4bit
+        weight = dequantize(weight.data, weight.quant_state)
+    elif type(weight).__module__.startswith("torchao."):
+        weight = weight.dequantize()
+    return weight.float() if weight.is_floating_point() else weight
+
+
 def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Sequence[str], rank: int) -> None:
     """Put adapters on every linear layer of the blocks; train them and every parameter that is not in ``base``.
 
-    A layer gives W x + B A x, unscaled; B starts at zero. PEFT is used directly, as DiT, PixArt and HunyuanDiT have no
-    adapters in diffusers.
+    A layer gives W x + B A x, unscaled; B starts at zero. What is trained is float32, whatever type the base has. PEFT
+    is used directly, as DiT, PixArt and HunyuanDiT have no adapters in diffusers.
 
     Args:
         transformer: The transformer, which is changed in place.
@@ -58,11 +86,15 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
             if isinstance(layer, LoraLayer):
                 own: Any = layer  # PEFT's types do not name the attributes that it sets
                 for linear in (own.lora_A["default"], own.lora_B["default"]):
-                    where = own.get_base_layer().weight.device
-                    linear.weight = nn.Parameter(torch.empty_like(linear.weight, device=where))
+                    base_weight = own.get_base_layer().weight
+                    where = "cpu" if base_weight.is_meta else base_weight.device
+                    empty = torch.empty_like(linear.weight, device=where, dtype=torch.float32)
+                    linear.weight = nn.Parameter(empty)
                 layer.reset_lora_parameters("default", True)
                 if type(layer) is Linear:  # not a quantised one, of which there are several classes
                     own.__class__ = LoraLinear
     frozen = {id(parameter) for parameter in base}
     for parameter in transformer.parameters():
+        if id(parameter) not in frozen:
+            parameter.data = parameter.data.float()
         parameter.requires_grad_(id(parameter) not in frozen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from ardistill.core.history import Layout
 from ardistill.devices import device_of
 from ardistill.families import Condition, family_of
 from ardistill.student.folded import history_attention
+from ardistill.student.recompute import recompute_blocks
 
 
 class FewStepModel(nn.Module):
@@ -59,19 +59,9 @@ class FewStepModel(nn.Module):
         """The transformer's configuration, as diffusers' ``config.json`` has it."""
         return json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute blocks in the backward pass, under the history that they ran with."""
-
-        def under_its_layout(block: Callable, *args: Any) -> Any:
-            layout = self.history.current()
-
-            def run(*inputs: Any) -> Any:
-                with self.history.use_layout(layout):
-                    return block(*inputs)
-
-            return checkpoint(run, *args, use_reentrant=False)
-
-        self.transformer.enable_gradient_checkpointing(under_its_layout)
+    def enable_gradient_checkpointing(self, stride: int = 1) -> None:
+        """Recompute every ``stride``-th block in the backward pass, under the history that it ran with."""
+        recompute_blocks(self.transformer, self.family.block_lists, self.history, stride)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile each block of the transformer in place (`ardistill.core.attach.compile_blocks`)."""

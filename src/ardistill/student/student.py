@@ -10,9 +10,9 @@ from ardistill.core.config import StudentConfig
 from ardistill.devices import Device, resolve_device
 from ardistill.student import files
 from ardistill.student.graphed import GraphedSampler
-from ardistill.student.lora import add_adapters, share_weights
+from ardistill.student.lora import add_adapters, check_trainable, share_weights
 from ardistill.student.model import FewStepModel
-from ardistill.teacher import Teacher, check_same_teacher
+from ardistill.teacher import Teacher, check_same_teacher, load_trainable
 
 
 class Student(FewStepModel):
@@ -31,12 +31,22 @@ class Student(FewStepModel):
     def from_teacher(cls, teacher: Teacher, config: StudentConfig) -> Student:
         """Start from a copy of the teacher's weights or, with adapters, on the teacher's weights themselves.
 
+        A copy of a teacher that was loaded in bfloat16 is read from its files in float32, as training needs.
+
         Args:
             teacher: The teacher that the student is distilled from.
             config: The student's configuration, as ``TrajectoryDataset.student_config`` makes it.
+
+        Raises:
+            ValueError: The teacher's weights are quantised and the student has no adapters.
         """
         if not config.lora_rank:
-            return cls(copy.deepcopy(teacher.transformer).requires_grad_(True), config)
+            check_trainable(teacher.weights, config.lora_rank)
+            if teacher.source is not None and teacher.weights != "float32":
+                copied = load_trainable(teacher.source).to(teacher.device)
+            else:
+                copied = copy.deepcopy(teacher.transformer)
+            return cls(copied.requires_grad_(True), config)
         student = cls(share_weights(teacher.transformer), config)
         base, lists = teacher.transformer.parameters(), student.family.block_lists
         add_adapters(student.transformer, base, lists, config.lora_rank)

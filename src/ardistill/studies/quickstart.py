@@ -46,7 +46,7 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
     """
     config = config or QuickstartConfig()
     began, out = time.time(), Path(config.out)
-    teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=config.guidance_scale)
+    teacher = Teacher.from_pretrained("zoo/fashion", guidance_scale=config.guidance_scale, weights="float32")
     _record(teacher, config)
     students = {arm: _student(arm, teacher, config) for arm in ARMS}
     found = measure_students(

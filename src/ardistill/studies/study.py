@@ -53,7 +53,8 @@ class Study:
         """The teacher, at the recipe's guidance scale."""
         facts = self.recipe.record
         scale = float(facts["guidance_scale"])
-        return Teacher.from_pretrained(facts["teacher"], guidance_scale=scale, device=self.device)
+        options: dict[str, Any] = {"guidance_scale": scale, "device": self.device}
+        return Teacher.from_pretrained(facts["teacher"], **options, weights="float32")  # the copy that arms train
 
     def run_folder(self, name: str) -> Path:
         """Run folder of an arm."""

@@ -6,6 +6,7 @@ from ardistill.teacher.identity import check_same_teacher as check_same_teacher
 from ardistill.teacher.loading import read_transformer_config as read_transformer_config
 from ardistill.teacher.ode import Trajectory as Trajectory
 from ardistill.teacher.padding import pad_tokens as pad_tokens
+from ardistill.teacher.pipeline import load_trainable as load_trainable
 from ardistill.teacher.recorded import load_recorded_teacher as load_recorded_teacher
 from ardistill.teacher.schedule import knots_from_scheduler as knots_from_scheduler
 from ardistill.teacher.schedule import select_knots as select_knots
@@ -22,3 +23,4 @@ from ardistill.teacher.stock import given_times as given_times
 from ardistill.teacher.stock import stock_drawing as stock_drawing
 from ardistill.teacher.stock import stock_knots as stock_knots
 from ardistill.teacher.teacher import Teacher as Teacher
+from ardistill.teacher.unread import unread_files as unread_files

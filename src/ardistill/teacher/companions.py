@@ -24,13 +24,16 @@ class Companions(Mapping[str, Any]):
     Args:
         source: A diffusers pipeline folder; without ``model_index.json`` it has no companions.
         variant: Weights to load where a component has this variant; otherwise the only ones present.
+        dtype: Dtype of the weights of diffusers' components. With ``torch.bfloat16``, those of transformers that were
+            saved in float32 are loaded in it as well; all others keep the dtype that they were saved in.
 
     Raises:
         ValueError: ``model_index.json`` is not the index of a pipeline.
     """
 
-    def __init__(self, source: str | Path, variant: str | None = None) -> None:
+    def __init__(self, source: str | Path, variant: str | None = None, dtype: torch.dtype = torch.float32) -> None:
         self.source = Path(source)
+        self.dtype = dtype
         self.variant = variant
         path = self.source / "model_index.json"
         index = read_config(path) if path.is_file() else {}
@@ -81,8 +84,7 @@ class Companions(Mapping[str, Any]):
 
         Args:
             name: Name of the component.
-            dtype: Dtype of its weights; if not given, float32 for a component of diffusers, and as stored for one of
-                transformers.
+            dtype: Dtype of its weights; if not given, that of the companions.
 
         Raises:
             ValueError: It is not a component of diffusers or transformers, they have no such class, or its weights have
@@ -93,11 +95,16 @@ class Companions(Mapping[str, Any]):
         if issubclass(part_class, nn.Module):
             options = self._weights(name)
             if self.index[name][0] == "diffusers":
-                options["torch_dtype"] = dtype or torch.float32
-            elif dtype is not None:
-                options["dtype"] = dtype
+                options["torch_dtype"] = dtype or self.dtype
+            elif dtype is not None or not self._is_kept(name):
+                options["dtype"] = dtype or self.dtype
         part = part_class.from_pretrained(self.source, subfolder=name, **options)
         return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether a component of transformers is loaded in the dtype that it was saved in."""
+        config = read_config(self.source / name / "config.json") or {}
+        return self.dtype == torch.float32 or str(config.get("dtype") or config.get("torch_dtype")).endswith("float16")
 
     def copy(self, name: str, folder: Path) -> None:
         """Copy a component so that diffusers finds it without a variant and loads it in float32.

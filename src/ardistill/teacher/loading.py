@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -10,11 +11,14 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 
 from ardistill.families import transformer_class
+from ardistill.files import stored_fingerprint
 from ardistill.teacher.schedule import check_scheduler
 from ardistill.teacher.source import Source
-from ardistill.teacher.variants import weight_options
+from ardistill.teacher.unread import leave_unread
+from ardistill.teacher.variants import weight_files, weight_options
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,17 +58,27 @@ def read_transformer_config(folder: Path, name: str | Path) -> dict[str, Any]:
     return _read_class_config(folder / "transformer" / "config.json", name)
 
 
-def load_transformer(source: Source) -> Any:
-    """Load the teacher's transformer in float32, whatever its weights are stored in: the ODE is solved in float32.
+def load_transformer(
+    source: Source, weights: str = "float32", device: torch.device | str = "cpu", in_parts: bool = False
+) -> Any:
+    """Load the teacher's transformer, whatever type its weights are stored in.
 
+    Args:
+        source: Where the teacher is.
+        weights: ``float32``, ``bfloat16``, ``int8`` or ``nf4``; none but the first is reached through float32.
+        device: Where weights are quantised to ``nf4``, which takes a GPU; all others are loaded on the CPU.
+        in_parts: Leave the weights of the blocks in their files, if these are safetensors.
     Raises:
         ValueError: Its class is unknown, its weights are quantised or missing, or there are several variants of them.
     """
     config = read_transformer_config(source.folder, source.name)
     found = transformer_class(config)
-    if config.get("quantization_config"):
+    if config.get("quantization_config"):  # fewer values than the teacher's: it would be another teacher
         kind = config["quantization_config"].get("quant_method", "")
-        raise ValueError(f"{source.name}: its weights are quantised ({kind}); name the model that they were made from")
+        raise ValueError(
+            f"{source.name}: its weights are quantised ({kind}); name the model that they were made from, and quantise "
+            "it with weights int8 or nf4"
+        )
     folder = source.folder / "transformer"
     options = weight_options(folder, source.variant)
     if source.variant and options["variant"] != source.variant:
@@ -73,12 +87,47 @@ def load_transformer(source: Source) -> Any:
         )
     if options["variant"] and not source.variant:
         _LOG.warning("%s has weights of the variant %s alone; they are loaded", folder, options["variant"])
+    if in_parts and weights in ("float32", "bfloat16"):
+        unread = leave_unread(found, config, weight_files(folder, options["variant"]), getattr(torch, weights))
+        if unread is not None:
+            unread.register_to_config(_name_or_path=str(source.folder))
+            return unread
     try:
-        return found.from_pretrained(source.folder, subfolder="transformer", torch_dtype=torch.float32, **options)
+        options |= _type_options(weights, device)
+        return found.from_pretrained(source.folder, subfolder="transformer", **options)
     except OSError as error:
         raise ValueError(
             f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())}); download or save it again"
         ) from error
+
+
+def _type_options(weights: str, device: torch.device | str) -> dict[str, Any]:
+    """Options of ``from_pretrained`` that load weights in a type."""
+    if weights == "float32":
+        return {"torch_dtype": torch.float32}
+    options: dict[str, Any] = {"torch_dtype": torch.bfloat16}
+    if weights == "int8":
+        kind = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
+        options["quantization_config"] = diffusers.TorchAoConfig(kind)
+    if weights == "nf4":
+        options["quantization_config"] = diffusers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        options["device_map"] = {"": str(device)}
+    return options
+
+
+def transformer_fingerprint(source: Source) -> str:
+    """The fingerprint of a teacher's weights in a diffusers folder, read from its files: the same whatever type they
+    are loaded in.
+    """
+    config = read_transformer_config(source.folder, source.name)
+    with init_empty_weights():
+        state = transformer_class(config).from_config(config).state_dict()
+    folder = source.folder / "transformer"
+    files = weight_files(folder, weight_options(folder, source.variant)["variant"])
+    shapes = {name: tuple(x.shape) for name, x in state.items()}
+    return stored_fingerprint(files, shapes, lambda: load_transformer(source).state_dict())
 
 
 def load_scheduler(source: Source) -> Any:

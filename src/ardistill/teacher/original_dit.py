@@ -51,7 +51,7 @@ def count_blocks(original: dict[str, Tensor]) -> int:
     return 1 + max(int(name.split(".")[1]) for name in original if name.startswith("blocks."))
 
 
-def load_original_dit(path: str | Path) -> tuple[DiTTransformer2DModel, DDIMScheduler]:
+def load_original_dit(path: str | Path) -> tuple[Any, DDIMScheduler]:
     """Load a transformer and the scheduler it was trained with from a ``.pt`` file, with EMA weights if it has them.
 
     The frequencies of the time embedding are spaced by 1/127, as in diffusers and the published facebook/DiT-XL-2-256;

@@ -26,13 +26,21 @@ class TeacherFacts(Protocol):
     def sample_shapes(self) -> tuple[tuple[int, ...], ...]: ...
 
 
-def load_recorded_teacher(facts: TeacherFacts, name: str | Path | None = None, device: Device = None) -> Teacher:
+def load_recorded_teacher(
+    facts: TeacherFacts,
+    name: str | Path | None = None,
+    device: Device = None,
+    weights: str = "auto",
+    in_parts: bool = False,
+) -> Teacher:
     """Load the teacher that a manifest or a student's configuration names, and check its weights.
 
     Args:
         facts: A recording's manifest, or a student's configuration.
         name: Where the teacher is now; the recorded name if not given.
         device: Device of the teacher; the best available if not given.
+        weights: Type of its weights, as for ``Teacher.from_pretrained``.
+        in_parts: As for ``Teacher.from_pretrained``.
 
     Raises:
         ValueError: No name is known, nothing is found there, or its weights are not the recorded ones.
@@ -43,10 +51,12 @@ def load_recorded_teacher(facts: TeacherFacts, name: str | Path | None = None, d
     teacher = Teacher.from_pretrained(
         name,
         device=device,
+        weights=weights,
         guidance_scale=sum(facts.guidance_range) / 2,
         guidance_channels=getattr(facts, "guidance_channels", None),  # only a manifest has these two
         negative_prompt=getattr(facts, "negative_prompt", ""),
         latent_shape=facts.sample_shapes[0] if facts.sample_shapes else None,
+        in_parts=in_parts,
     )
     check_same_teacher(name, facts, teacher, "name the right one with --teacher")
     teacher.name = facts.teacher or name

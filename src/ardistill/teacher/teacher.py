@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from ardistill.core.knots import Knots
-from ardistill.devices import Device, device_of, resolve_device
+from ardistill.devices import Device, device_of, resolve_device, resolve_weights, weights_of
 from ardistill.families import Condition, Family, family_of
 from ardistill.families.grids import uniform_grid
 from ardistill.files import remembered_fingerprint
@@ -24,11 +23,12 @@ from ardistill.teacher import vae as vaes
 from ardistill.teacher.guidance import GuidedPrediction
 from ardistill.teacher.ode import Trajectory, integrate
 from ardistill.teacher.padding import can_join, join_conditions
-from ardistill.teacher.pipeline import load_pipeline
+from ardistill.teacher.pipeline import fingerprint_of, load_pipeline
 from ardistill.teacher.schedule import knots_from_scheduler
 from ardistill.teacher.seeding import seeded_generator
-from ardistill.teacher.source import find_source
+from ardistill.teacher.source import Source, find_source
 from ardistill.teacher.text import TextEncoders
+from ardistill.teacher.unread import move, unread_files
 
 
 class Teacher:
@@ -76,6 +76,8 @@ class Teacher:
         self.name = name
         self.sample_shape = latent_shape or self.family.latent_shape(transformer)
         self.negative_prompt = negative_prompt
+        self.source: Source | None = None
+        """Where it was loaded from; None if it was made of a transformer."""
         self._vae_device: Device = None
         self._unconditional: Condition | None = None
 
@@ -92,38 +94,41 @@ class Teacher:
         guidance_channels: int | None = None,
         latent_shape: tuple[int, ...] | None = None,
         negative_prompt: str = "",
+        weights: str = "auto",
+        in_parts: bool = False,
     ) -> Teacher:
         """Load a zoo teacher (``zoo/fashion``), a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
             name: ``zoo/fashion``, ``zoo/emoji``, ``zoo/scenes``, a folder, a Hub id or a file. A Hub id is downloaded
                 once, whole. ``@REVISION`` may follow a Hub id, and ``:VARIANT`` where there are several variants of the
-                weights, as in ``org/model@main:fp16``. The teacher's ``name`` becomes one that finds it from any
-                folder.
+                weights, as in ``org/model@main:fp16``. The teacher's ``name`` will find it from any folder.
             height: Image height in pixels; the model's default if not given.
             width: Image width in pixels; the model's default if not given.
             num_frames: Number of frames of a video.
-            device: Device of transformer and VAE; the best available if not given.
+            device: Device of the transformer, and of VAE and text encoders while they work; the best if not given.
             guidance_scale: Scale of classifier-free guidance; 1 means none.
             guidance_channels: The class documents this and the following options.
             latent_shape: Shape of a sample in latents; may not stand beside height, width or num_frames.
-            negative_prompt: For a teacher that is conditioned on text.
+            weights: ``float32``; ``bfloat16``; ``int8`` or ``nf4``, in which the linear layers of the transformer are
+                quantised and all else is bfloat16; ``auto``: bfloat16 on a GPU that computes in it, else float32.
+            in_parts: Leave the blocks' weights in their files: with ``shard``, each process reads its part of them.
 
         Raises:
-            ValueError: No transformer and scheduler of known classes are found there, the weights are quantised or
-                have several variants, the scheduler has an unsupported option, there is no such device, or a size is
-                given twice, or in pixels for a ``.pt`` file, which has no VAE.
+            ValueError: No transformer and scheduler that are supported are there, stored weights are quantised, the
+                device is missing or lacks this type, or a size is given twice, or in pixels without a VAE.
         """
         is_sized = height is not None or width is not None or num_frames != 1
         if is_sized and latent_shape is not None:
             raise ValueError("expected a size in pixels and frames, or latent_shape, got both; leave one out")
         where = resolve_device(device)
-        source = find_source(name)
-        transformer, scheduler, companions = load_pipeline(source)
+        weights, source = resolve_weights(weights, where), find_source(name)
+        transformer, scheduler, companions = load_pipeline(source, weights, where, in_parts)
         if is_sized and companions is None:
             raise ValueError(f"{source.folder} has no VAE that turns pixels into latents; give latent_shape instead")
         guidance = guidance_scale, guidance_channels
         teacher = cls(transformer, scheduler, *guidance, companions, source.name, latent_shape, negative_prompt)
+        teacher.source = source
         if is_sized:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
         return teacher.to(where)
@@ -149,8 +154,7 @@ class Teacher:
     @property
     def image_channels(self) -> int:
         """Number of channels of its images: 1 for grey, else 3."""
-        vae = self.vae
-        channels = self.sample_shape[0] if vae is None else vae.config.get("out_channels")
+        channels = self.sample_shape[0] if self.vae is None else self.vae.config.get("out_channels")
         return 1 if channels == 1 else 3
 
     @property
@@ -181,34 +185,29 @@ class Teacher:
         return named if hasattr(diffusers, named) else self.family.pipeline
 
     @property
-    def missing_components(self) -> list[str]:
-        """Names of required components of its pipeline class that it does not have."""
-        needed = inspect.signature(getattr(diffusers, self.pipeline_class).__init__).parameters.values()
-        names = [x.name for x in needed if x.default is x.empty]
-        return [x for x in names if x not in ("self", "transformer", "scheduler") and x not in self.companions]
-
-    @property
     def device(self) -> torch.device:
         """The device of the transformer, where the teacher's work is done."""
         return device_of(self.transformer)
 
+    @property
+    def weights(self) -> str:
+        """Type of the transformer's weights: float32, bfloat16, int8 or nf4."""
+        return weights_of(self.transformer)
+
     def to(self, device: torch.device | str) -> Teacher:
-        """Move the transformer now, and the VAE when it is next used."""
-        self.transformer.to(device)
+        """Move the transformer now, unless it was loaded ``in_parts``, and the VAE whenever it is used."""
+        move(self.transformer, device)
         self.move_vae(device)
         return self
 
     def move_vae(self, device: torch.device | str) -> None:
-        """Move the VAE when it is next used."""
+        """Move the VAE whenever it is used; it then returns to the CPU."""
         self._vae_device = device
 
     @property
     def vae(self) -> Any:
-        """The VAE, on the device that the teacher was last moved to; None for a teacher that draws pixels."""
-        vae = self.companions.get("vae")
-        if vae is not None and self._vae_device is not None:
-            vae.to(self._vae_device)
-        return vae
+        """The VAE, where it rests; None for a teacher that draws pixels."""
+        return self.companions.get("vae")
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -217,10 +216,9 @@ class Teacher:
         Args:
             images: In [-1, 1], (b, c, h, w).
         """
-        vae = self.vae
-        if vae is None:
+        if self.vae is None:
             return images.cpu()
-        latents = vaes.encode(vae, images)
+        latents = vaes.encode(self.vae, images, self._vae_device)
         return latents[:, :, 0] if latents.ndim > 1 + len(self.sample_shape) else latents
 
     @torch.no_grad()
@@ -238,11 +236,12 @@ class Teacher:
         Raises:
             ValueError: There is no VAE, and the latents are not pixels.
         """
+        if self.vae is not None:
+            return vaes.decode(self.vae, latents, batch_size, self._vae_device)
         if not self.draws_images:
             name, channels = self.name or "the teacher", self.transformer.config.in_channels
             raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")
-        vae = self.vae
-        return latents.float().clamp(-1, 1).cpu() if vae is None else vaes.decode(vae, latents, batch_size)
+        return latents.float().clamp(-1, 1).cpu()
 
     @functools.cached_property
     def _text(self) -> TextEncoders:
@@ -324,7 +323,9 @@ class Teacher:
             raise ValueError(f"expected labels in 0..{count - 1}, got {int(labels.min())}..{int(labels.max())}")
 
     def fingerprint(self) -> str:
-        """SHA-256 of the transformer's weights, names and shapes included; remembered for large ones."""
+        """SHA-256 of the transformer's weights in float32, with names and shapes; of others loaded, the files' own."""
+        if self.source is not None and (self.weights != "float32" or unread_files(self.transformer) is not None):
+            return fingerprint_of(self.source)
         return remembered_fingerprint(self.transformer.state_dict())
 
     def knots(self, num_steps: int) -> Knots:

@@ -15,6 +15,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from ardistill.devices import first_dtype
 from ardistill.families import SEQUENCE_LENGTH, Condition, Family
 from ardistill.teacher.padding import join_conditions
 
@@ -79,15 +80,16 @@ class TextEncoders:
     def on(self, device: torch.device) -> Iterator[None]:
         """Keep the text encoders on a device inside the block; afterwards they are on the CPU. Blocks can be nested.
 
-        On a CPU, where half precision is slow or wrong, they run in float32.
+        On a CPU, where half precision is slow or wrong, they run in float32, unless bfloat16 was asked for.
         """
         if self._is_held:
             yield
             return
         modules = _modules(self.pipeline)
+        asked = getattr(self.companions, "dtype", None) == torch.bfloat16
         for module in modules:
             module.to(device)
-            if device.type == "cpu":
+            if device.type == "cpu" and not (asked and first_dtype(module) == torch.bfloat16):
                 module.float()
         self._is_held = True
         try:

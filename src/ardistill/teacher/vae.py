@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,37 +23,54 @@ def pixels_per_latent(vae: Any) -> int:
     return 2 ** len(halvings) * (2 if hasattr(vae, "bn") else 1)
 
 
-def decode(vae: Any, latents: Tensor, batch_size: int) -> Tensor:
+@contextlib.contextmanager
+def _placed(vae: Any, device: torch.device | str | None) -> Iterator[None]:
+    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given."""
+    if device is None:
+        yield
+        return
+    vae.to(device)
+    try:
+        yield
+    finally:
+        vae.to("cpu")
+
+
+def decode(vae: Any, latents: Tensor, batch_size: int, device: torch.device | str | None = None) -> Tensor:
     """Decode latents to images; of a video, the first frame.
 
     Args:
         vae: A VAE of diffusers.
         latents: As the ODE runs on them, (b, c, h, w) or (b, c, f, h, w).
         batch_size: Latents that the VAE decodes at once.
+        device: Where the VAE is put for this, before it returns to the CPU; it is not moved if not given.
 
     Returns:
         Images in [-1, 1], (b, c, h, w), float32, on the CPU.
     """
-    scaled = unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
-    images = [vae.decode(x).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
+    with _placed(vae, device):
+        scaled = unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
+        images = [vae.decode(x).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
     return torch.cat([x[:, :, 0] if x.ndim == 5 else x for x in images])
 
 
-def encode(vae: Any, images: Tensor) -> Tensor:
+def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -> Tensor:
     """Encode images to the mean of the VAE's distribution.
 
     Args:
         vae: A VAE of diffusers.
         images: In [-1, 1], (b, c, h, w).
+        device: As for `decode`.
 
     Returns:
         Latents as the ODE runs on them, (b, c, h, w), for a video VAE (b, c, 1, h, w); float32, on the CPU.
     """
-    x = images.to(vae.device, vae.dtype)
-    encoded = vae.encode(x.unsqueeze(2) if is_video_vae(vae) else x)
-    is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny returns latents alone
-    mean = encoded.latent_dist.mode() if is_distribution else encoded.latents
-    return scale(vae, mean.float()).cpu()
+    with _placed(vae, device):
+        x = images.to(vae.device, vae.dtype)
+        encoded = vae.encode(x.unsqueeze(2) if is_video_vae(vae) else x)
+        is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny returns latents alone
+        mean = encoded.latent_dist.mode() if is_distribution else encoded.latents
+        return scale(vae, mean.float()).cpu()
 
 
 def unscale(vae: Any, latents: Tensor) -> Tensor:

@@ -57,7 +57,11 @@ def weight_options(folder: Path, wanted: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: `only_variant` finds none to load.
     """
-    files = [x.name for x in folder.iterdir()]
-    variant = only_variant(files, folder, wanted)
-    ours = [x for x in files if find_variants([x]) == {variant or ""}]
-    return {"variant": variant} | ({"use_safetensors": any(x.endswith(".safetensors") for x in ours)} if ours else {})
+    variant = only_variant([x.name for x in folder.iterdir()], folder, wanted)
+    ours = weight_files(folder, variant)
+    return {"variant": variant} | ({"use_safetensors": any(x.suffix == ".safetensors" for x in ours)} if ours else {})
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files of a component's weights of one variant, safetensors and pickled ones, by name."""
+    return sorted(x for x in folder.iterdir() if find_variants([x.name]) == {variant or ""})

@@ -22,6 +22,8 @@ from ardistill.training.losses import inputs_and_targets
 from ardistill.trajectories import TrajectoryDataset
 
 T = TypeVar("T")
+_AHEAD = 8
+"""Passes whose trajectories are fetched from a remote store at a time, if the data keeps as many shards open."""
 _PATIENCE = 5.0
 """Seconds that the end of a training waits for a read that nobody needs any more."""
 
@@ -90,11 +92,18 @@ class _Source:
         accelerator = self.accelerator
         return self.config.seed * 1_000_003 + number * accelerator.num_processes + accelerator.process_index
 
+    def _rows(self, number: int) -> tuple[Tensor, torch.Generator]:
+        """Numbers of the trajectories of a pass, and the generator that drew them."""
+        generator = torch.Generator().manual_seed(self._seed(number))
+        return self.data.draw(self.config.batch_size, generator), generator
+
     def draw(self, number: int) -> _Drawn:
         """Read the trajectories of a pass. Called in any thread: nothing of the process's random state is used."""
         config = self.config
-        generator = torch.Generator().manual_seed(self._seed(number))
-        tensors = self.data.batch(self.data.draw(config.batch_size, generator))
+        later = range(number, min(number + _AHEAD, config.max_steps * config.gradient_accumulation_steps))
+        self.data.prefetch(self._rows(x)[0] for x in later)
+        rows, generator = self._rows(number)
+        tensors = self.data.batch(rows)
         step = number // config.gradient_accumulation_steps
         share = {"teacher": 0.0, "student": 1.0, "mixed": config.student_share * step / config.max_steps}
         on_policy = float(torch.rand((), generator=generator, device="cpu")) < share[config.inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import compiles, device_of, tf32
+from ardistill.devices import compiles, device_of, tf32, weights_of
 from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.progress import Stopwatch, tell_compiled
@@ -28,12 +29,15 @@ from ardistill.training.fsdp import shard
 from ardistill.training.launch import (
     check_adversary,
     check_data,
+    check_divisible,
     check_launch,
     check_schedule_and_tracker,
     make_accelerator,
     settled,
 )
 from ardistill.training.losses import regression_loss, step_weights
+from ardistill.training.offload import offloaded
+from ardistill.training.optimizers import check_optimizer
 from ardistill.training.readings import Readings
 from ardistill.training.run_folder import (
     Settings,
@@ -71,7 +75,8 @@ def distill(
 
     Args:
         student: Trained in place. A single process trains it on its present device; several processes, launched by
-            accelerate, train it on their own devices.
+            accelerate, train it on their own devices. With ``shard``, each of them reads its part alone of a student
+            whose teacher was loaded ``in_parts``.
         data: Trajectories of its teacher, at its knots.
         folder: Run folder: ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``; at the end
             ``student/`` (EMA) and, for a student with adapters, ``adapters/``. Several machines have to share it.
@@ -93,8 +98,11 @@ def distill(
     """
     check_run_folder(folder)  # as given: a Path would no longer show that it is a URL
     folder = Path(folder)
-    check_data(student, data)
+    check_data(student, data, config.shard)
+    if config.shard:
+        check_divisible(weights_of(student.transformer))
     check_schedule_and_tracker(config)
+    check_optimizer(config)
     check_adversary(student, adversary)
     config = settled(config, folder, device_of(student))
     accelerator = make_accelerator(device_of(student), config, folder)
@@ -173,7 +181,11 @@ def _settings(
         "data": {"seed": data.manifest.seed, "num_trajectories": len(data), "draws": data.draws},
         "start": {"student": start},
     }
-    return settings if adversary is None else settings | {"adversarial": asdict(adversary.config)}
+    frozen = {"base": weights_of(student.transformer)} if student.config.lora_rank else {}
+    if adversary is not None:
+        settings["adversarial"] = asdict(adversary.config)
+        frozen["discriminator"] = adversary.discriminator.teacher.weights
+    return settings | ({"weights": frozen} if frozen else {})
 
 
 def _start(
@@ -186,15 +198,18 @@ def _start(
 ) -> _Run:
     """Place and distribute the student, and restore the last checkpoint if there is one."""
     if config.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
-    student.to(accelerator.device).train()
+        student.enable_gradient_checkpointing(config.checkpoint_stride)
+    if config.shard:  # block by block: no process puts the whole student onto its device
+        shard(student, accelerator.device)
+    else:
+        student.to(accelerator.device)
+    student.train()
     compiled = compiles(config.compile, accelerator.device, config.max_steps) and not config.shard
     if compiled:
         student.compile()
-    if config.shard:
-        shard(student, accelerator.device)
     checkpoint = _newest_checkpoint(folder, accelerator.is_main_process)
     kind = optimizer_kind(accelerator.device) if checkpoint is None else saved_kind(checkpoint)
+    kind = kind if config.optimizer == "adamw" else "plain"  # torchao's does not skip what is not finite
     state = TrainingState(student, config, adversary, kind)
     weights = step_weights(student.config.knots, student.config.target).to(accelerator.device)
     last_layer = None
@@ -230,7 +245,8 @@ def _estimate(run: _Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """
     config = run.config
     options = (config.sequential, config.detach_history, batch.on_policy, config.through_steps)
-    with torch.set_grad_enabled(run.state.trains_student):
+    offload = offloaded() if config.offload_activations else nullcontext()
+    with torch.set_grad_enabled(run.state.trains_student), offload:
         estimates = run.model(batch.inputs, batch.condition, *options)
         loss, step_errors = regression_loss(estimates, batch.targets, run.step_weights)
     return estimates, loss, torch.cat([loss.detach().view(1), step_errors.detach()])
@@ -280,7 +296,7 @@ def _update_discriminator(run: _Run, batch: Batch, estimates: Tensor) -> dict[st
 
 def _log(run: _Run, errors: Tensor, figures: dict[str, Tensor], bar: tqdm) -> None:
     """Write a line of the log with means over the processes, and show the loss, once the numbers are read."""
-    accelerator, step, rate = run.accelerator, run.state.step, run.state.scheduler.get_last_lr()[0]
+    accelerator, step, rate = run.accelerator, run.state.step, float(run.state.scheduler.get_last_lr()[0])
     means = accelerator.reduce(errors, "mean")
 
     def write(numbers: list[float]) -> None:

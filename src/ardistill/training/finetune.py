@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ardistill.config import AdversarialConfig, TrainingConfig
-from ardistill.devices import Device, resolve_device
+from ardistill.devices import Device, resolve_device, resolve_weights
 from ardistill.student import Student
 from ardistill.teacher import Teacher, load_recorded_teacher
 from ardistill.training.adversary import Adversary
 from ardistill.training.distill import Validate, distill
 from ardistill.training.launch import settled
-from ardistill.training.run_folder import check_run_folder
+from ardistill.training.run_folder import check_run_folder, stored_weights
 from ardistill.trajectories import TrajectoryDataset
 
 Validation = Callable[[Teacher, TrajectoryDataset, Path], Validate]
@@ -27,6 +27,7 @@ def finetune(
     *,
     teacher: str | Path | None = None,
     device: Device = None,
+    weights: str = "auto",
     training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5, gate_rate=1.0),  # noqa: B008
     adversarial: AdversarialConfig = AdversarialConfig(),  # noqa: B008
     validation: Validation | None = None,
@@ -43,6 +44,8 @@ def finetune(
         out: Run folder, as in `distill`.
         teacher: Where the teacher is now; the name that the trajectories were recorded under if not given.
         device: Device of the training; the best available one if not given.
+        weights: Type of the weights of the discriminator's teacher, as for ``Teacher.from_pretrained``; ``auto`` is
+            that of the run in the folder where it is resumed.
         training: Options of the training. The discriminator judges the last step of the pass: drawn from noise with
             inputs ``student``, from the teacher's second to last state with inputs ``teacher``.
         adversarial: Options of the discriminator and its training.
@@ -60,9 +63,12 @@ def finetune(
     """
     check_run_folder(out)
     where = resolve_device(device)
-    loaded = Student.from_pretrained(student, where)
+    resolve_weights(weights, where)
+    loaded = Student.from_pretrained(student, "cpu" if training.shard else where)
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
-    found = load_recorded_teacher(data.manifest, teacher, where)
+    if weights == "auto":
+        weights = stored_weights(Path(out), "discriminator") or weights
+    found = load_recorded_teacher(data.manifest, teacher, where, weights)
     training = settled(training, Path(out), where)
     adversary = Adversary.of_real(found, real, adversarial, training.seed, training.mixed_precision)
     validate = None

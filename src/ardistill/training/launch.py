@@ -10,27 +10,38 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import patch_environment
+from accelerate.utils import parse_flag_from_env, patch_environment
 from diffusers.optimization import SchedulerType
 
 from ardistill.config import TrainingConfig
-from ardistill.devices import best_device, resolve_precision
-from ardistill.student import Student
+from ardistill.devices import best_device, resolve_precision, resolve_weights
+from ardistill.student import Student, check_trainable
 from ardistill.teacher import check_same_teacher
 from ardistill.training.adversary import Adversary
-from ardistill.training.run_folder import stored_precision
+from ardistill.training.run_folder import stored_precision, stored_weights
 from ardistill.training.trackers import check_tracker
-from ardistill.trajectories import TrajectoryDataset, same_states
+from ardistill.trajectories import Manifest, TrajectoryDataset, same_states
 
 
-def check_data(student: Student, data: TrajectoryDataset) -> None:
+def check_data(student: Student, data: TrajectoryDataset, shard: bool = False) -> None:
     """Check that a student can be trained on these trajectories.
 
+    Args:
+        student: The student.
+        data: The trajectories.
+        shard: Whether its weights are divided over processes, each of which can read its part.
+
     Raises:
-        ValueError: Trained weights are in 16 bits, or knots, teacher or guidance differ from the student's.
+        ValueError: Its weights are in files that will not be read, trained weights are in 16 bits, or knots, teacher or
+            guidance differ from the student's.
     """
     ours, theirs = student.config, data.manifest
     for name, parameter in student.named_parameters():
+        if parameter.is_meta and not shard:
+            raise ValueError(
+                f"expected a student with its weights, {name} is in its teacher's files (in_parts); train it with "
+                "shard in several processes, or load the teacher without in_parts"
+            )
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"expected weights in float32, because 16 bits lose small updates, got {name} in {parameter.dtype}; "
@@ -82,11 +93,39 @@ def settled(config: TrainingConfig, folder: Path, device: torch.device) -> Train
         device: Device of the student, where a single process trains.
 
     Raises:
-        ValueError: The device cannot compute in that precision, or the folder's ``config.json`` is damaged.
+        ValueError: The device cannot compute in that precision, is a CPU with activations to be offloaded, or the
+            folder's ``config.json`` is damaged.
     """
     where = device if int(os.environ.get("WORLD_SIZE", 1)) == 1 else best_device()
+    if config.offload_activations and where.type == "cpu":
+        raise ValueError("offload_activations needs a device with memory of its own; on a CPU leave it out")
     stored = stored_precision(folder) if config.mixed_precision == "auto" else None
     return replace(config, mixed_precision=resolve_precision(stored or config.mixed_precision, where))
+
+
+def base_weights(
+    weights: str, folder: str | Path, lora_rank: int, device: torch.device, manifest: Manifest | None = None
+) -> str:
+    """The type of weights to load a student's teacher in, before anything is loaded.
+
+    Args:
+        weights: As for ``Teacher.from_pretrained``. ``auto`` is float32 where all weights are trained, the recording's
+            type where the teacher solves online, that of the run in the folder where it is resumed, and else what suits
+            the device.
+        folder: Run folder.
+        lora_rank: Rank of the adapters; 0 trains all weights.
+        device: Device of the training.
+        manifest: The recording, if the teacher solves its trajectories online.
+
+    Raises:
+        ValueError: All weights of a quantised teacher would be trained, or the device lacks this type of weights.
+    """
+    if weights == "auto" and manifest is not None:
+        weights = manifest.weights
+    elif weights == "auto":
+        weights = (stored_weights(Path(folder), "base") or weights) if lora_rank else "float32"
+    check_trainable(weights, lora_rank)
+    return resolve_weights(weights, device)
 
 
 def make_accelerator(device: torch.device, config: TrainingConfig, folder: Path) -> Accelerator:
@@ -114,8 +153,44 @@ def make_accelerator(device: torch.device, config: TrainingConfig, folder: Path)
         )
 
 
-def check_launch(accelerator: Accelerator, config: TrainingConfig) -> None:
+def reads_in_parts(config: TrainingConfig, weights: str = "auto") -> bool:
+    """Whether this is one of several processes that divide the weights: each then reads its part of the teacher alone.
+
+    Connects the processes.
+
+    Args:
+        config: Tells whether the weights are divided.
+        weights: Type of the teacher's weights that was asked for.
+
+    Raises:
+        ValueError: The weights are to be divided and quantised; further see `check_launch`.
+    """
+    if not config.shard or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return False
+    check_divisible(weights)
+    check_launch(PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")), config)  # as Accelerator makes it
+    return True
+
+
+def check_divisible(weights: str) -> None:
+    """Refuse to divide quantised weights over processes.
+
+    Raises:
+        ValueError: They are quantised.
+    """
+    if weights in ("int8", "nf4"):
+        raise ValueError(
+            f"expected weights float32 or bfloat16 to divide over processes (shard), got {weights}; choose --weights "
+            "bfloat16, or leave --training.shard out"
+        )
+
+
+def check_launch(accelerator: Accelerator | PartialState, config: TrainingConfig) -> None:
     """Check that the processes were launched in a way that suits the configuration.
+
+    Args:
+        accelerator: Accelerate's state of the processes.
+        config: Tells whether the weights are divided.
 
     Raises:
         ValueError: The launch asks for accelerate's FSDP or DeepSpeed, accelerate does not see all processes, or

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ardistill.families import Condition
 from ardistill.files import weight_fingerprint, whole_file
-from ardistill.teacher import Teacher
+from ardistill.teacher import Companions, Teacher
 
 
 def save_real(
@@ -97,6 +98,8 @@ def encoder_identity(teacher: Teacher) -> str:
     vae = teacher.companions.get("vae")
     if vae is None:
         return "pixels"
+    if isinstance(teacher.companions, Companions) and vae.dtype != torch.float32:
+        vae = teacher.companions.load("vae", torch.float32)
     keys = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     scale = json.dumps({key: vae.config.get(key) for key in keys})
     return hashlib.sha256(f"{weight_fingerprint(vae.state_dict())}{scale}".encode()).hexdigest()

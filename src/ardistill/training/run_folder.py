@@ -26,13 +26,17 @@ from ardistill.files import check_folder, checkpoints, read_json, sealed_json, w
 from ardistill.student import StudentConfig
 
 Settings = dict[str, dict[str, Any]]
-"""What ``config.json`` holds: a mapping of options for each of student, training, data, start and adversarial."""
+"""What ``config.json`` holds: a mapping of options for each of student, training, data, start, adversarial and the
+types of frozen weights."""
 
 _LOG_FILE = "metrics.jsonl"
 _LOCK = ".lock"
 _LOCK_TIMEOUT = 20.0
 """Seconds to wait for the lock: a killed process takes a moment to release it."""
-_CHANGEABLE = {"checkpoint_every", "compile", "keep_checkpoints", "shard", "tracker"}
+_CHANGEABLE = {
+    *("checkpoint_every", "checkpoint_stride", "compile", "ema_device", "gradient_checkpointing", "keep_checkpoints"),
+    *("offload_activations", "shard", "tracker"),
+}
 """Training options that may differ when a run is resumed: apart from rounding, its weights do not depend on them."""
 _NO_SETTINGS = "{}: expected the settings of a run; restore it, or choose a new folder"
 _ON_HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
@@ -138,6 +142,21 @@ def stored_precision(folder: Path) -> str | None:
         raise ValueError(_NO_SETTINGS.format(path)) from error
 
 
+def stored_weights(folder: Path, part: str) -> str | None:
+    """The type of the weights of ``base`` or ``discriminator`` in the run in a folder; None if there is no run.
+
+    Raises:
+        ValueError: Its ``config.json`` does not hold the settings of a run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path).get("weights", {}).get(part, "float32")
+    except AttributeError as error:
+        raise ValueError(_NO_SETTINGS.format(path)) from error
+
+
 def _read_settings(path: Path, settings: Settings) -> Settings:
     """Read ``config.json``; options that did not exist when it was written have the defaults they then had.
 
@@ -151,6 +170,7 @@ def _read_settings(path: Path, settings: Settings) -> Settings:
         before["training"] = then | before.get("training", {})
         before["data"] = {"draws": "rows"} | before.get("data", {})
         before.setdefault("start", settings["start"])
+        before["weights"] = dict.fromkeys(settings.get("weights", {}), "float32") | before.get("weights", {})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(_NO_SETTINGS.format(path)) from error
     return before

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
@@ -20,6 +19,8 @@ from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.student import Student
 from ardistill.training.adversary import Adversary
+from ardistill.training.averages import Averages
+from ardistill.training.optimizers import make_optimizer, plain_state, restored_state
 from ardistill.training.watchdog import Watchdog
 
 OptimizerKind = Literal["plain", "fused"]
@@ -52,17 +53,14 @@ class TrainingState:
     ) -> None:
         named = [*student.named_parameters()]
         self._names = [name for name, p in named if p.requires_grad]
-        self._frozen = {name for name, p in named if not p.requires_grad}
+        self._saved = {*self._names, *(name for name, _ in student.named_buffers())}
         self.student, self.adversary, self.watchdog = student, adversary, Watchdog()
         self.parameters = [p for _, p in named if p.requires_grad]
         """The student's trained parameters."""
         self.warmup_steps = 0 if adversary is None else adversary.config.warmup_steps
         """First steps, in which only the discriminator is trained."""
         self.kind = kind
-        fused = True if kind == "fused" else None
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(student, config), config.learning_rate, weight_decay=config.weight_decay, fused=fused
-        )
+        self.optimizer = make_optimizer(_parameter_groups(student, config), config, kind == "fused")
         self.scheduler = get_scheduler(
             config.lr_scheduler,
             self.optimizer,
@@ -70,7 +68,7 @@ class TrainingState:
             num_training_steps=max(config.max_steps - self.warmup_steps, 1),
         )
         foreach = kind == "fused" and not config.shard  # torch copies no list of DTensors at once
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=foreach)
+        self.ema = Averages(self.parameters, config.ema_decay, foreach, config.ema_device == "cpu")
         self.step = 0
         """Optimiser steps done."""
         self.good_step = 0
@@ -100,13 +98,12 @@ class TrainingState:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Give the student its EMA weights, in evaluation mode, for the duration of the context."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self.ema.swap(self.parameters)
         self.student.eval()
         try:
             yield
         finally:
-            self.ema.restore(self.parameters)
+            self.ema.swap(self.parameters)
             self.student.train()
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,8 +119,8 @@ class TrainingState:
             "watchdog": self.watchdog.state_dict(),
             "optimizer_kind": self.kind,
             "made_of": {"student": asdict(student.config), "transformer": student.described},
-            "student": {name: x for name, x in student.state_dict().items() if name not in self._frozen},
-            "optimizer": get_optimizer_state_dict(student, self.optimizer) if self.step > self.warmup_steps else {},
+            "student": {name: x for name, x in student.state_dict().items() if name in self._saved},
+            "optimizer": plain_state(self._optimizer_state()) if self.step > self.warmup_steps else {},
             "scheduler": self.scheduler.state_dict(),
             "ema": self.ema.state_dict()
             | {"shadow_params": dict(zip(self._names, self.ema.shadow_params, strict=True))},
@@ -133,18 +130,23 @@ class TrainingState:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a state from what ``state_dict`` returned, once `checkpoints.load` has filled its tensors.
 
-        The student's weights need no copy: ``state_dict`` returns the student's own tensors, which are filled in place.
+        Weights and EMA need no copy: ``state_dict`` returns the tensors in use, which are filled in place.
         """
         if saved["optimizer"]:
-            set_optimizer_state_dict(self.student, self.optimizer, saved["optimizer"])
+            state = restored_state(saved["optimizer"], self._optimizer_state())
+            set_optimizer_state_dict(self.student, self.optimizer, state)
         self.scheduler.load_state_dict(saved["scheduler"])
-        self.ema.load_state_dict(saved["ema"] | {"shadow_params": list(saved["ema"]["shadow_params"].values())})
+        self.ema.load_state_dict(saved["ema"] | {"shadow_params": None})
         if self.adversary is not None:
             self.adversary.load_state_dict(saved["adversary"])
         self.step = saved["step"]
         self.good_step = saved.get("good", self.step)  # checkpoints of earlier versions lack it and the watchdog
         if "watchdog" in saved:
             self.watchdog.load_state_dict(saved["watchdog"])
+
+    def _optimizer_state(self) -> Any:
+        """The optimiser's state by the names of the weights; its tensors are the ones in use."""
+        return get_optimizer_state_dict(self.student, self.optimizer)
 
     def save(self, writer: CheckpointWriter) -> None:
         """Have a checkpoint written, and all but the newest ones and the last good one deleted."""

@@ -22,6 +22,7 @@ from ardistill.trajectories.prompts import load_dataset as load_dataset
 from ardistill.trajectories.prompts import load_prompts as load_prompts
 from ardistill.trajectories.prompts import read_rows as read_rows
 from ardistill.trajectories.record import record as record
+from ardistill.trajectories.record import recording_weights as recording_weights
 from ardistill.trajectories.repair import repair as repair
 from ardistill.trajectories.stream import ShardSampler as ShardSampler
 from ardistill.trajectories.verify import describe_inspection as describe_inspection

@@ -28,6 +28,8 @@ from ardistill.trajectories.sharing import choose
 
 PART = 64
 """Prompts of a part (0.2 GB for SD3.5 in 16 bits): a multiple of the number that is encoded at once."""
+_HEAD = 1 << 14
+"""Bytes at the beginning of a part that hold its header: a name, a dtype and a shape for each of a few tensors."""
 _REMEDY = "delete it and run the same record command, which makes it again"
 
 
@@ -214,7 +216,8 @@ class ConditionTable:
             if len(self._parts) == 1:
                 shapes = [{name: tuple(x.shape) for name, x in self._opened(0).items()}]
             else:
-                shapes = [_shapes(self.store, part) for part in self._parts]
+                heads = self.store.read_heads([part.name for part in self._parts], _HEAD)
+                shapes = [_shapes(x, self.store.where(part.name)) for x, part in zip(heads, self._parts, strict=True)]
             tokens = [{name: shape[1] for name, shape in found.items() if len(shape) > 1} for found in shapes]
             lengths = {name: max(found.get(name, 0) for found in tokens) for name in tokens[0]}
             if any(found != lengths for found in tokens) and not any("mask" in name for name in lengths):
@@ -223,6 +226,13 @@ class ConditionTable:
                 )
             self._tokens = lengths
         return self._tokens
+
+    def begin(self, numbers: Tensor) -> None:
+        """Begin to read the parts of some prompts, (n,), from a remote store, if not more are needed than are kept."""
+        places = (torch.searchsorted(self._starts, numbers, right=True) - 1).unique().tolist()
+        if self.store.folder is None and len(places) <= self._opened.keep:
+            for index in places:
+                self._opened.begin(index)
 
     def rows(self, numbers: Tensor) -> Condition:
         """Embeddings of prompts, one row each, in float32, padded to the longest prompt of the recording.
@@ -233,6 +243,7 @@ class ConditionTable:
         Raises:
             ValueError: A part is damaged.
         """
+        self.begin(numbers)
         places = torch.searchsorted(self._starts, numbers, right=True) - 1
         found: Condition = {}
         for index in places.unique().tolist():
@@ -248,15 +259,14 @@ class ConditionTable:
         return found
 
 
-def _shapes(store: Store, part: Part) -> dict[str, tuple[int, ...]]:
-    """Shapes of a part's tensors, from the header of its file."""
-    where = store.where(part.name)
+def _shapes(head: bytes, where: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a part's tensors, from the first bytes of its file."""
     try:
-        size = int.from_bytes(store.read_head(part.name, 8), "little")
-        if not 0 < size < 1 << 20:
+        size = int.from_bytes(head[:8], "little")
+        if not 0 < size <= _HEAD - 8:
             raise ValueError(f"its header has {size} bytes")
-        head = json.loads(store.read_head(part.name, 8 + size)[8:])
-        return {name: tuple(map(int, x["shape"])) for name, x in head.items() if name != "__metadata__"}
+        found = json.loads(head[8 : 8 + size])
+        return {name: tuple(map(int, x["shape"])) for name, x in found.items() if name != "__metadata__"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} cannot be read ({error}); {_REMEDY}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,9 @@ from ardistill.trajectories.manifest import PROMPTS, Manifest
 from ardistill.trajectories.parquet_files import open_shards
 from ardistill.trajectories.shard_files import ShardFiles
 from ardistill.trajectories.shards import DTYPES, Shard
+
+_BATCHES_AHEAD = 4
+"""Batches, this one included, whose shards are open at a time where they are fetched and a batch needs several."""
 
 
 class TrajectoryDataset(Dataset):
@@ -198,6 +201,29 @@ class TrajectoryDataset(Dataset):
             raise IndexError(f"expected trajectories in 0..{len(self) - 1}, got {numbers.tolist()[:5]}")
         return numbers
 
+    @property
+    def _fetches(self) -> bool:
+        """Whether shards are fetched from elsewhere: neither mapped nor solved here."""
+        return self.reads_ahead and self.store.folder is None
+
+    def prefetch(self, upcoming: Iterable[Tensor]) -> None:
+        """Begin to read from a remote store what batches need, as far as it is kept open; of a folder nothing is read.
+
+        Args:
+            upcoming: Numbers of the trajectories of each batch, in the order in which `batch` will be called.
+        """
+        if not self._fetches:
+            return
+        shards: set[int] = set()
+        for rows in upcoming:
+            shards.update((rows // self.manifest.shard_size).tolist())
+            if len(shards) > self._shards.keep:
+                return
+            for shard in sorted(shards):
+                self._shards.begin(shard)
+            if self._table is not None:
+                self._table.begin(rows % self.manifest.num_conditions)
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw random trajectories of one sample shape; a shape is drawn as often as it was recorded.
 
@@ -218,7 +244,8 @@ class TrajectoryDataset(Dataset):
     def _draw_shards(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` rows from as few random shards of one sample shape as hold them.
 
-        The limit of open shards rises to the number of shards of a batch, so that no shard is read twice for a batch.
+        The limit of open shards rises to the number of shards of a batch, so that no shard is read twice for a batch,
+        and of a remote store to those of `_BATCHES_AHEAD` batches, which are fetched before they are needed.
         """
         order = torch.randperm(self.manifest.num_shards, generator=generator, device="cpu")
         same = order[self._shapes[order] == self._shapes[order[0]]].tolist()
@@ -226,7 +253,8 @@ class TrajectoryDataset(Dataset):
         while sum(map(len, parts)) < count:
             shard = same[len(parts) % len(same)]
             parts.append(shard * self.manifest.shard_size + torch.arange(self.manifest.num_rows(shard), device="cpu"))
-        self._shards.keep = max(self._shards.keep, min(len(parts), len(same)))
+        wanted = len(parts) * (_BATCHES_AHEAD if self._fetches else 1)
+        self._shards.keep = max(self._shards.keep, min(wanted, len(same)))
         rows = torch.cat(parts)
         return rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]]
 
@@ -252,7 +280,9 @@ class TrajectoryDataset(Dataset):
         dtype, steps = DTYPES[self.manifest.dtype], len(kept) - 1
         states = np.empty((len(rows), steps + 1, *shape), dtype)
         denoised = np.empty((len(rows), steps, *shape), dtype)
-        for i, (shard, row) in enumerate(zip(shards.tolist(), places.tolist(), strict=True)):
+        self.prefetch([rows])
+        order = shards.argsort(stable=True)  # no shard is opened twice, however few are kept
+        for i, shard, row in zip(order.tolist(), shards[order].tolist(), places[order].tolist(), strict=True):
             part = self.shard(shard)
             part.states[row].take(kept, 0, out=states[i], mode="clip")  # clip avoids a copy in between
             part.denoised[row].take(kept[1:] - 1, 0, out=denoised[i], mode="clip")

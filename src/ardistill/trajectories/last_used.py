@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -24,17 +26,36 @@ class LastUsed(Generic[T]):
     def __init__(self, load: Callable[[int], T], keep: int) -> None:
         self.load = load
         self.keep = keep
-        self._found: OrderedDict[int, T] = OrderedDict()
+        self._found: OrderedDict[int, T | Future[T]] = OrderedDict()
 
     def __call__(self, key: int) -> T:
+        """The result for a key: kept, begun or loaded now. What `begin` raised is raised here, and forgotten."""
         found = self._found.pop(key, None)
-        if found is None:
-            found = self.load(key)
+        result = self.load(key) if found is None else found.result() if isinstance(found, Future) else found
+        self._put(key, result)
+        return result
+
+    def begin(self, key: int) -> None:
+        """Begin to load a key, unless it is there, in a thread that does not hold up the end of the process."""
+        with suppress(KeyError):
+            self._found.move_to_end(key)
+            return
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(self.load(key))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._put(key, future)
+        Thread(target=work, name="reading ahead", daemon=True).start()
+
+    def _put(self, key: int, found: T | Future[T]) -> None:
         self._found[key] = found
         while len(self._found) > self.keep:
             with suppress(KeyError):
                 self._found.popitem(last=False)
-        return found
 
     def __len__(self) -> int:
         return len(self._found)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ardistill.config import WEIGHTS
 from ardistill.core.knots import Knots
 from ardistill.files import SEAL, Store, check_seal, seal
 from ardistill.teacher import seeded_generator
@@ -72,6 +73,7 @@ _TESTS: dict[str, Callable[[Any], bool]] = {
     "num_trajectories": _is_count,
     "shard_size": _is_count,
     "former_identity": lambda x: x == "" or _is_hash(x),
+    "weights": lambda x: x in (*WEIGHTS[1:], "float16"),
 }
 """Entry of a manifest -> test of its JSON value. No entry names a file."""
 
@@ -116,6 +118,8 @@ class Manifest:
     """Trajectories of a shard; the last one may have fewer."""
     former_identity: str = ""
     """Identity by which the shards of a recording that began as version 3 know it; empty for any other."""
+    weights: str = "float32"
+    """Type of the teacher's weights, which the states depend on; written only if it is not float32."""
 
     @property
     def num_shards(self) -> int:
@@ -160,17 +164,21 @@ class Manifest:
         """Identity of the recording, which each shard holds: SHA-256 of all facts but the number of trajectories."""
         if self.former_identity:
             return self.former_identity
-        fixed = {name: value for name, value in asdict(self).items() if name != "num_trajectories"}
+        fixed = {name: value for name, value in self._facts().items() if name != "num_trajectories"}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
     def as_version_3(self) -> Manifest:
         """The same recording, with the identity that version 3 gave it."""
-        facts = {name: value for name, value in asdict(self).items() if name != "former_identity"}
+        facts = {name: value for name, value in self._facts().items() if name != "former_identity"}
         text = json.dumps({"version": 3, "seal": SEAL, **facts}, indent=1)
         return replace(self, former_identity=hashlib.sha256(text.encode()).hexdigest())
 
+    def _facts(self) -> dict[str, Any]:
+        """The facts as they are written: a recording in float32 keeps the form that earlier versions gave it."""
+        return {name: x for name, x in asdict(self).items() if (name, x) != ("weights", "float32")}
+
     def _json(self) -> str:
-        return json.dumps({"version": VERSION, "seal": SEAL, **asdict(self)}, indent=1)
+        return json.dumps({"version": VERSION, "seal": SEAL, **self._facts()}, indent=1)
 
     def publish(self, store: Store) -> None:
         """Write ``manifest.json``."""
@@ -213,6 +221,8 @@ class Manifest:
             ValueError: It is missing or damaged, or another version wrote it.
         """
         if not store.exists(MANIFEST):
+            if bucket := store.find_missing_bucket():
+                raise ValueError(f"expected trajectories in {store}, found no bucket {bucket}; make it or name another")
             raise ValueError(f"expected trajectories (manifest.json) in {store}, found none; make them with record")
         where, raw = store.where(MANIFEST), store.read(MANIFEST)
         remedy = "delete it and run the same record command, which makes it again and keeps the shards"
@@ -232,6 +242,7 @@ class Manifest:
         identity = data.pop("seal", "").removeprefix("sha256:")
         if version == 3:
             data["former_identity"] = identity
+        data.setdefault("weights", "float32")
         if wrong := sorted(set(data) ^ set(_TESTS)):
             names = ", ".join(map(repr, wrong))  # what a damaged file calls a field may hold anything
             raise ValueError(f"{where} is not a whole manifest ({names}: missing or not known); {remedy}")

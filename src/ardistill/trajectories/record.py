@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ardistill.devices import Device, resolve_device, resolve_precision
+from ardistill.devices import Device, resolve_device, resolve_precision, resolve_weights
 from ardistill.files import Store
 from ardistill.teacher import Teacher
 from ardistill.trajectories.claim import claim
@@ -56,7 +56,7 @@ def record(
     the others help.
 
     Args:
-        teacher: The teacher, with its guidance.
+        teacher: The teacher, with its guidance. The type of its weights is a fact of the recording.
         folder: A path, or a URL that fsspec knows. Created if missing; otherwise empty or a part of this recording.
         num_trajectories: How many to record. The last shard may be smaller than the others; it is made anew where
             trajectories are added.
@@ -113,6 +113,7 @@ def record(
         seed=seed,
         num_trajectories=num_trajectories,
         shard_size=shard_size,
+        weights=teacher.weights,
     )
     _check_shards(manifest)
     manifest = claim(store, manifest)
@@ -121,6 +122,24 @@ def record(
     if not manifest_only:
         make_missing(store, manifest, teacher, where, progress, batch_size, compile)
     return manifest
+
+
+def recording_weights(folder: str | Path, weights: str = "auto", device: Device = None) -> str:
+    """The type of weights to load a recording's teacher in: for ``auto`` that of the recording in the folder, and,
+    where there is none, that which suits the device.
+
+    Args:
+        folder: A path or URL.
+        weights: As for ``Teacher.from_pretrained``.
+        device: Where the teacher solves; the best available if not given.
+
+    Raises:
+        ValueError: The device lacks this type of weights, or the manifest is damaged.
+    """
+    store = Store(folder)
+    if weights == "auto" and store.exists(MANIFEST):
+        weights = Manifest.read(store).weights
+    return resolve_weights(weights, resolve_device(device))
 
 
 def _check_prompts(teacher: Teacher, prompts: Sequence[str] | None) -> list[str]:

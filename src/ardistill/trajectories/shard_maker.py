@@ -50,7 +50,8 @@ class ShardMaker:
         compile: Compile the blocks of the teacher's transformer at the first shard.
 
     Raises:
-        ValueError: The teacher, its guided channels or its negative prompt are not the recorded ones.
+        ValueError: The teacher, the type of its weights, its guided channels or its negative prompt are not the
+            recorded ones.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ShardMaker:
     ) -> None:
         check_same_teacher("these trajectories", manifest, teacher, "give the recording's teacher")
         for name, given, recorded in (
+            ("weights", teacher.weights, manifest.weights),
             ("guidance_channels", teacher.guidance_channels, manifest.guidance_channels),
             ("negative_prompt", teacher.negative_prompt, manifest.negative_prompt),
         ):

@@ -9,6 +9,7 @@ import pytest
 from apart import DISTILL, RECORD, apart, ended
 
 from ardistill import progress
+from ardistill.cli import main
 from ardistill.errors import ready_process
 
 pytestmark = pytest.mark.slow
@@ -52,8 +53,9 @@ def test_case_25_the_last_line_of_a_log_is_not_written_twice(monkeypatch):
 def test_case_25_a_whole_way_without_a_terminal_is_a_few_lines(world):
     words = f"{DISTILL} --out new --training.max_steps 60 --training.checkpoint_every 60"
     log = world.parent / "log"
-    for command in (f"{RECORD} --num_trajectories 60 --shard_size 2", words):
-        assert ended(apart(command.split(), log)) == 0
+    recording = f"{RECORD} --num_trajectories 60 --shard_size 2".split()
+    for act in (lambda: main(recording), words.split()):
+        assert ended(apart(act, log)) == 0
     text = log.read_text()
     assert len(text.splitlines()) <= 14 and "\r" not in text, text
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from apart import RECORD, apart, ended
+from apart import COMMANDS, RECORD, apart, ended
 from refusals import Refusal, check_refusal
 
 from ardistill.cli import main
@@ -90,20 +91,21 @@ def test_case_22_nobody_reads_stdout(world):
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
 def test_case_22_closed_streams_are_no_bug(world, closed):
-    command = f"{sys.executable} -m ardistill trajectories"
-    for words, status in (("show --trajectories data --count 1 --device cpu", 0), ("info --trajectories nowhere", 2)):
-        done = subprocess.run(["sh", "-c", f"{command} {words} {closed}"], capture_output=True, text=True)
-        assert done.returncode == status and "bug" not in done.stdout + done.stderr
+    show = "trajectories show --trajectories data --count 1 --device cpu"
+    commands = json.dumps([(show, 0), ("trajectories info --trajectories nowhere", 2)])
+    command = shlex.join([sys.executable, "-c", COMMANDS, commands])
+    done = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True)
+    assert done.returncode == 0 and "bug" not in done.stdout + done.stderr
     assert Path("trajectories.png").is_file()
 
 
 def test_case_22_text_that_the_terminal_cannot_show_is_escaped(world):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    for out in ("日本.png", os.fsdecode(b"\xff.png")):
-        words = [*["trajectories", "show", "--trajectories", "data", "--count", "1", "--device", "cpu", "--out"], out]
-        command = [sys.executable, "-m", "ardistill", *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0 and "1 trajectories in \\" in done.stdout, done.stderr
+    show = "trajectories show --trajectories data --count 1 --device cpu --out"
+    commands = json.dumps([(f"{show} {out}", 0) for out in ("日本.png", os.fsdecode(b"\xff.png"))])
+    command = [sys.executable, "-c", COMMANDS, commands]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.count("1 trajectories in \\") == 2, done.stderr
 
 
 EXPLAINED = {
