@@ -246,6 +246,10 @@ class CostConfig:
     """Where the EMA is kept: auto is beside the weights."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
+    checkpoint_stride: int = 1
+    """With gradient_checkpointing, every how many-th block is recomputed."""
+    sequential: bool = False
+    """Run the steps one after the other, which keeps the activations of one step."""
     offload_activations: bool = False
     """Keep activations in the host's memory, those of one block at a time excepted."""
     lora_rank: int = 0
@@ -274,7 +278,7 @@ class CostConfig:
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
-        _check(self, 1, "text_tokens")
+        _check(self, 1, "text_tokens", "checkpoint_stride")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
 

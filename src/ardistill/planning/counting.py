@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,9 @@ from ardistill.planning.memory import Activations, Alive, Memory, Weights
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
 from ardistill.student.sample import sample
+
+RECOMPUTED = ("gradient_checkpointing", "checkpoint_stride", "sequential")
+"""Options of a configuration that decide what a training pass keeps."""
 
 
 def make(facts: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -113,16 +116,25 @@ class Counts:
     memory: Memory
 
 
-def _student(facts: dict[str, Any], family: Family, config: CostConfig) -> Student:
-    """The student that is planned, of fake tensors; within `_fake`."""
-    is_narrow = config.lora_rank and config.weights != "float32"
-    transformer = make(facts, torch.bfloat16 if is_narrow else torch.float32)
+def _student(transformer: Any, config: CostConfig) -> Student:
+    """A student of a transformer; within `_fake`."""
+    return Student(transformer, StudentConfig(example_knots(config.num_steps), config.history_layers, config.mask))
+
+
+def _trained(facts: dict[str, Any], family: Family, config: CostConfig) -> Student:
+    """The student as it is trained, of fake tensors; within `_fake`."""
+    transformer = make(facts, _narrow(config) if config.lora_rank else torch.float32)
     base = [*transformer.parameters()]
-    student = Student(transformer, StudentConfig(example_knots(config.num_steps), config.history_layers, config.mask))
+    student = _student(transformer, config)
     if config.lora_rank:
         with unset_fake_temporarily():  # PEFT cannot make fake adapters; real ones are small
             add_adapters(transformer, base, family.block_lists, config.lora_rank)
     return student
+
+
+def _narrow(config: CostConfig) -> torch.dtype:
+    """The type that weights which are not trained compute in."""
+    return torch.float32 if config.weights == "float32" else torch.bfloat16
 
 
 def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
@@ -132,7 +144,8 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
         ValueError: The model needs values of its inputs, or a number of the configuration does not fit it.
     """
     with _fake(class_name(facts), config.text_tokens):
-        student, teacher = _student(facts, family, config).eval(), make(facts).eval()
+        student = _student(make(facts, _narrow(config)), config).eval()
+        teacher = make(facts, _narrow(config)).eval()
         shape, guided = family.latent_shape(teacher, config.height, config.width), guided_rows(config)
 
         def run(rows: int, draw: Callable[[Tensor, dict[str, Any]], Any]) -> tuple[float, int]:
@@ -158,41 +171,58 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
                 if x.ndim > 1
             ),
             memory=Memory(
-                weights=Weights.of(student),
-                activations=cache(lambda checkpointed: _activations(facts, family, config, checkpointed)),
+                weights=Weights.of(_trained(facts, family, config)),
+                activations=_counter(facts, family, config),
                 evaluation=evaluation[1],
                 drawing=drawing[1],
             ),
         )
 
 
-def _activations(facts: dict[str, Any], family: Family, config: CostConfig, checkpointed: bool) -> Activations:
+def _counter(facts: dict[str, Any], family: Family, config: CostConfig) -> Callable[[CostConfig], Activations]:
+    """Counts the activations of configurations that differ from one in what is recomputed, each such case once."""
+
+    @cache
+    def counted(*options: Any) -> Activations:
+        chosen = dict(zip(RECOMPUTED, options, strict=True))
+        return _activations(facts, family, replace(config, **chosen))
+
+    return lambda plan: counted(*(getattr(plan, name) for name in RECOMPUTED))
+
+
+def _activations(facts: dict[str, Any], family: Family, config: CostConfig) -> Activations:
     """Bytes that a training step keeps for its backward pass.
 
     A part grows with the batch, the other does not (weights cast to bfloat16): both follow from batches of 1 and 2.
+    What is recomputed is kept of one block, or of one step, at a time.
     """
     with _fake(class_name(facts), config.text_tokens):
-        student = _student(facts, family, config).train()
+        student = _trained(facts, family, config).train()
         shape = family.latent_shape(student.transformer, config.height, config.width)
         blocks = len(family.blocks(student.transformer))
 
-        def saved(rows: int) -> int:
+        def saved(rows: int, sequential: bool) -> int:
             inputs = torch.zeros(rows, student.num_steps, *shape)
             condition = family.example_condition(student.transformer, rows, config.text_tokens)
 
             def run() -> Tensor:
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-                    return student(inputs, condition).square().mean()
+                    return student(inputs, condition, sequential=sequential).square().mean()
 
             return _saved_bytes(run, [*student.parameters()])
 
-        def growing() -> Activations:
-            one, two = saved(1), saved(2)
+        def growing(sequential: bool = False) -> Activations:
+            one, two = saved(1, sequential), saved(2, sequential)
             return Activations(fixed=2 * one - two, per_row=two - one, blocks=blocks)
 
         whole = growing()
-        if not checkpointed:
-            return whole
-        student.enable_gradient_checkpointing()
-        kept = growing()
-        return Activations(kept.fixed + whole.fixed // blocks, kept.per_row + whole.per_row // blocks, blocks)
+        if config.gradient_checkpointing:
+            student.enable_gradient_checkpointing(config.checkpoint_stride)
+            folded, recomputed = growing(), whole.part(blocks)
+        else:
+            folded, recomputed = whole, Activations(0, 0, blocks)
+        if not config.sequential:
+            return folded.and_also(recomputed)
+        return (
+            growing(sequential=True).and_also(folded.part(config.num_steps)).and_also(recomputed.part(config.num_steps))
+        )

@@ -64,10 +64,11 @@ class Fit:
 
 
 _TIMES = {
-    "gradient_checkpointing": 4 / 3,
-    "offload_activations": 1.5,
     "optimizer": 1.02,
     "ema_device": 1.03,
+    "gradient_checkpointing": 4 / 3,
+    "sequential": 4 / 3,
+    "offload_activations": 1.5,
     "weights": 1.05,
 }
 """Rough factor of a training step's time for each option that saves memory. They only order the options."""
@@ -78,18 +79,18 @@ def _choices(config: CostConfig) -> Iterator[dict[str, Any]]:
     adapters = config.lora_rank > 0
     kinds = [config.weights, *(x for x in ("bfloat16", "int8", "nf4") if adapters and x != config.weights)]
     sizes = [config.batch_size // 2**k for k in range(config.batch_size.bit_length())]
-    given = (config.optimizer, config.ema_device, config.gradient_checkpointing, config.offload_activations)
-    options = itertools.product(
-        dict.fromkeys((given[0], "adamw8bit")),
-        dict.fromkeys((given[1], "cpu")),
-        dict.fromkeys((given[2], True)),
-        dict.fromkeys((given[3], True)),
-        kinds,
-        sizes,
-    )
-    names = ("optimizer", "ema_device", "gradient_checkpointing", "offload_activations", "weights", "batch_size")
+    values = {
+        "optimizer": (config.optimizer, "adamw8bit"),
+        "ema_device": (config.ema_device, "cpu"),
+        "gradient_checkpointing": (config.gradient_checkpointing, True),
+        "sequential": (config.sequential, True),
+        "offload_activations": (config.offload_activations, True),
+        "weights": kinds,
+        "batch_size": sizes,
+    }
+    options = itertools.product(*(dict.fromkeys(x) for x in values.values()))
     found = [
-        {name: x for name, x in zip(names, values, strict=True) if x != getattr(config, name)} for values in options
+        {name: x for name, x in zip(values, chosen, strict=True) if x != getattr(config, name)} for chosen in options
     ]
     return iter(sorted(found, key=lambda x: (_time(x), len(x), config.batch_size // x.get("batch_size", 1))))
 

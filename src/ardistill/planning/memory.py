@@ -16,7 +16,7 @@ from ardistill.config import CostConfig
 LINEAR_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "nf4": 0.5625}
 """Bytes of a weight of a linear layer; nf4 has a float32 scale for every 64 weights. What is not linear stays in
 bfloat16 where linear layers have fewer bits."""
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 + 8 / 256}
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
 """Bytes per trained weight of both moments; 8-bit moments have a float32 scale each for every 256."""
 
 
@@ -58,6 +58,14 @@ class Activations:
     blocks: int
     """Number of blocks, of which one at a time is on the device where activations are offloaded."""
 
+    def part(self, count: int) -> Activations:
+        """One of ``count`` equal parts."""
+        return Activations(self.fixed // count, self.per_row // count, self.blocks)
+
+    def and_also(self, other: Activations) -> Activations:
+        """Both at once."""
+        return Activations(self.fixed + other.fixed, self.per_row + other.per_row, self.blocks)
+
     def bytes(self, rows: int, offloaded: bool = False) -> int:
         """Bytes on the device for a batch of ``rows`` trajectories."""
         whole = self.fixed + self.per_row * rows
@@ -69,8 +77,8 @@ class Memory:
     """What was counted on modules of fake tensors, from which every stage's memory follows."""
 
     weights: Weights
-    activations: Callable[[bool], Activations]
-    """Activations without and with gradient checkpointing; counted when asked for."""
+    activations: Callable[[CostConfig], Activations]
+    """Activations of a configuration's checkpointing and folding; counted when asked for."""
     evaluation: int
     """Bytes alive at once in one guided evaluation of the teacher for one image, without its weights."""
     drawing: int
@@ -90,7 +98,7 @@ def stages(counted: Memory, config: CostConfig) -> dict[str, dict[str, int]]:
     weights, devices = counted.weights, config.num_devices
     teacher = weights.teacher_bytes(config.weights)
     held = (teacher + 4 * weights.trained if config.lora_rank else 4 * weights.total) // devices
-    activations = counted.activations(config.gradient_checkpointing)
+    activations = counted.activations(config)
     distill = {
         "weights": held,
         "gradients": 4 * weights.trained // devices,
