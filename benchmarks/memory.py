@@ -24,7 +24,7 @@ from diffusers.training_utils import EMAModel
 
 from ardistill.config import CostConfig
 from ardistill.planning import cost, transformer_config
-from ardistill.planning.cost import example_knots
+from ardistill.planning.counting import example_knots
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
 

@@ -235,11 +235,27 @@ class CostConfig:
     batch_size: int = 64
     """Trajectories per device and training step."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """Precision of the training: no, bf16, or auto: bf16 on a GPU that computes in it, else no."""
+    """Precision of the training: no, bf16, or auto: bf16 on a GPU that computes in it and where fit names a card, else
+    no."""
+    weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
+    """Type of the weights that are not trained, as in record and distill: auto is bfloat16 with mixed_precision bf16,
+    else float32."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """As in distill's training."""
+    ema_device: Literal["auto", "cpu"] = "auto"
+    """Where the EMA is kept: auto is beside the weights."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
+    checkpoint_stride: int = 1
+    """With gradient_checkpointing, every how many-th block is recomputed."""
+    sequential: bool = False
+    """Run the steps one after the other, which keeps the activations of one step."""
+    offload_activations: bool = False
+    """Keep activations in the host's memory, those of one block at a time excepted."""
     lora_rank: int = 0
     """Rank of the student's adapters; 0 trains all weights."""
+    fit: str | None = None
+    """Memory of a card, such as 80GB: the options are searched with which the training fits on it, in least time."""
     num_devices: int = 1
     """Number of devices that weights, gradients, optimiser and EMA are sharded over."""
     num_trajectories: int = 100_000
@@ -262,7 +278,7 @@ class CostConfig:
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
-        _check(self, 1, "text_tokens")
+        _check(self, 1, "text_tokens", "checkpoint_stride")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
 

@@ -1,6 +1,7 @@
 """The cost of a distillation: equal to the counts of the paper, and bad input is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from original_dit import ROW, DiT
@@ -10,6 +11,8 @@ from ardistill.cli import main
 from ardistill.config import CostConfig
 from ardistill.families import FAMILIES, register_family
 from ardistill.planning import cost, describe
+from ardistill.planning.fit import cheapest_fit, smallest_card
+from ardistill.planning.memory import Activations, Memory, Weights
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +67,80 @@ def test_precision_checkpointing_and_devices_save_memory():
     ]
     assert all(other["total"] < memory[0]["total"] for other in memory[1:])
     assert memory[3]["optimizer"] == memory[0]["optimizer"] // 4
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A plan of a tiny DiT, with options."""
+    folder = tmp_path_factory.mktemp("tiny")
+    TINY["dit"].transformer().save_config(folder)
+
+    def plan(**options):
+        options = {"history_layers": 2, "batch_size": 4, "mixed_precision": "no", "weights": "float32"} | options
+        return cost(CostConfig(str(folder / "config.json"), **options))
+
+    return plan
+
+
+def test_every_option_that_saves_memory_is_in_the_plan(tiny):
+    plain = tiny()
+    trained = plain.trained_parameters
+    assert tiny(optimizer="adamw8bit").memory["optimizer"] == int(2 * (1 + 4 / 256) * trained)
+    assert tiny(ema_device="cpu").memory["ema"] == 0 and plain.memory["ema"] == 4 * trained
+    kept = {
+        name: tiny(**options).memory["activations"]
+        for name, options in {
+            "checkpointed": {"gradient_checkpointing": True},
+            "every second": {"gradient_checkpointing": True, "checkpoint_stride": 2},
+            "sequential": {"sequential": True},
+            "both": {"sequential": True, "gradient_checkpointing": True},
+            "offloaded": {"offload_activations": True},
+        }.items()
+    }
+    folded = plain.memory["activations"]
+    assert kept["checkpointed"] < kept["every second"] < folded and kept["both"] < kept["sequential"] < folded
+    assert kept["offloaded"] == folded // 3  # of three blocks, one at a time
+
+
+def test_types_of_weights_are_in_the_plan(tiny):
+    base = {
+        kind: tiny(lora_rank=2, weights=kind, mixed_precision="no" if kind == "float32" else "bf16")
+        for kind in ("float32", "bfloat16", "int8", "nf4")
+    }
+    sizes = [plan.memory["weights"] for plan in base.values()]
+    assert sizes == sorted(sizes, reverse=True) and len({*sizes}) == 4
+    frozen = base["float32"].parameters - base["float32"].trained_parameters + 2  # two gates are the student's
+    assert sizes[0] - sizes[1] == pytest.approx(2 * frozen, abs=8)
+    for plan in base.values():
+        assert plan.stages["record"] < plan.stages["distill"] < plan.stages["finetune"]
+
+
+def test_options_are_searched_for_a_card(tiny):
+    whole = tiny()
+    gib = whole.memory["total"] / 2**30
+    assert tiny(fit="24GB").fit.options == {}
+    smaller = tiny(fit=f"{gib:.6f}").fit  # a part of a card stays free
+    assert smaller.fits and smaller.time == 1 and smaller.options == {"batch_size": 2, "gradient_accumulation_steps": 2}
+    none = tiny(fit="0.00001GB").fit
+    assert not none.fits and "nothing fits on 0.00001GB; the least is" in none.text("0.00001GB")
+    assert smallest_card(20 * 2**30) == "24 GB" and smallest_card(23 * 2**30) == "48 GB"
+    assert smallest_card(2**40) == "no card"
+    with pytest.raises(ValueError, match="expected a card's memory, such as 80GB, got 'large'"):
+        tiny(fit="large")
+
+
+def test_adapters_are_the_last_resort():
+    billion = 10**9
+    whole = Memory(Weights(billion, billion, billion), lambda _: Activations(0, 2**20, 24), 0, 0)
+    adapted = replace(whole, weights=Weights(billion + 10**7, 10**7, billion, 10**7))
+    plan = CostConfig("a teacher", weights="float32", batch_size=8)
+    found = [cheapest_fit(whole, lambda _: adapted, plan, size * billion) for size in (24, 14, 3, 2, 0.1)]
+    assert found[0].options == {} and found[0].bytes == 20 * billion + 8 * 2**20
+    assert found[1].options == {"optimizer": "adamw8bit", "ema_device": "cpu"}
+    assert found[2].options == {"lora_rank": 32, "weights": "bfloat16"}
+    assert found[3].options == {"lora_rank": 32, "weights": "int8"}
+    assert [x.fits for x in found] == [True] * 4 + [False] and found[4].options["weights"] == "nf4"
+    assert "trains adapters in place of all weights" in found[2].text("3GB")
 
 
 def test_bad_input_is_named():
