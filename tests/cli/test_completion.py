@@ -48,6 +48,7 @@ def test_other_shells_have_a_script(shell):
 
 def test_without_shtab_its_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr("jsonargparse._completions.find_spec", lambda name: None)
+    monkeypatch.setattr("ardistill.cli.run._parser_once", build_parser)  # as in a process of its own
     with pytest.raises(SystemExit) as ended:
         main(["--print_completion", "shtab-bash"])
     assert ended.value.code == 2 and "pip install 'ardistill[completion]'" in capsys.readouterr().err

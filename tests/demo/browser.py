@@ -112,4 +112,4 @@ class Page:
         """Addresses of all requests since the last call, without those of the browser's own pages."""
         events = [json.loads(x["message"])["message"] for x in self.browser.get_log("performance")]
         sent = {x["params"]["request"]["url"] for x in events if x["method"] == "Network.requestWillBeSent"}
-        return {x for x in sent if not x.startswith(("data:", "blob:", "chrome:"))}
+        return {x for x in sent if not x.startswith(("data:", "blob:", "chrome:", "chrome-untrusted:"))}

@@ -190,6 +190,6 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
 
 def test_an_optimiser_that_is_not_installed_is_refused_before_the_run_begins(train, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ValueError, match=r"optimizer adamw8bit needs torchao: pip install 'ardistill\[torchao\]'"):
+    with pytest.raises(ValueError, match=r"optimizer adamw8bit needs torchao: pip install 'ardistill\[quantised\]'"):
         train("run", optimizer="adamw8bit")
     assert not (tmp_path / "run").exists()

@@ -24,8 +24,8 @@ class _GuidedEmbedding(MixedIn):
         embedded = super().forward(*args, **kwargs)  # type: ignore[misc]
         (low, high), guidance = self.guidance_range, self.history.current().guidance  # type: ignore[attr-defined]
         features = get_timestep_embedding(1000 * (guidance - low) / (high - low), 256)
-        added = self.guidance_proj(features.to(self.guidance_proj.weight))  # type: ignore[attr-defined]
-        return embedded + added.to(embedded)
+        kind = getattr(self.guidance_proj.weight, "dtype", embedded.dtype)  # type: ignore[attr-defined]
+        return embedded + self.guidance_proj(features.to(kind)).to(embedded)  # type: ignore[attr-defined]
 
 
 def embed_guidance(modules: list[Any], history: History, guidance_range: tuple[float, float]) -> None:
@@ -71,15 +71,12 @@ class StepLinear(nn.Linear):
         if bias is not None:
             biases = scale[:, None] * bias
             self.bias.data, self.later_bias = biases[0].clone(), nn.Parameter(biases[1:].clone())  # (s-1, out)
-        self.num_steps = len(scales)
-        self.history = history
+        self.num_steps, self.history = len(scales), history
 
     def _step(self, hidden_states: Tensor, step: int) -> Tensor:
-        hidden_states = hidden_states.to(self.weight.dtype)  # trained heads are float32 on a base of 16 bits
-        if step == 0:
-            return nn.functional.linear(hidden_states, self.weight, self.bias)
-        bias = None if self.bias is None else self.later_bias[step - 1]
-        return nn.functional.linear(hidden_states, self.later_weight[step - 1], bias)
+        weight = self.later_weight[step - 1] if step else self.weight  # float32 if trained on a base of 16 bits
+        bias = self.later_bias[step - 1] if step and self.bias is not None else self.bias
+        return nn.functional.linear(hidden_states.to(weight.dtype), weight, bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(rows, ..., in) -> (rows, ..., out), rows folded or of one step, as the layout of the call says."""

@@ -45,8 +45,8 @@ class Weights:
 
     def teacher_bytes(self, kind: str) -> int:
         """Bytes of the teacher's weights, none of which is trained."""
-        other = 4.0 if kind == "float32" else 2.0
-        return int(LINEAR_BYTES[kind] * self.linear + other * (self.total - self.adapters - self.linear))
+        count = self.total - self.trained if self.adapters else self.total
+        return int(LINEAR_BYTES[kind] * self.linear + (4 if kind == "float32" else 2) * (count - self.linear))
 
 
 @dataclass(frozen=True)

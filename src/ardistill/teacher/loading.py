@@ -13,6 +13,7 @@ import diffusers
 import torch
 from accelerate import init_empty_weights
 
+from ardistill.devices import resolve_device
 from ardistill.families import transformer_class
 from ardistill.files import stored_fingerprint
 from ardistill.teacher.schedule import check_scheduler
@@ -59,14 +60,14 @@ def read_transformer_config(folder: Path, name: str | Path) -> dict[str, Any]:
 
 
 def load_transformer(
-    source: Source, weights: str = "float32", device: torch.device | str = "cpu", in_parts: bool = False
+    source: Source, weights: str = "float32", device: torch.device | str | None = None, in_parts: bool = False
 ) -> Any:
     """Load the teacher's transformer, whatever type its weights are stored in.
 
     Args:
         source: Where the teacher is.
         weights: ``float32``, ``bfloat16``, ``int8`` or ``nf4``; none but the first is reached through float32.
-        device: Where weights are quantised to ``nf4``, which takes a GPU; all others are loaded on the CPU.
+        device: Where weights are quantised to ``nf4``, the best GPU if not given; all others are loaded on the CPU.
         in_parts: Leave the weights of the blocks in their files, if these are safetensors.
     Raises:
         ValueError: Its class is unknown, its weights are quantised or missing, or there are several variants of them.
@@ -101,7 +102,7 @@ def load_transformer(
         ) from error
 
 
-def _type_options(weights: str, device: torch.device | str) -> dict[str, Any]:
+def _type_options(weights: str, device: torch.device | str | None) -> dict[str, Any]:
     """Options of ``from_pretrained`` that load weights in a type."""
     if weights == "float32":
         return {"torch_dtype": torch.float32}
@@ -113,7 +114,7 @@ def _type_options(weights: str, device: torch.device | str) -> dict[str, Any]:
         options["quantization_config"] = diffusers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-        options["device_map"] = {"": str(device)}
+        options["device_map"] = {"": str(resolve_device(device))}
     return options
 
 

@@ -14,7 +14,7 @@ from ardistill.teacher.source import Source
 
 
 def load_pipeline(
-    source: Source, weights: str = "float32", device: torch.device | str = "cpu", in_parts: bool = False
+    source: Source, weights: str = "float32", device: torch.device | str | None = None, in_parts: bool = False
 ) -> tuple[Any, Any, Companions | None]:
     """Load transformer and scheduler; companions are loaded when they are needed.
 

@@ -139,7 +139,8 @@ def as_version_3(folder):
         name = shard_name(shard)
         found = decode_shard(manifest.layout(shard), store.read(name), name)
         store.publish(name, encode_shard(old.layout(shard), found))
-    facts = {name: x for name, x in dataclasses.asdict(manifest).items() if name != "former_identity"}
+    later = ("former_identity", "weights")
+    facts = {name: x for name, x in dataclasses.asdict(manifest).items() if name not in later}
     text = json.dumps({"version": 3, "seal": SEAL, **facts}, indent=1)
     store.publish("manifest.json", seal(text.encode()))
 
