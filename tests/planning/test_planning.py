@@ -102,6 +102,16 @@ def test_every_option_that_saves_memory_is_in_the_plan(tiny):
     assert kept["offloaded"] == folded // 3  # of three blocks, one at a time
 
 
+def test_an_evaluation_keeps_nothing_for_a_backward_pass(tmp_path):
+    sizes = []
+    for layers in (3, 6):
+        config = TINY["dit"].transformer().config | {"num_layers": layers, "_class_name": "DiTTransformer2DModel"}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        plan = cost(CostConfig(str(tmp_path / "config.json"), history_layers=0, weights="float32"))
+        sizes.append(plan.stages["record"] - 4 * plan.parameters)
+    assert sizes[0] == sizes[1] > 0
+
+
 def test_types_of_weights_are_in_the_plan(tiny):
     base = {
         kind: tiny(lora_rank=2, weights=kind, mixed_precision="no" if kind == "float32" else "bf16")

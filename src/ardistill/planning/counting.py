@@ -152,7 +152,7 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
             condition = family.example_condition(teacher, rows, config.text_tokens)
             noise = torch.zeros(rows, *shape)
             computing = torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16")
-            with computing, Alive([*student.parameters(), *teacher.parameters()]) as alive:
+            with torch.no_grad(), computing, Alive([*student.parameters(), *teacher.parameters()]) as alive:
                 macs = count_macs(lambda: draw(noise, condition))
             return macs / rows, alive.peak
 
