@@ -102,7 +102,7 @@ def test_every_option_that_saves_memory_is_in_the_plan(tiny):
     assert kept["offloaded"] == folded // 3  # of three blocks, one at a time
 
 
-def test_an_evaluation_keeps_nothing_for_a_backward_pass(tmp_path):
+def test_an_evaluation_keeps_nothing_for_a_backward_pass_and_no_scores_of_attention(tmp_path):
     sizes = []
     for layers in (3, 6):
         config = TINY["dit"].transformer().config | {"num_layers": layers, "_class_name": "DiTTransformer2DModel"}
@@ -110,6 +110,9 @@ def test_an_evaluation_keeps_nothing_for_a_backward_pass(tmp_path):
         plan = cost(CostConfig(str(tmp_path / "config.json"), history_layers=0, weights="float32"))
         sizes.append(plan.stages["record"] - 4 * plan.parameters)
     assert sizes[0] == sizes[1] > 0
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sample_size": 128}))
+    plan = cost(CostConfig(str(tmp_path / "config.json"), history_layers=0, weights="float32"))
+    assert plan.stages["record"] < 4 * 2 * 4096**2  # bytes of one head's scores
 
 
 def test_types_of_weights_are_in_the_plan(tiny):

@@ -152,8 +152,10 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
             condition = family.example_condition(teacher, rows, config.text_tokens)
             noise = torch.zeros(rows, *shape)
             computing = torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16")
-            with torch.no_grad(), computing, Alive([*student.parameters(), *teacher.parameters()]) as alive:
-                macs = count_macs(lambda: draw(noise, condition))
+            with computing:
+                macs = count_macs(lambda: draw(noise, condition))  # with attention that keeps its scores
+                with torch.no_grad(), Alive([*student.parameters(), *teacher.parameters()]) as alive:
+                    draw(noise, condition)
             return macs / rows, alive.peak
 
         def evaluate(noise: Tensor, condition: dict[str, Any]) -> Any:
