@@ -33,20 +33,30 @@ def dies_at_its_first_checkpoint():
     return run
 
 
+@pytest.fixture(scope="session")
+def make_dit():
+    """Makes a tiny real DiT with random weights everywhere, so that nothing is hidden behind a zero gate."""
+
+    def make(num_layers: int = 3) -> DiTTransformer2DModel:
+        torch.manual_seed(0)
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=num_layers,
+            sample_size=8,
+            patch_size=2,
+            num_embeds_ada_norm=5,
+        )
+        for parameter in transformer.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+        return transformer
+
+    return make
+
+
 @pytest.fixture
-def teacher() -> Teacher:
-    """A tiny real DiT with random weights everywhere, so that nothing is hidden behind a zero gate."""
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=3,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=5,
-    )
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return Teacher(transformer, DDIMScheduler(), guidance_scale=1.0)
+def teacher(make_dit) -> Teacher:
+    """A teacher of that DiT, without guidance."""
+    return Teacher(make_dit(), DDIMScheduler(), guidance_scale=1.0)

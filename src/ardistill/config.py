@@ -241,13 +241,13 @@ class CostConfig:
     """Type of the weights that are not trained, as in record and distill: auto is bfloat16 with mixed_precision bf16,
     else float32."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """As in distill's training."""
+    """AdamW with its two moments in float32 (adamw) or in 8 bits (adamw8bit)."""
     ema_device: Literal["auto", "cpu"] = "auto"
     """Where the EMA is kept: auto is beside the weights."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of the blocks and the activations of one block, for the time of another forward pass."""
     checkpoint_stride: int = 1
-    """With gradient_checkpointing, every how many-th block is recomputed."""
+    """With gradient_checkpointing, recompute every n-th block only."""
     sequential: bool = False
     """Run the steps one after the other, which keeps the activations of one step."""
     offload_activations: bool = False

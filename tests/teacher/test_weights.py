@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel
+from diffusers import DDIMScheduler
 from torch import nn
 
 from ardistill import devices
@@ -26,21 +26,9 @@ ends of the network 4 numbers; as if all errors added up."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, make_dit):
     """A teacher's folder, its weights in float32 in several files."""
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=BLOCKS,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=5,
-    )
-    for parameter in transformer.parameters():
-        nn.init.normal_(parameter, std=0.15)
+    transformer = make_dit(BLOCKS)
     path = tmp_path_factory.mktemp("weights") / "teacher"
     transformer.save_pretrained(path / "transformer", max_shard_size="60KB")
     DDIMScheduler(clip_sample=False).save_pretrained(path / "scheduler")

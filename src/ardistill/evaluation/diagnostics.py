@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ardistill.core.config import StudentConfig
 from ardistill.core.knots import Knots
-from ardistill.devices import Device, precision
+from ardistill.devices import precision
 from ardistill.families import Condition
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
@@ -77,7 +77,6 @@ def distance_to_solver(
     noise: Tensor,
     condition: Condition,
     mixed_precision: str = "auto",
-    device: Device = None,
 ) -> float:
     """Distance between a student's samples and those of its teacher's solver in as many steps.
 
@@ -89,18 +88,11 @@ def distance_to_solver(
         noise: x_T, (n, c, h, w).
         condition: One row per sample.
         mixed_precision: What student and teacher compute in, as for ``ardistill.student.sample``.
-        device: Where both run, one after the other, so that it never holds both; the teacher is then on the CPU, unless
-            it shares the student's weights. If not given, each runs where it is.
 
     Returns:
         Root mean square of the difference, divided by that of the solver's samples.
     """
-    if device is not None:
-        teacher.transformer.to(device)
     solved = solver_samples(teacher, student.config, noise, condition, mixed_precision)
-    if device is not None:
-        teacher.transformer.to("cpu")
-        student.to(device)
     return distance_to_samples(student, solved, noise, condition, mixed_precision)
 
 

@@ -173,7 +173,7 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
                 if x.ndim > 1
             ),
             memory=Memory(
-                weights=Weights.of(_trained(facts, family, config)),
+                weights=Weights.of(_trained(facts, family, config) if config.lora_rank else student),
                 activations=_counter(facts, family, config),
                 evaluation=evaluation[1],
                 drawing=drawing[1],

@@ -1,4 +1,4 @@
-"""How much of a device's memory each stage takes."""
+"""How much of a device's memory recording, distilling, fine-tuning and drawing take."""
 
 from __future__ import annotations
 

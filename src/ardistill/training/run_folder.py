@@ -133,13 +133,7 @@ def stored_precision(folder: Path) -> str | None:
     Raises:
         ValueError: Its ``config.json`` does not hold the settings of a run.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        return read_json(path).get("training", {}).get("mixed_precision", "no")
-    except AttributeError as error:
-        raise ValueError(_NO_SETTINGS.format(path)) from error
+    return _stored(folder, "training", "mixed_precision", "no")
 
 
 def stored_weights(folder: Path, part: str) -> str | None:
@@ -148,11 +142,20 @@ def stored_weights(folder: Path, part: str) -> str | None:
     Raises:
         ValueError: Its ``config.json`` does not hold the settings of a run.
     """
+    return _stored(folder, "weights", part, "float32")
+
+
+def _stored(folder: Path, group: str, name: str, before: str) -> str | None:
+    """An option of the run in a folder, ``before`` if it did not exist when the run began; None if there is no run.
+
+    Raises:
+        ValueError: Its ``config.json`` does not hold the settings of a run.
+    """
     path = folder / "config.json"
     if not path.is_file():
         return None
     try:
-        return read_json(path).get("weights", {}).get(part, "float32")
+        return read_json(path).get(group, {}).get(name, before)
     except AttributeError as error:
         raise ValueError(_NO_SETTINGS.format(path)) from error
 
