@@ -145,12 +145,12 @@ class Bench:
         n, depth = self.size.history_layers, self.size.layers
         return {
             "N=0": StudentConfig(self.knots, 0),
-            f"N={n} gated": StudentConfig(self.knots, n, "M4"),
-            f"N={n} softmax": StudentConfig(self.knots, n, "M4", gated=False),
             f"N={n} gated M2": StudentConfig(self.knots, n, "M2"),
-            f"N={depth} gated": StudentConfig(self.knots, depth, "M4"),
-            f"N={depth} softmax": StudentConfig(self.knots, depth, "M4", gated=False),
+            f"N={n} softmax": StudentConfig(self.knots, n, "M4", gated=False),
+            f"N={n} gated": StudentConfig(self.knots, n, "M4"),
             f"N={depth} gated M2": StudentConfig(self.knots, depth, "M2"),
+            f"N={depth} softmax": StudentConfig(self.knots, depth, "M4", gated=False),
+            f"N={depth} gated": StudentConfig(self.knots, depth, "M4"),
         }
 
     def sample_flops(self, name: str, transformer: Any) -> float:

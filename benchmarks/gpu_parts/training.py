@@ -5,79 +5,98 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from gpu_parts.bench import Bench, Figures, student_on
-from gpu_parts.measure import PeakMemory, Run, bytes_of, count_flops, precision, release
+from gpu_parts.bench import Bench, Figures, NotMeasuredError, student_on
+from gpu_parts.measure import PeakMemory, Run, bytes_of, count_flops, precision, tf32
 from torch import Tensor
 
 from ardistill import Student, StudentConfig, TrainingConfig, TrajectoryDataset, distill
 from ardistill.devices import resolve_precision
+from ardistill.training.batches import Batch
+from ardistill.training.graphed import BEFORE, GraphedPass
 
 AUTHORS = "authors"
 """Arm of the authors' model."""
 
 
 def pass_bf16(bench: Bench) -> None:
-    """Forward and backward of a training batch in bfloat16, eager and compiled."""
-    _passes(bench, "bf16", ("eager", "compiled"))
+    """Forward and backward of a training batch in bfloat16, in every way."""
+    _passes(bench, "bf16", ("compiled and graphed", "eager", "compiled", "graphed"))
 
 
 def pass_tf32(bench: Bench) -> None:
-    """Forward and backward of a training batch in TF32, eager and compiled."""
-    _passes(bench, "tf32", ("eager", "compiled"))
+    """Forward and backward of a training batch in TF32, as it is and in the fastest way."""
+    _passes(bench, "tf32", ("compiled and graphed", "eager"))
 
 
 def _passes(bench: Bench, kind: str, ways: tuple[str, ...]) -> None:
-    """Arms of the training pass; each of ours runs beside the authors' model where that is given."""
+    """Arms of the training pass; each of ours runs beside the authors' code as it is, where that is given."""
     transformer, batch = bench.transformer().requires_grad_(True), bench.size.batch
     inputs, targets = torch.randn(2, batch, 4, 4, bench.size.latents, bench.size.latents, device=bench.device)
-    n = f"N={bench.size.history_layers}"
-    configs = {name: bench.students()[name] for name in ("N=0", f"{n} softmax", f"{n} gated")}
+    students, base = bench.students(), list[Run]()
 
-    def ours(config: StudentConfig, way: str, base: list[Run]) -> Figures:
+    def ours(config: StudentConfig, way: str) -> Figures:
         student, one = (student_on(transformer, config).train() for _ in range(2))
-        if way == "compiled":
+        if "compiled" in way:
             student.compile()
-        flops = batch * count_flops(_pass(one, inputs[:1], targets[:1], bench.labels(1)))
-        call = _pass(student, inputs, targets, bench.labels(batch))
+        flops = batch * count_flops(_pass(bench, one, kind, inputs[:1], targets[:1], ""))
+        call = _pass(bench, student, kind, inputs, targets, way)
         return _measured(bench, student, call, kind, base) | {"flops": flops}
 
-    for way in ways:
-        base: list[Run] = []
-        if bench.reference:
-            bench.arm(f"{AUTHORS}, {way}", lambda way=way, base=base: _authors(bench, way, kind, base))
-        for name, config in configs.items():
-            bench.arm(f"{name}, {way}", lambda config=config, way=way, base=base: ours(config, way, base))
-        base.clear()
-        release(bench.device)
+    if bench.reference:
+        bench.arm(f"{AUTHORS}, eager", lambda: _authors(bench, "eager", kind, base))
+    n = f"N={bench.size.history_layers}"
+    for name in (f"{n} gated M2", "N=0", f"{n} softmax", f"{n} gated"):
+        for way in ways if name in (f"{n} gated M2", "N=0") else ways[:1]:
+            bench.arm(f"{name}, {way}", lambda name=name, way=way: ours(students[name], way))
+    if bench.reference:
+        bench.arm(f"{AUTHORS}, compiled", lambda: _authors(bench, "compiled", kind, base))
 
 
-def _pass(student: Student, inputs: Tensor, targets: Tensor, condition: dict[str, Tensor]) -> Run:
-    def run() -> None:
+def _pass(bench: Bench, student: Student, kind: str, inputs: Tensor, targets: Tensor, way: str) -> Run:
+    """A pass as `distill` makes it: weights are cast anew in each one."""
+    given = Batch(inputs, targets, bench.labels(len(inputs)), False, torch.Generator())
+
+    def run(batch: Batch) -> Tensor:
+        with precision(kind, bench.device):
+            loss = (student(batch.inputs, batch.condition) - batch.targets).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    passes: Callable[[Batch], Tensor] = run
+    if "graphed" in way:
+        if bench.device.type != "cuda":
+            raise NotMeasuredError("CUDA graphs need a GPU")
+        passes = GraphedPass(run, [*student.parameters()])
+
+    def call() -> None:
         student.zero_grad(set_to_none=True)
-        (student(inputs, condition) - targets).square().mean().backward()
+        passes(given)
 
-    return run
+    return call
 
 
 def _measured(bench: Bench, model: torch.nn.Module, call: Run, kind: str, base: list[Run]) -> Figures:
     """Time of a pass, alone or beside the authors', and its peak memory, weights included."""
-    with precision(kind, bench.device):
-        found = bench.beside(base, call)
+    with tf32(kind != "fp32"):
+        for _ in range(BEFORE):
+            call()
         model.zero_grad(set_to_none=True)
         with PeakMemory(bench.device, bytes_of(model)) as memory:
             call()
+        found = bench.beside(base, call)
     model.zero_grad(set_to_none=True)
     return found | {"precision": kind} | memory.figures()
 
 
 def _authors(bench: Bench, way: str, kind: str, base: list[Run]) -> Figures:
-    """The pass of the authors' model; it becomes the baseline of the others."""
+    """The pass of the authors' model; the first one becomes the baseline of the others."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from reference import load_reference
 
@@ -94,11 +113,13 @@ def _authors(bench: Bench, way: str, kind: str, base: list[Run]) -> Figures:
 
     def run() -> None:
         theirs.zero_grad(set_to_none=True)
-        outputs = theirs(z5, z10, z15, noise, times, size.history_layers, labels)
-        errors = [(o[:, :4] - t).square().mean() for o, t in zip(outputs, targets.unbind(1), strict=True)]
-        (sum(errors, torch.zeros((), device=bench.device)) / 4).backward()
+        with precision(kind, bench.device):
+            outputs = theirs(z5, z10, z15, noise, times, size.history_layers, labels)
+            errors = [(o[:, :4] - t).square().mean() for o, t in zip(outputs, targets.unbind(1), strict=True)]
+            loss = sum(errors, torch.zeros((), device=bench.device)) / 4
+        loss.backward()
 
-    found = _measured(bench, theirs, run, kind, [])
+    found = _measured(bench, theirs, run, kind, base)
     base.append(run)
     return found
 
@@ -133,30 +154,31 @@ def step(bench: Bench) -> None:
     states = bench.data.stacked(slice(batch))[0].to(bench.device)
     inputs, targets = states[:, :-1], states[:, 1:]
     one = Student.from_teacher(bench.teacher, config)
-    flops = batch * count_flops(_pass(one, inputs[:1], targets[:1], bench.labels(1)))
+    flops = batch * count_flops(_pass(bench, one, "bf16", inputs[:1], targets[:1], ""))
     del one
 
-    def alone(compiled: bool) -> Figures:
+    def alone(way: str) -> Figures:
         student = Student.from_teacher(bench.teacher, config).train()
-        if compiled:
+        if "compiled" in way:
             student.compile()
-        call = _pass(student, inputs, targets, bench.labels(batch))
+        call = _pass(bench, student, "bf16", inputs, targets, way)
         return _measured(bench, student, call, "bf16", []) | {"flops": flops}
 
-    def whole(lora_rank: int = 0, **options: Any) -> Figures:
-        found = _distil(bench, replace(config, lora_rank=lora_rank), options)
+    def whole(lora_rank: int = 0, way: str | None = None, **more: Any) -> Figures:
+        if way is not None:
+            more |= {"mixed_precision": "bf16", "compile": "compiled" in way, "cuda_graph": "graphed" in way}
+        if way is not None and "graphed" in way and bench.device.type != "cuda":
+            raise NotMeasuredError("CUDA graphs need a GPU")
+        found = _distil(bench, replace(config, lora_rank=lora_rank), more)
         return found if lora_rank else found | {"flops": flops}
 
-    eager: dict[str, Any] = {"mixed_precision": "bf16", "compile": False}
-    compiled = eager | {"compile": True}
-    bench.arm("pass, eager", lambda: alone(False))
-    bench.arm("step, eager", lambda: whole(**eager))
-    bench.arm("step, adapters, eager", lambda: whole(16, **eager))
-    bench.arm("pass, compiled", lambda: alone(True))
-    bench.arm("step, compiled", lambda: whole(**compiled))
-    bench.arm("step, adapters, compiled", lambda: whole(16, **compiled))
     bench.arm("step, by default", whole)
-    bench.arm("step, checkpointing, eager", lambda: whole(gradient_checkpointing=True, **eager))
+    bench.arm("step, adapters, by default", lambda: whole(16))
+    for way in ("eager", "graphed", "compiled and graphed", "compiled"):
+        bench.arm(f"pass, {way}", lambda way=way: alone(way))
+        bench.arm(f"step, {way}", lambda way=way: whole(way=way))
+        bench.arm(f"step, adapters, {way}", lambda way=way: whole(16, way))
+    bench.arm("step, checkpointing, eager", lambda: whole(gradient_checkpointing=True, way="eager"))
 
 
 def _distil(bench: Bench, config: StudentConfig, options: dict[str, Any]) -> Figures:

@@ -72,6 +72,10 @@ class TrainingConfig:
     computes in it, else no. A run that is resumed with auto goes on in the precision that it began with."""
     compile: bool | None = None
     """Compile the blocks of the transformer (torch.compile); null: on CUDA, where the run has 1,000 passes or more."""
+    cuda_graph: bool | None = None
+    """Hold the forward and backward pass as one CUDA graph, which starts all their kernels at once and keeps the memory
+    of a pass; null: on CUDA in a single process, without a discriminator, accumulation, gradient_checkpointing,
+    offload_activations or sequential."""
     optimizer: str = "adamw"
     """adamw, or adamw8bit: torchao's AdamW, whose two moments take 1 byte per parameter each instead of 4."""
     ema_device: str = "auto"
@@ -119,6 +123,8 @@ class TrainingConfig:
             raise ValueError(f"expected a seed of -2^43 to 2^43, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"expected an ema_decay of 0 (none) to below 1, got {self.ema_decay}")
+        if self.cuda_graph and self.graph_hindrance:
+            raise ValueError(f"cuda_graph and {self.graph_hindrance} exclude each other; leave one of them out")
         if self.compile and self.shard:
             raise ValueError("compile and shard have not been tried together; leave one of them out")
         if self.shard and (self.optimizer == "adamw8bit" or self.ema_device == "cpu"):
@@ -141,6 +147,14 @@ class TrainingConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
+
+    @property
+    def graph_hindrance(self) -> str:
+        """The first option with which no CUDA graph holds a pass; empty if there is none."""
+        if self.gradient_accumulation_steps > 1:
+            return "gradient_accumulation_steps"
+        names = ("gradient_checkpointing", "offload_activations", "sequential", "shard")
+        return next((name for name in names if getattr(self, name)), "")
 
 
 @dataclass(frozen=True)

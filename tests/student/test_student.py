@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tiny_families import GATE, open_gates
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardistill.core.history import MASKS
 from ardistill.evaluation import distance_to_solver
@@ -59,6 +60,35 @@ def test_history_attention_equals_dense_mask(mask, gated):
     assert torch.allclose(
         unfold(history_attention(query, key, value, mask, gate=gate, num_steps=STEPS)), expected, atol=1e-5
     )
+
+
+class AttentionGradients(TorchDispatchMode):
+    """Notes the layouts of each attention's output and of the gradient that its backward pass is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layouts = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "attention" in str(func) and "backward" in str(func):
+            gradient, _query, _key, _value, output = args[:5]
+            self.layouts.append((gradient.stride(), output.stride()))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+def test_attention_is_given_gradients_laid_out_as_its_output(mask, gated, heads_first):
+    """cuDNN keeps one plan for both layouts of a gradient, a slice and a whole tensor."""
+    given = torch.randn(3, 2 * STEPS, 2, 5, 8) if heads_first else torch.randn(3, 2 * STEPS, 5, 2, 8).transpose(2, 3)
+    leaves = [x.requires_grad_() for x in given.unbind()]
+    gate = torch.ones(1, requires_grad=True) if gated else None
+    found = history_attention(*leaves, mask, gate=gate, num_steps=STEPS)
+    with AttentionGradients() as noted:
+        found.square().sum().backward()
+    assert len(noted.layouts) == (1 + sum(len(MASKS[mask](x)) > 1 for x in range(STEPS)) if gated else STEPS)
+    assert all(gradient == output for gradient, output in noted.layouts)
 
 
 class DenseAttention:

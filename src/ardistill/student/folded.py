@@ -16,6 +16,31 @@ from torch import Tensor
 from ardistill.core.history import MASKS, extend_mask, of_image
 
 
+class _LaidOut(torch.autograd.Function):
+    """The identity; the gradient that it hands on is laid out in memory as what it was given.
+
+    cuDNN's attention keeps a plan for each layout of query, key and value, in which the layout of the output's gradient
+    stands, too. A slice of a larger gradient, such as that of ``torch.stack``, would be read with the plan of a whole
+    one, or the other way round, if both occur in a process (torch 2.11): beyond its end, or at wrong places.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, attended: Tensor) -> Tensor:
+        ctx.heads_first = attended.is_contiguous()
+        return attended.view_as(attended)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        if ctx.heads_first:
+            return gradient.contiguous()
+        return gradient.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Attention of some of the folded rows, to be put together with that of the others."""
+    return _LaidOut.apply(F.scaled_dot_product_attention(query, key, value, **options))  # type: ignore[no-any-return]
+
+
 def history_attention(
     query: Tensor,
     key: Tensor,
@@ -80,7 +105,7 @@ def history_attention(
         for step, seen in enumerate(visible):
             if seen[:-1]:
                 past_keys, past_values = of_steps(seen[:-1], None)
-                to_earlier.append(F.scaled_dot_product_attention(queries[:, step], past_keys, past_values, **options))
+                to_earlier.append(_attend(queries[:, step], past_keys, past_values, **options))
             else:
                 to_earlier.append(torch.zeros_like(queries[:, step]))
         return torch.addcmul(to_itself, gate.to(to_itself), torch.stack(to_earlier, dim=1).flatten(0, 1))
@@ -90,5 +115,5 @@ def history_attention(
         if attn_mask is not None:
             step_mask = attn_mask if len(attn_mask) == 1 else attn_mask.unflatten(0, (batch, num_steps))[:, step]
             options["attn_mask"] = extend_mask(step_mask, step_keys.shape[2])
-        outputs.append(F.scaled_dot_product_attention(queries[:, step], step_keys, step_values, **options))
+        outputs.append(_attend(queries[:, step], step_keys, step_values, **options))
     return torch.stack(outputs, dim=1).flatten(0, 1)

@@ -29,18 +29,28 @@ class Averages(EMAModel):
         if on_host:
             self.shadow_params = [_on_host(x) for x in self.shadow_params]
 
+    @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
         """Move each average towards its weight."""
         if not self.on_host:
-            super().step(parameters)
+            self._move(self.shadow_params, [*parameters])
             return
         kept, done = self.shadow_params, self.optimization_step
         for average, weight in zip(kept, parameters, strict=True):
             self.shadow_params, self.optimization_step = [average.to(weight.device, non_blocking=True)], done
-            super().step([weight])
+            self._move(self.shadow_params, [weight])
             average.copy_(self.shadow_params[0], non_blocking=True)
         self.shadow_params = kept
         self._note_copies()
+
+    def _move(self, averages: list[Tensor], weights: list[nn.Parameter]) -> None:
+        """Move some averages, one pass over the memory if a few kernels do it, where diffusers makes two."""
+        if not self.foreach:
+            super().step(weights)
+            return
+        self.optimization_step += 1
+        decay = self.get_decay(self.optimization_step)
+        torch._foreach_lerp_(averages, [x.detach() for x in weights], 1 - decay)
 
     @torch.no_grad()
     def swap(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -26,6 +26,7 @@ from ardistill.student import Student, sample
 from ardistill.training.adversary import Adversary, LastLayer
 from ardistill.training.batches import Batch, batches
 from ardistill.training.fsdp import shard
+from ardistill.training.graphed import GraphedPass, graphs
 from ardistill.training.launch import (
     check_adversary,
     check_data,
@@ -107,10 +108,14 @@ def distill(
     config = settled(config, folder, device_of(student))
     accelerator = make_accelerator(device_of(student), config, folder)
     check_launch(accelerator, config)
+    graphed = graphs(config, accelerator.device, accelerator.num_processes, adversary is not None)
     settings = _settings(student, data, config, start, adversary)
     with tf32(accelerator.device), claimed(folder, settings, accelerator, data.store.url):
         start_tracker(accelerator, folder, settings)
         run = _start(student, data, folder, config, accelerator, adversary)
+        backward: Callable[[Batch], Tensor] = partial(_backward, run)
+        if graphed:
+            backward = GraphedPass(backward, run.state.parameters)
         hidden = not (progress and accelerator.is_main_process)
         bar = progress_bar(total=config.max_steps, initial=run.state.step, desc="distil", disable=hidden)
         with run.writer, batches(data, student, config, accelerator, run.state.step) as drawn:
@@ -119,10 +124,11 @@ def distill(
                 for _ in range(config.gradient_accumulation_steps):
                     batch = next(drawn)
                     with accelerator.accumulate(run.model):
-                        estimates, loss, pass_errors = _estimate(run, batch)
+                        if adversary is None:
+                            pass_errors, figures = backward(batch), _step(run)
+                        else:
+                            pass_errors, figures = _adversarial_pass(run, batch)
                         errors += pass_errors / config.gradient_accumulation_steps
-                        figures = _update_student(run, batch, estimates, loss)
-                        figures |= _update_discriminator(run, batch, estimates)
                 run.state.finish_step()
                 bar.update()
                 if run.compiled and not hidden and bar.n == bar.initial + 1:
@@ -252,17 +258,31 @@ def _estimate(run: _Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return estimates, loss, torch.cat([loss.detach().view(1), step_errors.detach()])
 
 
-def _update_student(run: _Run, batch: Batch, estimates: Tensor, regression: Tensor) -> dict[str, Tensor]:
-    """Backward pass and, at the last pass of a step, the optimiser's step; not during the discriminator's warm-up.
+def _backward(run: _Run, batch: Batch) -> Tensor:
+    """Forward and backward pass of the regression; returns its loss and the error of each step, (1 + s,)."""
+    _estimates, loss, errors = _estimate(run, batch)
+    run.accelerator.backward(loss)
+    return errors
+
+
+def _adversarial_pass(run: _Run, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A pass of the student and the discriminator, and their optimisers' steps.
 
     Returns:
-        Numbers for the log, still on the device.
+        The regression loss and the error of each step, (1 + s,); and numbers for the log, still on the device.
     """
-    if not run.state.trains_student:
-        return {}
-    accelerator, state = run.accelerator, run.state
-    loss, figures = _student_loss(run, batch, estimates, regression)
-    accelerator.backward(loss)
+    estimates, regression, errors = _estimate(run, batch)
+    figures: dict[str, Tensor] = {}
+    if run.state.trains_student:  # not during the discriminator's warm-up
+        loss, figures = _student_loss(run, batch, estimates, regression)
+        run.accelerator.backward(loss)
+        figures |= _step(run)
+    return errors, figures | _update_discriminator(run, batch, estimates)
+
+
+def _step(run: _Run) -> dict[str, Tensor]:
+    """At the last pass of a step, clip the gradients and let the optimiser step; returns numbers for the log."""
+    accelerator, state, figures = run.accelerator, run.state, dict[str, Tensor]()
     if accelerator.sync_gradients:
         norm = accelerator.clip_grad_norm_(state.parameters, run.config.max_grad_norm)
         state.skip_if_not_finite(norm)

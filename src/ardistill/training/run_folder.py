@@ -34,8 +34,8 @@ _LOCK = ".lock"
 _LOCK_TIMEOUT = 20.0
 """Seconds to wait for the lock: a killed process takes a moment to release it."""
 _CHANGEABLE = {
-    *("checkpoint_every", "checkpoint_stride", "compile", "ema_device", "gradient_checkpointing", "keep_checkpoints"),
-    *("offload_activations", "shard", "tracker"),
+    *("checkpoint_every", "checkpoint_stride", "compile", "cuda_graph", "ema_device", "gradient_checkpointing"),
+    *("keep_checkpoints", "offload_activations", "shard", "tracker"),
 }
 """Training options that may differ when a run is resumed: apart from rounding, its weights do not depend on them."""
 _NO_SETTINGS = "{}: expected the settings of a run; restore it, or choose a new folder"
