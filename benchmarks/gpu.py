@@ -26,16 +26,16 @@ from typing import Any
 
 LIMITS = {
     "machine": 10,
-    "sample 1": 100,
-    "pass bf16": 70,
-    "step": 80,
-    "record": 50,
-    "sample many": 50,
-    "equality": 40,
+    "pass bf16": 95,
+    "step": 105,
+    "sample 1": 90,
+    "record": 60,
+    "sample many": 60,
+    "equality": 30,
     "quickstart": 20,
-    "sd35": 30,
+    "sd35": 25,
     "teacher": 10,
-    "pass tf32": 25,
+    "pass tf32": 30,
     "processes": 150,
 }
 """Part -> seconds after which no further arm of it begins, of eight minutes; the most important parts first."""

@@ -42,7 +42,7 @@ def test_every_part_runs_at_its_small_size_and_gets_a_column(tmp_path):
     for arm in (
         "sample 1, N=2 gated, eager, bf16",
         "sample many, N=2 gated M2, eager, bf16",
-        "pass bf16, N=2 gated, eager",
+        "pass bf16, N=2 gated M2, eager",
         "step, step, eager",
         "step, step, adapters, eager",
         "record, by default, whole call",
@@ -55,7 +55,10 @@ def test_every_part_runs_at_its_small_size_and_gets_a_column(tmp_path):
     shutil.copytree(performance.RESULTS, tmp_path / "results")
     shutil.copy(tmp_path / "gpu.json", tmp_path / "results" / "gpu-cpu.json")
     page = performance.page(tmp_path / "results")
-    assert "| goal | H100 80GB HBM3, before | cpu |" in page and "| N=2 gated M2, eager, bf16 |  | " in page
+    assert (
+        "| goal | H100 80GB HBM3, before | cpu | H100 80GB HBM3 |" in page
+        and "| N=2 gated M2, eager, bf16 |  | " in page
+    )
 
 
 def test_a_part_that_goes_wrong_is_noted_and_the_next_one_goes_on(tmp_path):
@@ -118,4 +121,4 @@ def test_shares_are_of_the_machines_own_peak(tmp_path):
 def test_unknown_parts_are_refused(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--parts", "machine, nonsense"])
-    assert "unknown parts ['nonsense']; known: machine, sample 1" in capsys.readouterr().err
+    assert "unknown parts ['nonsense']; known: machine, pass bf16" in capsys.readouterr().err
