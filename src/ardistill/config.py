@@ -157,15 +157,29 @@ class TrainingConfig:
         return next((name for name in names if getattr(self, name)), "")
 
 
+LOSSES = ("hinge", "relativistic")
+"""What ``loss`` of a discriminator may be."""
+LEVELS = ("uniform", "knots")
+"""What ``levels`` of a discriminator may be."""
+
+
 @dataclass(frozen=True)
 class AdversarialConfig:
     """Options of the discriminator, its training and the weight of its loss."""
 
+    loss: str = "hinge"
+    """hinge, each image judged by itself by heads with spectral normalisation, or relativistic: each drawn image
+    judged against a real one at the same noise level, by heads without it."""
+    lora_rank: int = 0
+    """Rank of adapters on the teacher's blocks that the heads read, trained with the heads; 0 leaves the blocks as they
+    are."""
     weight: float = 1.0
     """Weight of the adversarial loss; with adaptive, of its gradient in the student's last layer relative to the
     gradient of the regression."""
     adaptive: bool = True
     """Balance both losses by their gradients in the student's last layer."""
+    rise_steps: int = 0
+    """Steps, after those of the warm-up, over which the weight rises from 0 in proportion."""
     warmup_steps: int = 100
     """First steps, in which only the discriminator is trained; the student draws without a backward pass, at a third
     of the cost."""
@@ -175,12 +189,20 @@ class AdversarialConfig:
     """Hidden width of each head."""
     every: int = 1
     """Spacing of the heads: one head on every n-th block of the teacher."""
+    levels: str = "uniform"
+    """Noise levels at which the teacher reads the latents: uniform in noise_levels, or knots: those in noise_levels at
+    which the student's own steps begin and end."""
     noise_levels: tuple[float, float] = (0.0, 0.5)
     """Lowest and highest noise level of the latents that the teacher reads, as shares of its solver's path."""
+    num_levels: int = 1
+    """Noise levels at which each image is read."""
     r1_weight: float = 0.0
-    """Weight of the penalty on the discriminator's slope at real features, by finite differences; 0 leaves it out."""
+    """Weight of the penalty on the discriminator's slope at real images, by finite differences; 0 leaves it out."""
+    r2_weight: float = 0.0
+    """The same at drawn images."""
     r1_noise: float = 0.01
-    """Standard deviation of the noise that gives these finite differences."""
+    """Standard deviation of the noise that gives these finite differences: in the features, or with lora_rank in the
+    latents."""
     max_grad_norm: float = 1.0
     """The discriminator's gradients are clipped to this norm."""
 
@@ -188,10 +210,13 @@ class AdversarialConfig:
         low, high = self.noise_levels
         if not 0 <= low <= high <= 1:
             raise ValueError(f"expected noise_levels from 0 to 1, least first, got {self.noise_levels}")
-        _check(self, 0, "warmup_steps")
-        _check(self, 1, "hidden", "every")
-        _check_real(self, False, "weight", "r1_weight")
+        _check(self, 0, "warmup_steps", "rise_steps", "lora_rank")
+        _check(self, 1, "hidden", "every", "num_levels")
+        _check_real(self, False, "weight", "r1_weight", "r2_weight")
         _check_real(self, True, "learning_rate", "r1_noise", "max_grad_norm")
+        for name, known in (("loss", LOSSES), ("levels", LEVELS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
 
 
 @dataclass(frozen=True)

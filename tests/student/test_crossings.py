@@ -102,7 +102,9 @@ def test_a_discriminator_copies_only_its_noise_and_noise_levels():
         teacher, _, noise, condition = _on_device("dit")
         found = Discriminator(teacher, AdversarialConfig())
         assert "_knots" not in found.state_dict()
-        drawn = lambda: found.features(noise, condition, torch.Generator())  # noqa: E731
+        generator = torch.Generator()
+        levels = found.draw_levels(len(noise), generator)
+        drawn = lambda: found.look(noise, condition, levels, generator)  # noqa: E731
         assert _events(mode, drawn) == ["to device", "to device"]
 
 

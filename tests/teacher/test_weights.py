@@ -197,9 +197,10 @@ def test_the_discriminators_teacher_may_be_of_such_a_type(teachers, name):
     condition, slopes = {"class_labels": torch.arange(4)}, {}
     for kind in ("float32", name):
         judge = Discriminator(teachers[kind], AdversarialConfig(hidden=8))
-        features, times = judge.features(latents, condition, torch.Generator().manual_seed(4))
-        assert {x.dtype for x in features} == {torch.float32}
-        (slopes[kind],) = torch.autograd.grad(judge.judge(features, times, condition).mean(), latents)
+        generator = torch.Generator().manual_seed(4)
+        seen = judge.look(latents, condition, judge.draw_levels(4, generator), generator)
+        assert {x.dtype for x in seen.features} == {torch.float32}
+        (slopes[kind],) = torch.autograd.grad(judge.judge(seen).mean(), latents)
     exact = slopes["float32"]
     limit = 2 * OUTPUT if name == "bfloat16" else 0.2  # forwards and backwards; int8 has steps of a half to 1 in 127
     assert 0 < (slopes[name] - exact).norm() / exact.norm() <= limit

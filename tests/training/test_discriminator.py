@@ -36,6 +36,11 @@ def scheduler_of(name):
     return DDIMScheduler() if name in vp else FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
+def look(discriminator, latents, condition, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return discriminator.look(latents, condition, discriminator.draw_levels(len(latents), generator), generator)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_heads_read_the_image_of_every_block_of_every_family(name):
     """Every block gives all image tokens of a row, and they depend on no other row."""
@@ -46,23 +51,29 @@ def test_heads_read_the_image_of_every_block_of_every_family(name):
     assert len(heads.heads) == blocks
     latents = torch.randn(2, *tiny.latents, generator=torch.Generator().manual_seed(1), requires_grad=True)
     condition = tiny.condition(2)
-    features, times = heads.features(latents, condition, torch.Generator().manual_seed(0))
+    seen = look(heads, latents, condition)
+    features, times = seen.features, seen.times
     tokens, _ = teacher.family.place_image(
         teacher.transformer, teacher.family.inputs(teacher.transformer, latents, times, condition)
     )
     assert len(features) == blocks and {x.shape[:2] for x in features} == {(2, tokens or features[0].shape[1])}
-    heads.judge(features, times, condition)[0].mean().backward()
+    heads.judge(seen)[0].mean().backward()
     assert latents.grad[0].abs().max() > 0 and latents.grad[1].abs().max() == 0
     assert all(p.grad is None for p in teacher.transformer.parameters())
     assert not any("teacher" in key for key in heads.state_dict())
 
 
-def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher):
+RELATIVISTIC = {"loss": "relativistic", "lora_rank": 2, "r2_weight": 0.1, "num_levels": 2}
+
+
+@pytest.mark.parametrize("options", [{}, RELATIVISTIC])
+def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher, options):
     """On two constant images the heads tell real from fake; the generator's gradient then points to the real one."""
     torch.manual_seed(0)
-    heads = Discriminator(teacher, replace(ADVERSARIAL, hidden=16, noise_levels=(0.0, 0.1)))
+    config = replace(ADVERSARIAL, hidden=16, noise_levels=(0.0, 0.1), learning_rate=5e-3, r1_weight=0.1, **options)
+    heads = Discriminator(teacher, config)
     real, labels = torch.full((8, 4, 8, 8), 0.8), {"class_labels": torch.arange(8) % 5}
-    adversary = Adversary(heads, real, labels, replace(ADVERSARIAL, learning_rate=5e-3, r1_weight=0.1))
+    adversary = Adversary(heads, real, labels, config)
     fake = torch.full((8, 4, 8, 8), -0.8)
     for step in range(60):
         found = adversary.update(fake, labels, torch.Generator().manual_seed(step))
@@ -75,6 +86,70 @@ def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher):
         moving = (moving - 0.05 * gradient.sign()).detach().requires_grad_(True)
     assert float(loss) < float(adversary.generator_loss(fake, labels, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
+
+
+def test_blocks_that_learn_leave_the_teacher_alone_and_are_saved_as_adapters(teacher):
+    config = replace(ADVERSARIAL, **RELATIVISTIC, r1_weight=0.1)
+    discriminator = Discriminator(teacher, config)
+    latents, labels = torch.randn(4, 4, 8, 8), {"class_labels": torch.arange(4)}
+    with torch.no_grad():
+        untrained = look(Discriminator(teacher, replace(config, lora_rank=0)), latents, labels).features
+        assert all(map(torch.equal, look(discriminator, latents, labels).features, untrained))  # B starts at zero
+    weights = [x.clone() for x in teacher.transformer.parameters()]
+    before = {name: x.clone() for name, x in discriminator.state_dict().items()}
+    adversary = Adversary(discriminator, latents, labels, config)
+    adversary.update(torch.randn(4, 4, 8, 8), labels, torch.Generator().manual_seed(0))
+    assert all(map(torch.equal, weights, teacher.transformer.parameters()))
+    moved = {name for name, x in discriminator.state_dict().items() if not torch.equal(x, before[name])}
+    adapted = {name for name in before if name.startswith("adapters.")}
+    assert len(adapted & moved) == len(adapted) / 2  # at the first step A has no gradient, as B is zero
+    assert not any(x.requires_grad for x in teacher.transformer.parameters())
+    again = Discriminator(teacher, config, seed=1)
+    again.load_state_dict(discriminator.state_dict())
+    with torch.no_grad():
+        found = [x.judge(look(x, latents, labels)) for x in (again, discriminator)]
+    assert torch.equal(*found)
+
+
+def test_real_and_drawn_images_of_a_pair_have_one_noise_level(teacher, monkeypatch):
+    config = replace(ADVERSARIAL, **RELATIVISTIC)
+    discriminator, times = Discriminator(teacher, config), []
+    kept = discriminator.look
+    monkeypatch.setattr(discriminator, "look", lambda *args: times.append(kept(*args).times) or kept(*args))
+    latents, labels = torch.randn(4, 4, 8, 8), {"class_labels": torch.arange(4)}
+    adversary = Adversary(discriminator, latents, labels, config)
+    adversary.update(latents, labels, torch.Generator().manual_seed(0))
+    adversary.generator_loss(latents, labels, torch.Generator().manual_seed(0))
+    assert len(times) == 4 and torch.equal(times[0], times[1]) and torch.equal(times[2], times[3])
+    assert len(times[0]) == 8  # two levels an image
+
+
+def test_noise_levels_at_the_students_own_steps(teacher):
+    knots = teacher.knots(4)
+    config = replace(ADVERSARIAL, levels="knots", noise_levels=(0.0, 1.0))
+    found = Discriminator(teacher, config, knots=knots)
+    drawn = found.draw_levels(200, torch.Generator().manual_seed(0)).unique()
+    alpha, sigma, _ = found._knots[:, drawn]
+    ours = torch.tensor([s / a for a, s in zip(knots.alpha[1:], knots.sigma[1:], strict=True)]).flip(0)
+    assert len(drawn) == 4 and torch.allclose((sigma / alpha).flip(0), ours, atol=0.1)
+    with pytest.raises(ValueError, match="levels knots needs the student's knots"):
+        Discriminator(teacher, config)
+    with pytest.raises(ValueError, match="no step of the student begins at a noise level in noise_levels"):
+        Discriminator(teacher, replace(config, noise_levels=(0.1, 0.11)), knots=knots)
+
+
+def test_the_weight_rises(teacher):
+    config = replace(ADVERSARIAL, adaptive=False, rise_steps=10, weight=0.5)
+    adversary = Adversary(Discriminator(teacher, config), torch.zeros(1, 4, 8, 8), {}, config)
+    zero = torch.zeros(())
+    found = [float(adversary.weight(zero, zero, zero, done)) for done in (0, 4, 9, 50)]
+    assert found == pytest.approx([0.05, 0.25, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("options", [{"loss": "wasserstein"}, {"levels": "all"}, {"num_levels": 0}, {"rise_steps": -1}])
+def test_unknown_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        replace(ADVERSARIAL, **options)
 
 
 def test_recall_is_the_share_that_the_fakes_cover():
@@ -100,19 +175,25 @@ def finetune(teacher, folder, name, validate=None, config=CONFIG, kind=None, **o
     data = TrajectoryDataset(folder / "data", 2)
     student = Student.from_teacher(teacher, data.student_config(history_layers=2, **(kind or {})))
     adversarial = replace(ADVERSARIAL, **options)
-    heads = Discriminator(teacher, adversarial)
+    heads = Discriminator(teacher, adversarial, knots=data.knots)
     adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
     distill(student, data, folder / name, config, adversary=adversary, validate=validate, progress=False)
     return student.state_dict() | {f"d.{k}": v for k, v in heads.state_dict().items()}
 
 
-@pytest.mark.parametrize("inputs", ["teacher", "student", "mixed"])
-def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs, dies_at_its_first_checkpoint):
-    config = replace(CONFIG, inputs=inputs)
-    whole = finetune(teacher, folder, "whole", config=config)
+NEW = RELATIVISTIC | {"levels": "knots", "noise_levels": (0.0, 1.0), "r1_weight": 0.1, "rise_steps": 4}
 
-    dies_at_its_first_checkpoint(lambda validate: finetune(teacher, folder, "killed", validate, config))
-    resumed = finetune(teacher, folder, "killed", config=config)
+
+@pytest.mark.parametrize(
+    "inputs,options", [("teacher", {}), ("student", {}), ("mixed", {}), ("mixed", NEW)], ids=lambda x: str(bool(x))
+)
+def test_killed_and_resumed_ends_as_if_never_killed(teacher, folder, inputs, options, dies_at_its_first_checkpoint):
+    def train(name, validate=None):
+        return finetune(teacher, folder, name, validate, replace(CONFIG, inputs=inputs), **options)
+
+    whole = train("whole")
+    dies_at_its_first_checkpoint(lambda validate: train("killed", validate))
+    resumed = train("killed")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert (folder / "whole" / "metrics.jsonl").read_text() == (folder / "killed" / "metrics.jsonl").read_text()
 

@@ -124,7 +124,8 @@ class Study:
         data = self.data(student.config.knots, origin.get("num_trajectories"))
         training = options["training"]
         against, config = AdversarialConfig(**options.get("adversarial", {})), TrainingConfig(**training)
-        adversary = Adversary.of_real(self.teacher, options["real"], against, config.seed, config.mixed_precision)
+        facts = (config.seed, config.mixed_precision, student.config.knots)
+        adversary = Adversary.of_real(self.teacher, options["real"], against, *facts)
         return self._trained(name, student, data, training, validate, adversary)
 
     def _trained(

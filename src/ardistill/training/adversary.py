@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 from ardistill.config import AdversarialConfig
 from ardistill.core.heads import StepLinear
+from ardistill.core.knots import Knots
 from ardistill.families import Condition
 from ardistill.student import Student
 from ardistill.teacher import Teacher
@@ -73,6 +74,7 @@ class Adversary:
         config: AdversarialConfig,
         seed: int = 0,
         mixed_precision: str = "auto",
+        knots: Knots | None = None,
     ) -> Adversary:
         """Make an adversary with new heads and the real data of a file that ``ardistill encode`` wrote.
 
@@ -82,29 +84,40 @@ class Adversary:
             config: Options of the discriminator and its training.
             seed: Seed of the heads' initial weights.
             mixed_precision: What the teacher computes in, as for `TrainingConfig`.
+            knots: The student's, for noise levels at its own steps.
 
         Raises:
-            ValueError: The file cannot be read, or does not fit the teacher.
+            ValueError: The file cannot be read, or does not fit the teacher; or see `Discriminator`.
         """
-        discriminator = Discriminator(teacher, config, seed, mixed_precision)
+        discriminator = Discriminator(teacher, config, seed, mixed_precision, knots)
         return cls(discriminator, *load_real(real, teacher), config)
 
     def generator_loss(self, fake: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """Adversarial (hinge) loss of the student: lower if the discriminator takes its images for real.
+        """Adversarial loss of the student: lower if the discriminator takes its images for real.
 
         Args:
             fake: The student's latents, (b, c, h, w); gradients flow to them.
             condition: One row per latent.
-            generator: Source of noise levels and noise, on the CPU.
+            generator: Source of noise levels, noise and, with ``relativistic``, real rows, on the CPU.
         """
-        self.discriminator.requires_grad_(False)
-        features, times = self.discriminator.features(fake, condition, generator)
-        loss = -self.discriminator.judge(features, times, condition).mean()
-        self.discriminator.requires_grad_(True)
-        return loss
+        d = self.discriminator
+        with d.frozen():
+            levels = d.draw_levels(len(fake), generator)
+            on_fake = d.judge(d.look(fake, condition, levels, generator))
+            if self.config.loss == "hinge":
+                return -on_fake.mean()
+            with torch.no_grad():
+                on_real = d.judge(d.look(*self._real(len(fake), fake.device, generator), levels, generator))
+        return nn.functional.softplus(on_real - on_fake).mean()
 
-    def weight(self, regression: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-        """Weight of the adversarial loss.
+    def _real(self, count: int, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Condition]:
+        """Real latents and their conditions, drawn on the CPU."""
+        rows = torch.randint(len(self.latents), (count,), generator=generator, device="cpu")
+        condition = send_to_device({name: x[rows] for name, x in self.real_condition.items()}, device)
+        return self.latents[rows].to(device, torch.float32), condition
+
+    def weight(self, regression: Tensor, adversarial: Tensor, last: Tensor, done: int = 0) -> Tensor:
+        """Weight of the adversarial loss, which rises over the first ``rise_steps``.
 
         With ``adaptive`` it is multiplied by the ratio of both losses' gradients in the student's last layer (Esser et
         al. 2021, arXiv:2012.09841, Eq. 7), so that it does not depend on the scale of either loss.
@@ -113,17 +126,18 @@ class Adversary:
             regression: The regression loss.
             adversarial: The adversarial loss.
             last: Weight of the student's last layer, as in the pass that gave both losses.
+            done: Steps that the student has been trained for.
         """
+        configured = self.config.weight * min(1.0, (done + 1) / max(self.config.rise_steps, 1))
         if not self.config.adaptive:
-            return regression.new_tensor(self.config.weight)
+            return regression.new_tensor(configured)
         ours, theirs = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (regression, adversarial))
-        return reduce(self.config.weight * ours / (theirs + 1e-8), "mean")
+        return reduce(configured * ours / (theirs + 1e-8), "mean")
 
     def to(self, device: torch.device | str) -> None:
         """Move teacher, heads and optimiser; the optimiser is made anew, as some devices replace the parameters."""
         state = self.optimizer.state_dict()
-        self.discriminator.teacher.to(device)
-        self.discriminator.to(device)
+        self.discriminator.place(device)
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(state)
 
@@ -140,53 +154,47 @@ class Adversary:
 
         Returns:
             Nothing or, if measured, tensors of one element, which are still on the device:
-            loss (``d_loss``); shares of real and fake tokens judged correctly; norm of the gradient; and, in the
-            features of the teacher's last block, diversity (spread of the fakes over that of the real latents) and
-            recall of the batch. Recall is too low for small batches: only its course over the training is meaningful.
+            loss (``d_loss``); shares of real and fake tokens judged correctly, or with ``relativistic`` of pairs; norm
+            of the gradient; and, in the features of the teacher's last block, diversity (spread of the fakes over that
+            of the real latents) and recall of the batch. Recall is too low for small batches: only its course over the
+            training is meaningful.
         """
-        d = self.discriminator
-        rows = torch.randint(len(self.latents), (len(fake),), generator=generator, device="cpu")
-        real = self.latents[rows].to(fake.device, torch.float32)
-        real_condition = send_to_device({name: x[rows] for name, x in self.real_condition.items()}, fake.device)
-        with torch.no_grad():
-            seen_real, real_times = d.features(real, real_condition, generator)
-            seen_fake, fake_times = d.features(fake.detach(), condition, generator)
-        on_real, on_fake = d.judge(seen_real, real_times, real_condition), d.judge(seen_fake, fake_times, condition)
-        loss = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
+        d, config, relativistic = self.discriminator, self.config, self.config.loss == "relativistic"
+        real = self._real(len(fake), fake.device, generator)
+        with torch.set_grad_enabled(bool(config.lora_rank)):
+            levels = d.draw_levels(len(fake), generator)
+            seen_real = d.look(*real, levels, generator)
+            levels = levels if relativistic else d.draw_levels(len(fake), generator)
+            seen_fake = d.look(fake.detach(), condition, levels, generator)
+        on_real, on_fake = d.judge(seen_real), d.judge(seen_fake)
+        if relativistic:
+            loss = nn.functional.softplus(on_fake - on_real).mean()
+        else:
+            loss = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()
         total = loss
-        if self.config.r1_weight:
-            slope = self._slope(on_real, seen_real, real_times, real_condition, generator)
-            total = loss + self.config.r1_weight * slope
+        for weight, logits, seen in ((config.r1_weight, on_real, seen_real), (config.r2_weight, on_fake, seen_fake)):
+            if weight:  # squared change of the logits: R1 and R2 without a second derivative (arXiv:2501.08316)
+                total = total + weight * (d.judge(d.near(seen, generator)) - logits).square().mean()
         norm = self._step(total)
         if not measured:
             return {}
-        pooled = {"real": seen_real[-1].mean(1), "fake": seen_fake[-1].mean(1)}
+        pooled = {"real": seen_real.features[-1].detach().mean(1), "fake": seen_fake.features[-1].detach().mean(1)}
+        right = (on_real > on_fake, on_real > on_fake) if relativistic else (on_real > 0, on_fake < 0)
         return {
             "d_loss": loss.detach(),
-            "d_real_accuracy": (on_real > 0).float().mean(),
-            "d_fake_accuracy": (on_fake < 0).float().mean(),
+            "d_real_accuracy": right[0].float().mean(),
+            "d_fake_accuracy": right[1].float().mean(),
             "d_gradient_norm": norm,
             "diversity": pooled["fake"].std(0).mean() / pooled["real"].std(0).mean(),
             "recall": lies_among(pooled["real"], pooled["fake"]).float().mean(),
         }
-
-    def _slope(
-        self, logits: Tensor, features: list[Tensor], times: Tensor, condition: Condition, generator: torch.Generator
-    ) -> Tensor:
-        """Squared change of the logits when noise is added to the features: R1 without a second derivative.
-
-        Source: arXiv:2501.08316, there on images instead of features.
-        """
-        drawn = (torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu") for x in features)
-        near = [x + self.config.r1_noise * noise.to(x.device) for x, noise in zip(features, drawn, strict=True)]
-        return (self.discriminator.judge(near, times, condition) - logits).square().mean()
 
     def _step(self, loss: Tensor) -> Tensor:
         """One optimiser step, with gradients averaged over the processes; the gradient's norm before clipping."""
         self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.discriminator.parameters():
-            parameter.grad = reduce(parameter.grad, "mean")
+            parameter.grad = reduce(parameter.grad, "mean") if parameter.grad is not None else None
         norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         return norm

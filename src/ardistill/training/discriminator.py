@@ -1,12 +1,15 @@
 """The discriminator (the D of R+D): small heads that read the blocks of the frozen teacher.
 
 A latent is noised again and run through the teacher; a head for each block judges that block's image tokens, given the
-condition and the timestep. Source: Kim et al. 2025, arXiv:2504.11295, Sec. 3.3; features at a noise level: Sauer et al.
-2024, arXiv:2403.12015.
+condition and the timestep. The blocks may learn as well, through adapters of their own. Source: Kim et al. 2025,
+arXiv:2504.11295, Sec. 3.3; features at a noise level: Sauer et al. 2024, arXiv:2403.12015.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ardistill.config import AdversarialConfig
+from ardistill.core.knots import Knots
 from ardistill.devices import precision
 from ardistill.families import Condition
+from ardistill.student.lora import add_adapters, share_weights
 from ardistill.teacher import Teacher
 
 
@@ -27,14 +32,15 @@ class Head(nn.Module):
     Args:
         width: Width of the tokens.
         hidden: Width of the head's hidden layer.
+        normalised: Whether its layers have spectral normalisation.
     """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, normalised: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.first = spectral_norm(nn.Linear(width, hidden))
-        self.mix = spectral_norm(nn.Conv1d(hidden, hidden, 9, padding=4))
-        self.last = spectral_norm(nn.Linear(hidden, 1))
+        self.first = _layer(nn.Linear(width, hidden), normalised)
+        self.mix = _layer(nn.Conv1d(hidden, hidden, 9, padding=4), normalised)
+        self.last = _layer(nn.Linear(hidden, 1), normalised)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Map tokens (b, t, width) and an embedded condition (b, hidden) to logits (b, t)."""
@@ -45,50 +51,84 @@ class Head(nn.Module):
         return self.last(hidden)[..., 0] + projected
 
 
-class Discriminator(nn.Module):
-    """The heads and their condition embedding, on the teacher's device.
+def _layer(layer: nn.Module, normalised: bool) -> Any:
+    return spectral_norm(layer) if normalised else layer
 
-    The teacher that the heads read is not a submodule: it is neither trained nor saved.
+
+@dataclass(frozen=True)
+class Seen:
+    """Latents as the teacher read them; each image stands in it once for each of its noise levels."""
+
+    noised: Tensor
+    """Noised latents, (b, c, h, w)."""
+    times: Tensor
+    """Timesteps, (b,)."""
+    condition: Condition
+    """One row each."""
+    features: list[Tensor]
+    """Image tokens of each block, (b, t, width)."""
+
+
+class Discriminator(nn.Module):
+    """The heads, their condition embedding and the blocks' adapters, on the teacher's device.
+
+    The teacher that the heads read is not a submodule: its weights are neither trained nor saved.
 
     Args:
         teacher: Frozen teacher.
-        config: Which blocks are read, at what noise levels, and how wide the heads are.
+        config: Which blocks are read, at what noise levels, whether they learn, and what the heads are.
         seed: Seed of the initial weights.
         mixed_precision: What the teacher computes in, ``auto``, ``no`` or ``bf16``; the heads compute in float32.
+        knots: The student's, whose noise levels are taken with ``levels`` ``knots``.
+
+    Raises:
+        ValueError: The student's knots are missing, or none of their noise levels is in the range.
     """
 
     teacher: Teacher
+    transformer: Any
+    """What the heads read: the teacher's own, or one on its weights with adapters."""
     _knots: Tensor
     """Alpha, sigma and timestep of each of 100 steps, (3, 100)."""
 
     def __init__(
-        self, teacher: Teacher, config: AdversarialConfig, seed: int = 0, mixed_precision: str = "auto"
+        self,
+        teacher: Teacher,
+        config: AdversarialConfig,
+        seed: int = 0,
+        mixed_precision: str = "auto",
+        knots: Knots | None = None,
     ) -> None:
         super().__init__()
-        transformer, family = teacher.transformer, teacher.family
-        self.mixed_precision = mixed_precision
-        self.__dict__.update(teacher=teacher)  # not through nn.Module, which would register a submodule
+        family, transformer = teacher.family, teacher.transformer
+        self.config, self.mixed_precision = config, mixed_precision
+        if config.lora_rank:
+            transformer = share_weights(transformer)
+            add_adapters(transformer, teacher.transformer.parameters(), family.block_lists, config.lora_rank)
+        self.__dict__.update(teacher=teacher, transformer=transformer)  # nn.Module would register submodules
+        adapters = [x for x in transformer.parameters() if x.requires_grad] if config.lora_rank else []
         blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
         self._blocks = blocks[:: config.every]
-        knots, steps = teacher.knots(100), 100
-        table = torch.tensor([knots.alpha[:-1], knots.sigma[:-1], knots.timesteps], dtype=torch.float32, device="cpu")
-        self.register_buffer("_knots", table, persistent=False)
-        low, high = config.noise_levels
-        # Knot i precedes step i: its share of the path is 1 - i / steps.
-        self._range = max(0, round((1 - high) * steps)), min(steps - 1, round((1 - low) * steps))
+        table = teacher.knots(100)
+        levels = torch.tensor([table.alpha[:-1], table.sigma[:-1], table.timesteps], dtype=torch.float32, device="cpu")
+        self.register_buffer("_knots", levels, persistent=False)
+        self._levels = torch.tensor(_levels(config, table, knots), device="cpu")
         example = family.example_condition(transformer, 1, 5)
         self._text = "encoder_hidden_states" if teacher.takes_text else ""
+        normalised = config.loss == "hinge"
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if self._text:
-                self.condition: nn.Module = spectral_norm(nn.Linear(example[self._text].shape[-1], config.hidden))
+                embedding: nn.Module = nn.Linear(example[self._text].shape[-1], config.hidden)
+                self.condition = _layer(embedding, normalised)
             else:
                 self.condition = nn.Embedding(teacher.num_classes + 1, config.hidden)
                 nn.init.zeros_(self.condition.weight)  # otherwise the untrained heads would judge by the class
             self.time = nn.Linear(256, config.hidden)
             width = self._width(example)
-            self.heads = nn.ModuleList([Head(width, config.hidden) for _ in self._blocks])
+            self.heads = nn.ModuleList([Head(width, config.hidden, normalised) for _ in self._blocks])
         self.to(teacher.device, torch.float32)
+        self.adapters = nn.ParameterList(adapters)
 
     def _width(self, example: Condition) -> int:
         """Width of the image tokens, found by one call of the teacher."""
@@ -102,7 +142,7 @@ class Discriminator(nn.Module):
 
     def _read(self, latents: Tensor, times: Tensor, condition: Condition) -> list[Tensor]:
         """Image tokens that each block returns, (b, t, width), in float32 whatever the teacher's dtype."""
-        family, transformer = self.teacher.family, self.teacher.transformer
+        family, transformer = self.teacher.family, self.transformer
         found: list[Tensor] = []
         tokens, start = family.place_image(transformer, family.inputs(transformer, latents, times, condition))
 
@@ -118,34 +158,64 @@ class Discriminator(nn.Module):
                 handle.remove()
         return found
 
-    def features(
-        self, latents: Tensor, condition: Condition, generator: torch.Generator
-    ) -> tuple[list[Tensor], Tensor]:
-        """Noise latents to random levels and read the teacher's blocks.
+    def place(self, device: torch.device | str) -> None:
+        """Move teacher, adapters and heads."""
+        self.teacher.to(device)
+        self.transformer.to(device)
+        self.to(device)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Context in which gradients flow through the discriminator and none to its weights."""
+        self.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.requires_grad_(True)
+
+    def draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Noise levels of a number of images, as indices of 100 steps, (count * num_levels,), drawn on the CPU."""
+        drawn = torch.randint(len(self._levels), (count * self.config.num_levels,), generator=generator, device="cpu")
+        return self._levels[drawn]
+
+    def look(self, latents: Tensor, condition: Condition, levels: Tensor, generator: torch.Generator) -> Seen:
+        """Noise latents and read the teacher's blocks. Gradients flow to the latents and, if they learn, the blocks.
 
         Args:
-            latents: Latents of images, (b, c, h, w); gradients flow to them.
+            latents: Latents of images, (b, c, h, w).
             condition: One row per latent.
-            generator: Source of the levels and the noise, on the CPU.
-
-        Returns:
-            Image tokens of each block, (b, t, width), and the timesteps, (b,).
+            levels: What ``draw_levels`` gave for as many images.
+            generator: Source of the noise, on the CPU.
         """
-        low, high = self._range
-        levels = torch.randint(low, high + 1, (len(latents),), generator=generator, device="cpu")
+        copies = len(levels) // len(latents)
+        if copies > 1:
+            latents = latents.repeat_interleave(copies, dim=0)
+            condition = {name: x.repeat_interleave(copies, dim=0) for name, x in condition.items()}
         noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device="cpu").to(latents.device)
         shape = (-1, *(1 for _ in latents.shape[1:]))
         alpha, sigma, times = self._knots[:, levels.to(latents.device)]
         noised = alpha.view(shape) * latents + sigma.view(shape) * noise
-        teacher = self.teacher
-        condition, _ = teacher.family.take_guidance(teacher.transformer, latents, condition, 1.0)
-        return self._read(noised, times, condition), times
+        given, _ = self.teacher.family.take_guidance(self.teacher.transformer, latents, condition, 1.0)
+        return Seen(noised, times, condition, self._read(noised, times, given))
 
-    def judge(self, features: list[Tensor], times: Tensor, condition: Condition) -> Tensor:
-        """Logits of features, (b, heads * t); above 0 means real."""
-        known = self.condition(self._pooled(condition) if self._text else condition["class_labels"])
-        known = known + self.time(get_timestep_embedding(times, 256))
-        logits = [head(tokens, known) for head, tokens in zip(self.heads, features, strict=True)]
+    def near(self, seen: Seen, generator: torch.Generator) -> Seen:
+        """The same with a little noise added: to the latents if the blocks learn, else to the features alone."""
+        scale, device = self.config.r1_noise, seen.noised.device
+
+        def moved(x: Tensor) -> Tensor:
+            return x + scale * torch.randn(x.shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
+
+        if not self.adapters:
+            return replace(seen, features=[moved(x) for x in seen.features])
+        noised = moved(seen.noised)
+        given, _ = self.teacher.family.take_guidance(self.teacher.transformer, noised, seen.condition, 1.0)
+        return replace(seen, noised=noised, features=self._read(noised, seen.times, given))
+
+    def judge(self, seen: Seen) -> Tensor:
+        """Logits of what was read, (b, heads * t); above 0 means real, or more real than what it is judged against."""
+        known = self.condition(self._pooled(seen.condition) if self._text else seen.condition["class_labels"])
+        known = known + self.time(get_timestep_embedding(seen.times, 256))
+        logits = [head(tokens, known) for head, tokens in zip(self.heads, seen.features, strict=True)]
         return torch.cat(logits, dim=1)
 
     def _pooled(self, condition: Condition) -> Tensor:
@@ -158,6 +228,30 @@ class Discriminator(nn.Module):
             return text.mean(1)
         mask = mask.to(text.device)  # a family may keep it on the host
         return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _levels(config: AdversarialConfig, table: Knots, knots: Knots | None) -> list[int]:
+    """The steps of a table of 100 whose noise levels are drawn from.
+
+    Raises:
+        ValueError: The student's knots are missing, or none of their levels is in the range.
+    """
+    low, high = config.noise_levels
+    steps = table.num_steps
+    # Step i begins at the share 1 - i / steps of the path.
+    inside = range(max(0, round((1 - high) * steps)), min(steps - 1, round((1 - low) * steps)) + 1)
+    if config.levels == "uniform":
+        return [*inside]
+    if knots is None:
+        raise ValueError("levels knots needs the student's knots; give them to the Discriminator")
+    ratios = [sigma / max(alpha, 1e-9) for alpha, sigma in zip(table.alpha, table.sigma, strict=True)][:-1]
+    wanted = [sigma / max(alpha, 1e-9) for alpha, sigma in zip(knots.alpha[1:], knots.sigma[1:], strict=True)]
+    nearest = {min(range(steps), key=lambda i: abs(ratios[i] - ratio)) for ratio in wanted}
+    if not nearest & {*inside}:
+        raise ValueError(
+            f"no step of the student begins at a noise level in noise_levels, {config.noise_levels}: widen them"
+        )
+    return sorted(nearest & {*inside})
 
 
 def _image_tokens(output: Any, count: int | None, start: Tensor | None, text: str) -> Tensor:

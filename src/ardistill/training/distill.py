@@ -300,7 +300,8 @@ def _student_loss(run: _Run, batch: Batch, estimates: Tensor, regression: Tensor
     if adversary is None or run.last_layer is None:
         return regression, {}
     adversarial = adversary.generator_loss(estimates[:, -1], batch.condition, batch.generator)
-    weight = adversary.weight(regression, adversarial, run.last_layer.weight)
+    done = run.state.step - run.state.warmup_steps
+    weight = adversary.weight(regression, adversarial, run.last_layer.weight, done)
     loss = regression + weight * adversarial
     return loss, {"g_loss": adversarial.detach(), "g_weight": weight}
 

@@ -70,7 +70,8 @@ def finetune(
         weights = stored_weights(Path(out), "discriminator") or weights
     found = load_recorded_teacher(data.manifest, teacher, where, weights)
     training = settled(training, Path(out), where)
-    adversary = Adversary.of_real(found, real, adversarial, training.seed, training.mixed_precision)
+    precision = training.mixed_precision
+    adversary = Adversary.of_real(found, real, adversarial, training.seed, precision, data.knots)
     validate = None
     if validation is not None and found.draws_images:
         validate = validation(found, data, Path(out) / "samples")
