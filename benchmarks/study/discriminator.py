@@ -56,12 +56,12 @@ def ordered(study: Study, name: str, student: Student, count: int = 1000) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default=str(RECIPES / "discriminator_fashion.yaml"))
+    parser.add_argument("--recipe", default=str(RECIPES / "study_discriminator_fashion.yaml"))
     parser.add_argument("--only", default=".*")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    study, path = Study(args.recipe), HERE / "results" / f"{Path(args.recipe).stem}.json"
+    study, path = Study(args.recipe), HERE / "results" / f"{Path(args.recipe).stem.removeprefix('study_')}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in study.recipe.arms:
         if not re.fullmatch(args.only, name) or name in found:
