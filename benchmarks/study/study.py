@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument("--recipe", default=str(RECIPES / "study_fashion.yaml"))
     parser.add_argument("--only", default=".*")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--results", type=Path, help="folder of the results; results/NAME beside this file if not given"
+    )
     parser.add_argument("--write_real", metavar="FOLDER", nargs="?", const="", help="write real.safetensors and end")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -131,7 +134,7 @@ def main() -> None:
     if args.write_real is not None:
         write_real(study, args.write_real)
         return
-    out = HERE / "results" / Path(args.recipe).stem.removeprefix("study_")
+    out = args.results or HERE / "results" / Path(args.recipe).stem.removeprefix("study_")
     out.mkdir(parents=True, exist_ok=True)
     for name in study.recipe.arms:
         path = out / f"{name}.json"
