@@ -244,7 +244,8 @@ def _adherence_notes(measured: bool, judge: Judge, prompts: Sequence[str]) -> li
     if measured:
         notes = [
             "Adherence: the share of images that show what their prompts say and nothing else, as judged by a "
-            "detector; its shares on real renders bound what can be measured."
+            "detector; a column of its tables is a kind of prompt, higher is better, and the detector's shares on real "
+            "renders bound what can be measured."
         ]
         if judge.reference is not None:
             notes.append(

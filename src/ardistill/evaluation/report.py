@@ -44,6 +44,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .figures { width: 100%; font-size: .9rem; }
 .figures th, .figures td { padding: .45rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); }
 .figures td { white-space: nowrap; }
+.figures tbody th { min-width: 6.5rem; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr > :first-child { position: sticky; left: 0; text-align: left !important; background: var(--page); }
 tbody th { color: var(--ink); }
@@ -56,6 +57,7 @@ dd { margin: 0; color: var(--soft); max-width: 46rem; }
 li { margin: .35rem 0; max-width: 60rem; }
 .samples { border-spacing: 0; }
 .samples th { font-size: .8rem; line-height: 1.3; padding: .2rem .4rem; }
+.samples thead th { max-width: 12rem; }
 .samples tbody th { min-width: 4.5rem; max-width: 7rem; vertical-align: middle; padding-left: 0; }
 .samples td { padding: 2px; }
 .samples img { display: block; border-radius: 3px; }
