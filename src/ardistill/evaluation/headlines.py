@@ -1,5 +1,4 @@
-"""The numbers that a report opens with: how much faster a student is, the quality that it gives up, and what history
-adds."""
+"""The numbers that a report opens with: a student's speed, the quality that it gives up, and what history adds."""
 
 from __future__ import annotations
 
