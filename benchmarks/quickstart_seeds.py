@@ -1,4 +1,4 @@
-"""The quickstart at several seeds: mean and spread of every metric, and the table of docs/results.md.
+"""The quickstart at several seeds: mean and spread of every metric, and the tables of docs/results.md and README.md.
 
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 --out benchmarks/results/quickstart.json
 
@@ -58,7 +58,7 @@ def main() -> None:
         "runs": runs,
     }
     Path(args.out).write_text(json.dumps(summary, indent=1) + "\n")
-    print("\n".join(table(summary)))
+    print("\n".join([*table(summary), "", *readme_table(summary)]))
 
 
 def table(summary: dict) -> list[str]:
@@ -67,6 +67,15 @@ def table(summary: dict) -> list[str]:
     for arm, figures in summary["arms"].items():
         cells = [f"{figures[k]['mean']:.{n}f} ({figures[k]['spread']:.{n}f})" for k, n in COLUMNS.items()]
         lines.append(f"| {LABELS.get(arm, arm_label(arm))} | {' | '.join(cells)} | {figures['nfe']['mean']:g} |")
+    return lines
+
+
+def readme_table(summary: dict) -> list[str]:
+    """The table of README.md: what a user gets, as means over the seeds."""
+    lines = ["| | evaluations | images per second | FD to the data |", "|---|---|---|---|"]
+    for arm in ("teacher", "solver", "step_distillation", "ard"):
+        nfe, ms, fd = (summary["arms"][arm][key]["mean"] for key in ("nfe", "ms_per_image", "fd"))
+        lines.append(f"| {LABELS[arm].partition(', N =')[0]} | {nfe:g} | {1000 / ms:.2g} | {fd:.3f} |")
     return lines
 
 

@@ -79,6 +79,7 @@ def test_evaluate_compare_and_export(way, capsys):
     main(["compare", "--students", students, "--trajectories", f"{way}/held_out", "--out", f"{way}/compare"])
     text = capsys.readouterr().out
     assert "paired distance to the teacher" in text and "step distillation" not in text and "flipped" in text
+    assert "images per second" in text and "distance to the teacher by history: ARD is " in text
     main(["export", "--student", f"{way}/ard", "--out", f"{way}/export", "--json"])
     assert json.loads(capsys.readouterr().out)["evaluated"] is True
     card = (way / "export" / "README.md").read_text()

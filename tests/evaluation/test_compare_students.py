@@ -33,6 +33,9 @@ def test_students_are_compared_with_the_first_as_baseline(way):
     found = compare_students(students, way / "held_out", way / "compared")
     assert list(found.arms) == ["teacher", "solver_1", "solver_2", "run-2", "run-1"]
     assert found.baseline == "run-2" and list(found.intervals) == ["solver_1", "solver_2", "run-1"]
+    assert found.with_history == ()  # the baseline has history, too
+    assert found.selected == min(("run-2", "run-1"), key=lambda name: found.arms[name]["fd"])
+    assert [x.name for x in found.headlines] == ["as fast as the teacher", found.headlines[1].name]
     assert found.feature_network == "fashion-classifier" and found.folder == way / "compared"
     assert {name: len(x["free_running"]) for name, x in found.error_per_step.items()} == {"run-2": 2, "run-1": 1}
     names = {"metrics.json", "report.html", "samples.png", "exposure_bias.png", "figures.md"}

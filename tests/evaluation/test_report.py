@@ -1,8 +1,15 @@
+import base64
+import html
+import io
+import re
+
 import pytest
 import torch
 from PIL import Image
 
-from ardistill.evaluation import exposure_bias_plot, format_table, sample_grid, write_report
+from ardistill.evaluation import Headline, exposure_bias_plot, format_table, sample_grid, write_report
+from ardistill.evaluation.tables import COLUMNS
+from ardistill.files.pixels import to_pictures
 
 ROWS = [
     {"arm": "teacher", "fd": 3.25, "kid": 0.0123, "accuracy": 0.941, "nfe": 48, "macs_per_image": 1.9e9, "seeds": [0]},
@@ -29,10 +36,18 @@ def test_rows_with_a_misspelt_key_are_refused():
 def test_report_is_one_file_with_numbers_notes_and_pictures(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "picture.png")
     path = tmp_path / "report.html"
-    write_report(path, "A < B", ROWS, ["ARD - step distillation: -0.1 & so on"], {"samples": tmp_path / "picture.png"})
+    write_report(
+        path,
+        "A < B",
+        ROWS,
+        headlines=[Headline("8×", "as fast", "x < y.")],
+        notes=["ARD - step distillation: -0.1 & so on"],
+        plots={"errors": tmp_path / "picture.png"},
+    )
     page = path.read_text(encoding="utf-8")
     for text in (
         "A &lt; B",
+        "<strong>8×</strong><b>as fast</b><p>x &lt; y.</p>",
         "<td>3.250</td>",
         "<td>2.125</td>",
         "<td>-</td>",
@@ -41,6 +56,34 @@ def test_report_is_one_file_with_numbers_notes_and_pictures(tmp_path):
     ):
         assert text in page
     assert "http" not in page and 'src="data:' in page  # nothing is fetched
+    assert page.index("<strong>8×") < page.index("<table")  # the page opens with it
+
+
+def test_the_report_explains_every_column_that_it_shows(tmp_path):
+    path = tmp_path / "report.html"
+    write_report(path, "all", [{"arm": "ard"} | dict.fromkeys(COLUMNS, 1.0)])
+    page = html.unescape(path.read_text(encoding="utf-8"))
+    for column in COLUMNS.values():
+        assert column.meaning.endswith(".") and len(column.meaning) > 40
+        assert page.count(f'<abbr title="{column.meaning}">') == page.count(f"<dd>{column.meaning}</dd>") == 1
+    write_report(path, "some", ROWS)
+    page = html.unescape(path.read_text(encoding="utf-8"))
+    assert COLUMNS["fd"].meaning in page and COLUMNS["recall"].meaning not in page
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 96), (28, 112), (32, 96), (100, 100), (512, 192)])
+def test_samples_are_shown_at_a_size_that_can_be_judged(tmp_path, side, shown):
+    path = tmp_path / "report.html"
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_report(path, "samples", ROWS, samples={"teacher": images, "ARD": images}, heads=["dress", "a & b"])
+    page = path.read_text(encoding="utf-8")
+    assert page.count(f'width="{shown}" height="{shown}"') == 4 and "a &amp; b" in page
+    assert page.count('<img class="enlarged"') == (4 if side < 96 else 0)
+    held = re.search(r'src="data:image/(png|webp);base64,([^"]+)"', page)
+    picture = Image.open(io.BytesIO(base64.b64decode(held[2])))
+    assert picture.width == min(side, 192)
+    if side < 96:
+        assert picture.tobytes() == to_pictures(images)[0].tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -79,9 +122,12 @@ def test_exposure_bias_plot_is_written(tmp_path):
     exposure_bias_plot(curves, tmp_path / "bias.png")
     picture = Image.open(tmp_path / "bias.png").convert("L")
     assert picture.width > 600 and len(set(picture.tobytes())) > 20
+    exposure_bias_plot(curves, tmp_path / "bias.svg")
+    drawn = (tmp_path / "bias.svg").read_text()
+    assert 'id="axes_1"' in drawn and 'id="axes_2"' not in drawn  # both arms are in one plot
 
 
-@pytest.mark.parametrize("named", [{"free": [1.0]}, {"free_running": [1.0], "teacher_forced": [1.0, 2.0]}, {}])
+@pytest.mark.parametrize("named", [{"free_running": [1.0]}, {"free_running": [1.0], "teacher_forced": [1.0, 2.0]}, {}])
 def test_bad_curves_are_refused(tmp_path, named):
     with pytest.raises(ValueError, match="expected curves of one length"):
         exposure_bias_plot({"ard": named}, tmp_path / "bias.png")

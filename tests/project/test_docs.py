@@ -96,3 +96,14 @@ def test_what_a_workflow_runs_exists(workflow):
             assert (ROOT / path).stat().st_mode & 0o100, path
         for target in re.findall(r"^make (\w+)", step["run"]):
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
+def test_the_figures_for_a_decision_are_the_studys():
+    """The table of docs/when-to-use.md names arms of docs/study.md and has their FDs, without the spread."""
+    page, study = ((ROOT / "docs" / name).read_text() for name in ("when-to-use.md", "study.md"))
+    rows = re.findall(r"^\| [^|]+ \| `([^`]+)` \| \d+ \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    assert len(rows) == 10
+    for arm, to_data, to_teacher in rows:
+        line = next(x for x in study.splitlines() if x.startswith(f"| {arm} |"))
+        cells = [cell.split()[0] for cell in line.split("|")[4:6]]
+        assert cells == [to_teacher, to_data], arm

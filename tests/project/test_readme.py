@@ -73,7 +73,18 @@ def script(path: str):
 
 def test_the_documentations_tables_are_the_committed_run_and_the_registry():
     figures = json.loads((ROOT / "benchmarks" / "results" / "quickstart.json").read_text())
-    assert "\n".join(script("benchmarks/quickstart_seeds.py").table(figures)) in PAGES["docs/results.md"]
+    seeds, arms = script("benchmarks/quickstart_seeds.py"), figures["arms"]
+    assert "\n".join(seeds.table(figures)) in PAGES["docs/results.md"]
+    assert "\n".join(seeds.readme_table(figures)) in README
+    times = arms["teacher"]["ms_per_image"]["mean"] / arms["ard"]["ms_per_image"]["mean"]
+    given_up = arms["ard"]["fd"]["mean"] - arms["teacher"]["fd"]["mean"]
+    assert f"{times:.1f} times as fast for {given_up:.3f} more FD" in README
+    assert f"images: {figures['real_floor']:.3f})" in README
+    nearer = [
+        -100 * found["difference"] / figures["runs"][seed]["arms"]["step_distillation"]["feature_distance_to_teacher"]
+        for seed, found in figures["ard_minus_step_distillation"].items()
+    ]
+    assert f"{' and '.join(f'{x:.1f}' for x in nearer)} % nearer to its teacher's than without" in README
     assert "\n".join(script("scripts/family_table.py").table()) in PAGES["docs/families.md"]
 
 

@@ -9,6 +9,7 @@ from ardistill.evaluation.draw_samples import draw_samples
 from ardistill.evaluation.evaluate import evaluate
 from ardistill.evaluation.features import FeatureNetwork, ModuleFeatures, extract_features, feature_network
 from ardistill.evaluation.grids import ValidationGrid, trajectory_grid, validation_grid
+from ardistill.evaluation.headlines import Headline
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.metrics import (
     BootstrapInterval,
@@ -27,15 +28,17 @@ from ardistill.evaluation.metrics import (
     real_floor,
 )
 from ardistill.evaluation.plots import adversarial_plot, exposure_bias_plot, sample_grid
-from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
+from ardistill.evaluation.report import write_report
 from ardistill.evaluation.runs import evaluation_folder, is_run, run_of
 from ardistill.evaluation.sampler import Sampler
+from ardistill.evaluation.tables import arm_label, format_table, markdown_table
 
 __all__ = [
     "BootstrapInterval",
     "Comparison",
     "FeatureNetwork",
     "FeatureStatistics",
+    "Headline",
     "Judge",
     "KernelDistance",
     "ModuleFeatures",

@@ -11,6 +11,7 @@ from ardistill.evaluation.adherence import Score, adherence
 from ardistill.evaluation.comparison import SHOWN, Comparison, Figures
 from ardistill.evaluation.cost import count_macs, latency_ms
 from ardistill.evaluation.features import extract_features
+from ardistill.evaluation.headlines import verdict
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.metrics import (
     BootstrapInterval,
@@ -25,8 +26,8 @@ from ardistill.evaluation.metrics import (
     predict_labels,
     real_floor,
 )
-from ardistill.evaluation.report import arm_label
 from ardistill.evaluation.sampler import Sampler
+from ardistill.evaluation.tables import arm_label
 from ardistill.families import Condition
 from ardistill.progress import bar
 from ardistill.teacher import Teacher
@@ -232,10 +233,9 @@ def _intervals(
 
 def standing(arm: str, baseline: str, interval: BootstrapInterval) -> str:
     """A sentence that says how an arm compares with a baseline of equal NFE in paired distance to the teacher."""
-    word = "ahead of" if interval.high < 0 else "behind" if interval.low > 0 else "not distinguishable from"
     return (
-        f"{arm_label(arm)} is {word} {arm_label(baseline)} at this compute: paired distance to the teacher "
-        f"{interval.difference:+.4f} (95 % interval {interval.low:+.4f} to {interval.high:+.4f})."
+        f"{arm_label(arm)} is {verdict(interval)} {arm_label(baseline)} at this compute: paired distance to the "
+        f"teacher {interval.difference:+.4f} (95 % interval {interval.low:+.4f} to {interval.high:+.4f})."
     )
 
 
@@ -244,7 +244,8 @@ def _adherence_notes(measured: bool, judge: Judge, prompts: Sequence[str]) -> li
     if measured:
         notes = [
             "Adherence: the share of images that show what their prompts say and nothing else, as judged by a "
-            "detector; its shares on real renders bound what can be measured."
+            "detector; a column of its tables is a kind of prompt, higher is better, and the detector's shares on real "
+            "renders bound what can be measured."
         ]
         if judge.reference is not None:
             notes.append(

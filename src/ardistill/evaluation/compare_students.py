@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from ardistill.config import JudgeConfig
+from ardistill.core.config import StudentConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.compare_samplers import compare_samplers
 from ardistill.evaluation.comparison import Comparison
 from ardistill.evaluation.diagnostics import exposure_bias
+from ardistill.evaluation.headlines import Figures
 from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.runs import check_held_out, run_of
 from ardistill.evaluation.sampler import Sampler
@@ -87,6 +89,7 @@ def measure_students(
     *,
     solvers: Mapping[str, int] | None = None,
     baseline: str | None = None,
+    selected: str | None = None,
     mixed_precision: str = "auto",
 ) -> Comparison:
     """Compare loaded students with their teacher and its solvers, and measure each student's errors per step.
@@ -99,6 +102,7 @@ def measure_students(
         solvers: Name -> steps of further arms, drawn by the teacher's solver; ``solver_4`` and the like, for each
             number of steps that a student has, if not given.
         baseline: The student that the others are compared with; the first if not given.
+        selected: The student that the report opens with; the one with the lowest FD if not given.
         mixed_precision: What teacher and students compute in, as for `compare_students`.
 
     Raises:
@@ -107,6 +111,7 @@ def measure_students(
     if solvers is None:
         solvers = {f"solver_{n}": n for n in sorted({knots.num_steps for knots in data})}
     first = next(iter(data.values()))
+    baseline = baseline or next(iter(students))
     arms = {"teacher": Sampler.of_teacher(teacher, first.manifest.solver_steps, mixed_precision)}
     arms |= {name: Sampler.of_teacher(teacher, num_steps, mixed_precision) for name, num_steps in solvers.items()}
     arms |= {name: Sampler.of_student(student, mixed_precision) for name, student in students.items()}
@@ -120,14 +125,32 @@ def measure_students(
         judge,
         labels=first.labels,
         prompts=[first.prompts[i] for i in first.labels] if first.prompts else None,
-        baseline=baseline or next(iter(students)),
+        baseline=baseline,
     )
     errors = {}
     for name, student in students.items():
         states, denoised, condition = data[student.config.knots].stacked(slice(MEASURED))
         solver = first.manifest.knots
         errors[name] = exposure_bias(student, teacher, states, denoised, condition, solver, mixed_precision)
-    return replace(found, error_per_step=errors)
+    return replace(
+        found,
+        error_per_step=errors,
+        selected=selected or min(students, key=lambda name: _fd(found.arms[name])),
+        with_history=_with_history({name: x.config for name, x in students.items()}, baseline),
+    )
+
+
+def _fd(figures: Figures) -> float:
+    """FD to the data, or to the teacher where there is no reference."""
+    return next(x for name in ("fd", "fd_to_teacher") if (x := figures.get(name)) is not None)
+
+
+def _with_history(students: Mapping[str, StudentConfig], baseline: str) -> tuple[str, ...]:
+    """Students that differ from a baseline without history by their history alone."""
+    if students[baseline].history_layers:
+        return ()
+    plain = {name: replace(x, history_layers=0, mask="M2", gated=True) for name, x in students.items()}
+    return tuple(name for name, x in students.items() if x.history_layers and plain[name] == plain[baseline])
 
 
 def trajectories_of(students: Mapping[str, Student], trajectories: str | Path) -> dict[Knots, TrajectoryDataset]:

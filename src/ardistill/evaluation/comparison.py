@@ -11,19 +11,25 @@ from typing import Any
 from torch import Tensor
 
 from ardistill.evaluation.adherence import Score, adherence_table
+from ardistill.evaluation.headlines import Figures, Headline, history, quality, speed
 from ardistill.evaluation.metrics import BootstrapInterval
 from ardistill.evaluation.plots import exposure_bias_plot, sample_grid
-from ardistill.evaluation.report import arm_label, format_table, markdown_table, write_report
+from ardistill.evaluation.report import write_report
+from ardistill.evaluation.tables import arm_label, format_table, markdown_table
 from ardistill.files import write_whole
 
-Figures = dict[str, float | int | None]
-"""Metrics of one arm by name; the names are those of `report.COLUMNS`."""
 ErrorPerStep = dict[str, list[float]]
 """What `exposure_bias` returns for one student."""
 PAIRED = ("feature_distance_to_teacher", "feature_distance_median", "feature_distance_trimmed_mean", "flipped")
 """Metrics from pairs of an arm's and the teacher's samples of the same noise."""
 SHOWN = 20
 """Samples per arm in the grid."""
+ERROR_CAPTION = (
+    "Error of each step: mean squared error against the teacher, noisiest step first. Solid: the student goes on from "
+    "its own states, as when it draws. Dashed: each step starts from the teacher's state. Between the two lies what "
+    "the errors of earlier steps add; lower is better."
+)
+"""What the plot of the error per step shows."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,10 @@ class Comparison:
     """Prompts of the scene world only: "seen" or "unseen_combinations" -> arm -> its score in each category."""
     error_per_step: dict[str, ErrorPerStep] = field(default_factory=dict)
     """Student -> its mean squared error per step, as `exposure_bias` gives it; empty if not measured."""
+    selected: str | None = None
+    """The student that the report opens with; None if the arms are no students."""
+    with_history: tuple[str, ...] = ()
+    """Students that differ from the baseline, which has no history, by their history alone."""
     prompts: list[str] = field(default_factory=list)
     """The prompts of the samples in the grid; empty for class labels."""
     folder: Path | None = None
@@ -60,14 +70,31 @@ class Comparison:
         """One row per arm, as `format_table` takes them."""
         return [{"arm": arm} | figures for arm, figures in self.arms.items()]
 
+    @property
+    def headlines(self) -> list[Headline]:
+        """What a user wants to know first: speed, quality given up, where history stands; without what is not known.
+
+        Speed and quality are those of ``selected``. History is judged by that student if it has any, else by the
+        student with history that is nearest to the teacher.
+        """
+        if self.selected is None:
+            return []
+        found = [speed(self.arms, self.selected), quality(self.arms, self.selected, self.floor)]
+        if self.with_history and self.baseline is not None:
+            nearest = min(self.with_history, key=lambda arm: self.intervals[arm].difference)
+            arm = self.selected if self.selected in self.with_history else nearest
+            found.append(history(self.arms, arm, self.baseline, self.intervals[arm]))
+        return [headline for headline in found if headline is not None]
+
     def table(self) -> str:
-        """Text for the terminal: the metrics of each arm, its pairs with the teacher, the notes."""
+        """Text for the terminal: metrics of each arm, its pairs with the teacher, notes, and last the headlines."""
         figures = [{k: v for k, v in row.items() if k not in PAIRED[1:]} for row in self.rows]
         pairs = [{k: row.get(k) for k in ("arm", *PAIRED)} for row in self.rows]
         return "\n".join(
             [format_table(figures), "", "Paired with the teacher, from the same noise:", format_table(pairs), ""]
             + self.notes
             + [f"\n{text}" for text in self._adherence_texts()]
+            + [f"\n{headline}" for headline in self.headlines]
         )
 
     def markdown(self) -> str:
@@ -96,6 +123,8 @@ class Comparison:
             "paired_with_baseline": {arm: interval._asdict() for arm, interval in self.intervals.items()},
             "notes": self.notes,
         }
+        if self.error_per_step:
+            found["error_per_step"] = self.error_per_step
         if self.prompts:
             found["prompts"] = self.prompts
         if self.adherence:
@@ -129,11 +158,21 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1).encode())
         heads = [str(columns[int(i)]) if columns else str(int(i)) for i in self.labels[:SHOWN]]
-        grid = {arm_label(arm): self.images[arm][:SHOWN] for arm in (shown or self.images)}
-        sample_grid(grid, folder / "samples.png", heads)
-        pictures = {"The same noise down each column": folder / "samples.png"}
+        samples = {arm_label(arm): self.images[arm][:SHOWN] for arm in (shown or self.images)}
+        sample_grid(samples, folder / "samples.png", heads)
+        plots = {}
         if self.error_per_step:
             curves = {arm: self.error_per_step[arm] for arm in plotted or self.error_per_step}
             exposure_bias_plot(curves, folder / "exposure_bias.png")
-            pictures["Error per step"] = folder / "exposure_bias.png"
-        write_report(folder / "report.html", title, self.rows, self.notes, pictures, self._adherence_tables())
+            plots[ERROR_CAPTION] = folder / "exposure_bias.png"
+        write_report(
+            folder / "report.html",
+            title,
+            self.rows,
+            headlines=self.headlines,
+            notes=self.notes,
+            tables=self._adherence_tables(),
+            plots=plots,
+            samples=samples,
+            heads=heads,
+        )

@@ -15,17 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ardistill.evaluation.report import arm_label
+from ardistill.evaluation.tables import arm_label
 from ardistill.files import whole_file
 
 PICTURES = (".png", ".jpg", ".webp", ".pdf", ".svg")
 """Suffixes of picture files that can be written; the suffix gives the format."""
-EXPOSURE_CURVES = {
-    "free_running": ("free-running: goes on from its own states", "o-", "#c0392b"),
-    "teacher_continued": ("teacher-continued: the teacher's solver from the student's first step", "s--", "#2471a3"),
-    "teacher_forced": ("teacher-forced: from the teacher's states", "^:", "#5d6d7e"),
-}
-"""Key of a curve -> legend, marker and line, colour."""
+EXPOSURE_CURVES = {"free_running": ("on its own states", "-"), "teacher_forced": ("on the teacher's states", "--")}
+"""Key of a curve that is drawn -> what each step starts from, and line."""
+ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+"""Colours of arms in one plot, which people with any colour vision tell apart (Okabe and Ito)."""
 ADVERSARIAL_PANELS = {
     "regression loss": {"loss": "against the teacher"},
     "adversarial losses": {"g_loss": "student", "d_loss": "discriminator"},
@@ -96,54 +94,54 @@ def _draw_row(axes: Axes, label: str, images: Tensor, heads: Sequence[str]) -> N
 
 
 def exposure_bias_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path) -> None:
-    """Save the error per step of each arm, one panel per arm, on a common logarithmic scale.
+    """Save the error per step of all arms in one plot, on a logarithmic scale.
 
-    The shaded area between free-running and teacher-continued is the exposure bias: the error that the student adds
-    because it continues from its own states.
+    A colour is an arm. Solid lines are free-running, dashed lines teacher-forced: between the two lies what the errors
+    of earlier steps add.
 
     Args:
-        curves: Arm -> what `exposure_bias` returns: errors per step, noisiest first. Zeros are left out of the plot.
+        curves: Arm -> what `exposure_bias` returns: errors per step, noisiest first. Zeros are left out of the plot,
+            and so is ``teacher_continued``.
         path: PNG to write.
 
     Raises:
-        ValueError: There is no arm, a key is unknown, or the curves of an arm differ in length.
+        ValueError: There is no arm, a curve is missing, or the curves of an arm differ in length.
     """
     if not curves:
         raise ValueError("expected one arm or more, got none")
     for arm, named in curves.items():
-        unknown, lengths = set(named) - set(EXPOSURE_CURVES), {len(values) for values in named.values()}
-        if unknown or len(lengths) != 1 or 0 in lengths:
-            given = {name: len(values) for name, values in named.items()}
-            raise ValueError(f"{arm}: expected curves of one length among {', '.join(EXPOSURE_CURVES)}, got {given}")
+        given = {name: len(values) for name, values in named.items()}
+        if not set(EXPOSURE_CURVES) <= set(named) or len(set(given.values())) != 1 or 0 in given.values():
+            raise ValueError(f"{arm}: expected curves of one length, {' and '.join(EXPOSURE_CURVES)}, got {given}")
 
-    figure = Figure(figsize=(3.4 * len(curves) + 0.7, 3.9), dpi=160, facecolor="white")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    for axes, (arm, named) in zip(panels, curves.items(), strict=True):
-        _draw_curves(axes, arm, named)
-    panels[0].set_ylabel("error against the teacher")
-    shown = [name for name in EXPOSURE_CURVES if any(name in named for named in curves.values())]
-    handles = [figure.axes[0].plot([], [], EXPOSURE_CURVES[n][1], color=EXPOSURE_CURVES[n][2])[0] for n in shown]
-    labels = [EXPOSURE_CURVES[name][0] for name in shown]
-    figure.legend(handles, labels, loc="lower center", frameon=False, fontsize=8)
-    legend_share = (0.17 * len(shown) + 0.1) / 3.9
-    figure.tight_layout(rect=(0, legend_share, 1, 1))
+    figure = Figure(figsize=(4.2, 3.2 + 0.19 * (len(curves) + 2)), dpi=160, facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    for i, named in enumerate(curves.values()):
+        for name, (_, line) in EXPOSURE_CURVES.items():
+            steps = range(1, len(named[name]) + 1)
+            axes.plot(steps, _positive(named[name]), line, marker="o", **_arm_style(i))
+    longest = max(len(values) for named in curves.values() for values in named.values())
+    axes.set(xlabel="step", ylabel="error against the teacher", yscale="log", xticks=range(1, longest + 1))
+    axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    _draw_legend(figure, {arm: named["free_running"][-1] for arm, named in curves.items()})
     _save(figure, path)
 
 
-def _draw_curves(axes: Axes, arm: str, named: Mapping[str, Sequence[float]]) -> None:
-    """One panel: an arm's errors per step."""
-    steps: list[int] = []
-    for name, (_, line, colour) in EXPOSURE_CURVES.items():
-        if name not in named:
-            continue
-        steps = list(range(1, len(named[name]) + 1))
-        axes.plot(steps, _positive(named[name]), line, color=colour, markersize=5, linewidth=1.8)
-    if {"free_running", "teacher_continued"} <= set(named):
-        free, continued = _positive(named["free_running"]), _positive(named["teacher_continued"])
-        axes.fill_between(steps, continued, free, color="#c0392b", alpha=0.12, linewidth=0)
-    axes.set(title=arm_label(arm), xlabel="step", yscale="log", xticks=steps)
-    axes.grid(axis="y", which="both", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+def _arm_style(i: int) -> dict[str, Any]:
+    """Colour and width of the i-th arm; the first, the baseline, is broad so that no equal arm hides it."""
+    width = {"linewidth": 5, "markersize": 9, "alpha": 0.45} if i == 0 else {"linewidth": 1.5, "markersize": 4}
+    return {"color": ARM_COLOURS[i % len(ARM_COLOURS)], **width}
+
+
+def _draw_legend(figure: Figure, ends: Mapping[str, float]) -> None:
+    """A legend of the arms by colour, with their errors in the last step on their own states, and of the lines."""
+    (axes,) = figure.axes
+    for i, (arm, end) in enumerate(ends.items()):
+        axes.plot([], [], "-", label=f"{arm_label(arm)}: {end:.3g} in the last step", **_arm_style(i))
+    for label, line in EXPOSURE_CURVES.values():
+        axes.plot([], [], line, color="#333333", label=label)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9)
 
 
 def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -165,7 +163,7 @@ def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
+            figure.legend(loc="outside lower center", frameon=False, fontsize=9)
     figure.tight_layout()
     _save(figure, path)
 

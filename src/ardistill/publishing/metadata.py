@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ardistill.evaluation.report import COLUMNS
+from ardistill.evaluation.tables import COLUMNS
 from ardistill.publishing.origin import Origin
 from ardistill.student import Student
 from ardistill.teacher import hub_id, public_name
@@ -65,7 +65,7 @@ def _results(student: Student, origin: Origin, task: str) -> list[EvalResult]:
     for name, value in figures.items():
         if name not in COLUMNS or name in _UNMEASURED or value is None or not math.isfinite(value):
             continue
-        kind, words = name, COLUMNS[name][0].replace("\n", " ").strip(" ↑↓")
+        kind, words = name, COLUMNS[name].head.replace("\n", " ").strip(" ↑↓")
         if name.startswith("fd"):
             fd = "FID" if network == "inception" else f"FD-{network}"  # as the networks themselves call it
             kind, words = name.replace("fd", "fid") if fd == "FID" else name, words.replace("FD", fd)

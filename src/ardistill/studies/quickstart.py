@@ -56,6 +56,7 @@ def quickstart(config: QuickstartConfig | None = None) -> Comparison:
         Judge.from_config(JudgeConfig(), teacher),
         solvers=SOLVERS,
         baseline="step_distillation",
+        selected="ard",
     )
     found = replace(found, notes=[*found.notes, _note(config)], folder=out)
     found.write(
