@@ -37,10 +37,17 @@ def main() -> None:
     parser.add_argument("--trajectories", type=Path, required=True, help="held-out trajectories of the teacher")
     args = parser.parse_args()
     student, folder = Student.from_pretrained(args.run, "cpu"), FOLDERS[args.name] / "student"
-    student.transformer.to(torch.float16)
-    shutil.rmtree(folder, ignore_errors=True)
-    student.save_pretrained(folder)
     teacher = load_recorded_teacher(student.config, device="cpu")
+    shutil.rmtree(folder, ignore_errors=True)
+    if (args.run / "adapters").is_dir():  # the teacher is there already
+        adapted = Student.from_adapters(teacher, args.run)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.half()
+        adapted.save_adapters(folder)
+    else:
+        student.transformer.to(torch.float16)
+        student.save_pretrained(folder)
     with tempfile.TemporaryDirectory() as out:
         evaluate(folder, args.trajectories, out, device="cpu")
         origin = find_origin(args.run, teacher)

@@ -9,13 +9,14 @@ from diffusers import DDIMScheduler
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_families import TINY, open_gates
+from tiny_pipelines import save
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardistill.config import CostConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.planning import cost, describe
 from ardistill.student import Student, StudentConfig, sample
-from ardistill.student.lora import add_adapters
+from ardistill.student.lora import add_adapters, merge_adapters
 from ardistill.student.lora_linear import LoraLinear
 from ardistill.teacher import Teacher
 from ardistill.training import distill
@@ -108,6 +109,27 @@ def keys(file):
 
     with safe_open(file, "pt") as opened:
         return opened.keys()
+
+
+@pytest.mark.parametrize("output", ["solver", "direct"])
+def test_a_folder_of_adapters_is_a_student_where_its_teacher_is(output, tmp_path):
+    teacher = Teacher.from_pretrained(save("dit", tmp_path / "teacher"), height=16, width=16, device="cpu")
+    facts = {"teacher": str(tmp_path / "teacher"), "fingerprint": teacher.fingerprint()}
+    student = Student.from_teacher(teacher, StudentConfig(KNOTS, 2, output=output, lora_rank=2, **facts)).eval()
+    fill(student)
+    if output == "direct":
+        for name in student.family.head:
+            torch.nn.init.normal_(student.transformer.get_submodule(name).later_weight, std=0.1)
+    student.save_adapters(tmp_path / "adapters")
+    merged = Student.from_pretrained(tmp_path / "adapters", "cpu")
+    assert merged.config == replace(student.config, lora_rank=0)
+    assert not any(".lora_" in name for name in merged.state_dict())
+    inputs, condition = torch.randn(2, 2, *teacher.sample_shape), {"class_labels": torch.tensor([0, 1])}
+    with torch.no_grad():
+        expected = student(inputs, condition)
+        assert (merged(inputs, condition) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with pytest.raises(ValueError, match=r"expected adapters of this transformer, which has no blocks\.0\.weight"):
+        merge_adapters(merged.transformer, {"blocks.0.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan"])

@@ -38,7 +38,7 @@ from ardistill.zoo import STUDENTS
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """The file of a transformer's weights. If there are several, none holds the student's own ones alone, which diffusers
 would not read."""
-_ADAPTERS = "pytorch_lora_weights.safetensors"
+ADAPTERS = "pytorch_lora_weights.safetensors"
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
 _PARTS = ("*.json", "*transformer/*")
 """Patterns of the files that a student is read from."""
@@ -193,7 +193,7 @@ def save_adapters(student: FewStepModel, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         adapters = {f"transformer.{name.replace('.default', '')}": x for name, x in weights.items() if _LORA in name}
         more = {name: x for name, x in weights.items() if _LORA not in name}
-        save_tensors(adapters, folder / _ADAPTERS)
+        save_tensors(adapters, folder / ADAPTERS)
         save_tensors(more, folder / "more.safetensors")
         facts = {"version": 1, "weights": weight_fingerprint(adapters | more)}
         write_whole(folder / "student.json", sealed_json(facts | asdict(student.config)))
@@ -209,7 +209,7 @@ def read_adapters(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
         ValueError: There are none, or they are damaged.
     """
     run = folder.parent if folder.name == "student" else folder
-    found = [x for x in (run / "adapters", folder) if (x / _ADAPTERS).is_file() and (x / "student.json").is_file()]
+    found = [x for x in (run / "adapters", folder) if (x / ADAPTERS).is_file() and (x / "student.json").is_file()]
     if not found:
         raise ValueError(
             f"expected a student's adapters in {folder}, found none; distil with lora_rank, and name the finished run "
@@ -219,7 +219,7 @@ def read_adapters(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
     path = folder / "student.json"
     data = read_json(path)
     config = _read_config(path, data)
-    saved, more = load_tensors(folder / _ADAPTERS), load_tensors(folder / "more.safetensors")
+    saved, more = load_tensors(folder / ADAPTERS), load_tensors(folder / "more.safetensors")
     _check_tensors(saved | more, data.get("weights"), folder)
     weights = {x.removeprefix("transformer.").replace(".weight", ".default.weight"): y for x, y in saved.items()}
     return config, weights | more

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,3 +98,28 @@ def add_adapters(transformer: Any, base: Iterable[nn.Parameter], block_lists: Se
         if id(parameter) not in frozen:
             parameter.data = parameter.data.float()
         parameter.requires_grad_(id(parameter) not in frozen)
+
+
+@torch.no_grad()
+def merge_adapters(transformer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Add the products of adapters to the weights that they stand beside, and put in the other trained weights.
+
+    Args:
+        transformer: One without adapters, changed in place; PEFT is not needed.
+        weights: Trained weights by their names in a transformer with adapters.
+
+    Raises:
+        ValueError: The transformer lacks a weight.
+    """
+    held = transformer.state_dict()
+    for name, value in weights.items():
+        plain = name.replace(".lora_A.default", "")
+        if ".lora_B." in name:
+            continue
+        if plain not in held:
+            raise ValueError(f"expected adapters of this transformer, which has no {plain}; name those of its student")
+        if plain == name:
+            held[name].copy_(value)
+        else:
+            b = weights[name.replace(".lora_A.", ".lora_B.")]
+            held[plain].add_((b.float() @ value.float()).to(held[plain]))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ardistill.core.config import StudentConfig
 from ardistill.devices import Device, resolve_device
 from ardistill.student import files
 from ardistill.student.graphed import GraphedSampler
-from ardistill.student.lora import add_adapters, check_trainable, share_weights
+from ardistill.student.lora import add_adapters, check_trainable, merge_adapters, share_weights
 from ardistill.student.model import FewStepModel
-from ardistill.teacher import Teacher, check_same_teacher, load_trainable
+from ardistill.teacher import Teacher, check_same_teacher, load_recorded_teacher, load_trainable
 
 
 class Student(FewStepModel):
@@ -82,7 +82,7 @@ class Student(FewStepModel):
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: Device = None) -> Student:
         """Read a run's folder, one of its checkpoints (EMA), what ``save_pretrained`` or what ``export`` wrote, history
-        and heads included.
+        and heads included; or what ``save_adapters`` wrote, which is merged into the weights of its teacher.
 
         Args:
             folder: Any of these, an embedded student such as ``zoo/fashion-student``, or the Hub id of an export.
@@ -91,8 +91,14 @@ class Student(FewStepModel):
         Raises:
             ValueError: There is no student there, it was written by a newer version, or there is no such device.
         """
-        where = resolve_device(device)
-        found = files.find_student(files.locate_student(folder))
+        where, there = resolve_device(device), files.locate_student(folder)
+        if all((there / name).is_file() for name in (files.ADAPTERS, "student.json")):
+            config, weights = files.read_adapters(there)
+            transformer = load_recorded_teacher(config, device="cpu", weights="float32").transformer
+            student = cls(transformer, replace(config, lora_rank=0))
+            merge_adapters(student.transformer, weights)
+            return student.eval().to(where)
+        found = files.find_student(there)
         student = cls(found.make_transformer(), found.config)
         found.fill(student)
         return student.eval().to(where)
