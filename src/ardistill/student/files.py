@@ -90,7 +90,7 @@ def _each_merged(student: FewStepModel, dtype: str | None = None) -> Iterator[tu
         value = in_float32(value) if student.config.lora_rank else value
         if name.endswith(_BASE):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
-            value = value + b @ a
+            value = (b @ a).add_(value)  # a sum in place: a large layer is held twice, not three times
         yield merged, value.to("cpu", like.dtype).contiguous()
 
 
