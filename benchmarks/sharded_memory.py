@@ -71,27 +71,20 @@ def train(arguments: list[str]) -> None:
     main(arguments)
 
 
-def measure(folder: Path, kind: str, count: int) -> dict[str, Any]:
-    """Run the command in so many processes; peaks of the one that takes most, in bytes above what it had imported."""
-    out = folder / "run"
-    shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, __file__, "--train", "distill", "--trajectories", str(folder / "trajectories")]
-    command += ["--num_steps", "4", "--history_layers", "4", "--out", str(out), "--training.max_steps", "1"]
-    command += ["--training.batch_size", "1", "--training.checkpoint_every", "1", "--training.tracker", "null"]
-    command += [*KINDS[kind], "--training.shard", str(count > 1).lower()]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    facts = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    environment = os.environ | ALLOCATOR | ({k: str(v) for k, v in facts.items()} if count > 1 else {})
-    began = time.perf_counter()
-    running = []
-    for rank in range(count):
-        own = environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(command, env=own, **pipes))
+def peaks_of(arguments: list[str], environments: list[dict[str, str]]) -> dict[str, int]:
+    """Run the command in one process per environment; peaks of the one that takes most, in bytes above what it had
+    imported, and the seconds that passed.
+
+    Raises:
+        RuntimeError: A process failed.
+    """
+    command, pipes = [sys.executable, __file__, "--train", *arguments], {"stdin": subprocess.PIPE, "text": True}
+    running = [
+        subprocess.Popen(command, env=os.environ | ALLOCATOR | own, stdout=subprocess.PIPE, **pipes)
+        for own in environments
+    ]
     before = [json.loads(x.stdout.readline()) for x in running]
-    peaks = [dict.fromkeys(FIELDS, 0) for _ in running]
+    peaks, began = [dict.fromkeys(FIELDS, 0) for _ in running], time.perf_counter()
     for process in running:
         process.stdin.write("\n")
         process.stdin.flush()
@@ -104,9 +97,26 @@ def measure(folder: Path, kind: str, count: int) -> dict[str, Any]:
             peak.update({name: max(value, now[name]) for name, value in peak.items()})
         time.sleep(0.005)
     if any(process.returncode for process in running):
-        raise RuntimeError(f"{kind} in {count} processes: status {[process.returncode for process in running]}")
+        raise RuntimeError(f"{arguments[0]}: status {[process.returncode for process in running]}")
     most = {name: max(peak[name] - was[name] for peak, was in zip(peaks, before, strict=True)) for name in FIELDS}
-    return {"kind": kind, "processes": count, **most, "seconds": round(time.perf_counter() - began)}
+    return most | {"seconds": round(time.perf_counter() - began)}
+
+
+def measure(folder: Path, kind: str, count: int) -> dict[str, Any]:
+    """Run `distill` in so many processes."""
+    out = folder / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    command = ["distill", "--trajectories", str(folder / "trajectories")]
+    command += ["--num_steps", "4", "--history_layers", "4", "--out", str(out), "--training.max_steps", "1"]
+    command += ["--training.batch_size", "1", "--training.checkpoint_every", "1", "--training.tracker", "null"]
+    command += [*KINDS[kind], "--training.shard", str(count > 1).lower()]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    facts = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} | facts for rank in range(count)] if count > 1 else [{}]
+    environments = [{name: str(value) for name, value in own.items()} for own in ranks]
+    return {"kind": kind, "processes": count} | peaks_of(command, environments)
 
 
 def main() -> None:

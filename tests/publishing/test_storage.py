@@ -10,7 +10,7 @@ from tiny_families import open_gates
 
 from ardistill.files import load_tensors
 from ardistill.publishing import export, is_export_of, load
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student, StudentConfig, sample
 
 FILE = "diffusion_pytorch_model"
 
@@ -46,6 +46,11 @@ def test_an_export_in_bfloat16_and_several_files_is_the_one_in_float32_rounded(t
     assert torch.equal(*later)  # the positions, which no file holds, are rounded too
     read = Student.from_pretrained(small, "cpu").transformer.state_dict()
     assert all(torch.equal(x, exact[name].bfloat16().float()) for name, x in read.items())
+    kept = Student.from_pretrained(small, "cpu", keep_dtype=True)
+    assert all(torch.equal(x, stored[name]) for name, x in kept.transformer.state_dict().items())
+    noise, labels = torch.zeros(1, *teacher.sample_shape), {"class_labels": torch.tensor([1])}
+    exactly, rounded = (sample(x, noise, labels)[:, -1] for x in (student, kept))
+    assert torch.allclose(rounded.float(), exactly, atol=0.02 * float(exactly.abs().max()))
     assert is_export_of(small, student) and is_export_of(small, student, dtype="bfloat16")
     assert not is_export_of(small, student, dtype="float32") and not is_export_of(plain, student, dtype="bfloat16")
 

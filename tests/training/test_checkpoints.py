@@ -46,6 +46,16 @@ def test_loaded_equals_saved_and_the_last_ones_are_kept(folder):
     assert checkpoints.newest(folder / "none") is None
 
 
+def test_many_tensors_are_written_to_several_files_and_read_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 100)
+    weights = {str(i): torch.randn(20) for i in range(40)} | {"large": torch.randn(100), "small": torch.ones(1)}
+    tree = {"student": weights}
+    path = checkpoints.save(tmp_path, 1, tree, keep=1)
+    assert 8 < len([*path.glob("*.safetensors")]) < 32
+    assert equal(checkpoints.load(path, zeroed(tree)), tree)
+    checkpoints.check(path)
+
+
 def test_the_newest_is_so_by_its_step_whatever_the_clock_said(folder):
     os.utime(folder / "step-00000006", (0, 0))
     os.utime(folder / "step-00000004", (4e9, 4e9))

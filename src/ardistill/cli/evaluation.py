@@ -30,8 +30,9 @@ def sample(
 ) -> Result:
     """Draw samples from a student, as a grid or for an evaluation suite.
 
-    The teacher's VAE decodes them.
+    The teacher's VAE decodes them. An export in bfloat16 stays in it where products are computed in bfloat16.
     """
+    from ardistill.devices import resolve_device, resolve_precision
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
     from ardistill.teacher import load_recorded_teacher
@@ -40,8 +41,10 @@ def sample(
     if options.prompt is not None and options.prompts:
         raise ValueError("expected a prompt or a file of prompts, got both")
     prompts = load_prompts(options.prompts) if options.prompts else None
-    student = Student.from_pretrained(options.student, machine.device)
-    teacher = load_recorded_teacher(student.config, recorded.teacher, machine.device)
+    device = resolve_device(machine.device)
+    narrow = resolve_precision(precision.mixed_precision, device) == "bf16"
+    student = Student.from_pretrained(options.student, device, keep_dtype=narrow)
+    teacher = load_recorded_teacher(student.config, recorded.teacher, device, in_parts=True)  # it is not run
     if size.height is not None or size.width is not None:
         teacher.sample_shape = teacher.latent_shape(size.height, size.width)
     if options.compile:

@@ -26,12 +26,13 @@ def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) 
     if hub.push is not None:
         publishing.check_push(hub.push, private=hub.private)
     if form == "lora":
-        teacher = load_recorded_teacher(read_adapters(Path(options.student))[0], recorded.teacher, "cpu")
+        config = read_adapters(Path(options.student))[0]
+        teacher = load_recorded_teacher(config, recorded.teacher, "cpu", in_parts=True)
         student = Student.from_adapters(teacher, options.student)
     else:
         student = Student.from_pretrained(options.student, "cpu")
     if hub.push is None or not publishing.is_export_of(out, student, form, None if form == "lora" else options.dtype):
-        teacher = teacher or load_recorded_teacher(student.config, recorded.teacher, "cpu")
+        teacher = teacher or load_recorded_teacher(student.config, recorded.teacher, "cpu", in_parts=True)
         publishing.export(
             student,
             teacher,

@@ -25,6 +25,8 @@ from torch import Tensor
 from ardistill.files.whole import publish_folder, write_whole
 
 VERSION = 1
+FILE_BYTES = 1 << 26
+"""Bytes of a small checkpoint, which is one file."""
 _NAME = re.compile(r"step-(\d{8,})")
 _LOG = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], rest: bytes, keep
     if many:
         dist.barrier()
     try:
-        _run(dcp.save, tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        writer = dcp.HuggingFaceStorageWriter(str(temporary), _file_numbers(tensors), save_distributed=True)
+        _run(dcp.save, tensors, storage_writer=writer)
     except dcp.api.CheckpointException as error:  # raised on every process, whichever failed
         if first:
             shutil.rmtree(temporary, ignore_errors=True)  # frees the space of a full disk
@@ -98,6 +101,23 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor], rest: bytes, keep
     if many:
         dist.barrier()
     return path
+
+
+def _file_numbers(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """The number, from 1 on, of the file that each tensor is written to: the same on every process.
+
+    The writer holds a file twice in memory while it serialises it. A file therefore has up to a sixteenth of all bytes,
+    or up to `FILE_BYTES` if that is more.
+    """
+    most = max(FILE_BYTES, sum(x.nbytes for x in tensors.values()) // 16)
+    numbers: dict[str, int] = {}
+    number, size = 1, 0
+    for name, x in tensors.items():
+        if size and size + x.nbytes > most:
+            number, size = number + 1, 0
+        numbers[name] = number
+        size += x.nbytes
+    return numbers
 
 
 def _publish(temporary: Path, path: Path, rest: bytes) -> None:

@@ -105,6 +105,10 @@ def write_in_turn(like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tenso
     described += b" " * (-len(described) % 8)
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(described)) + described)
-        for (name, x), (expected, shaped) in zip(tensors, like.items(), strict=True):
+        each = iter(tensors)  # not zip, which holds a tensor until it has the next one
+        for expected, shaped in like.items():
+            name, x = next(each)
             assert (name, x.dtype, x.shape) == (expected, shaped.dtype, shaped.shape)
             file.write(x.contiguous().view(-1).view(torch.uint8).numpy().data)
+            del x
+        assert next(each, None) is None

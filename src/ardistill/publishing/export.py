@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import diffusers
 import torch
+from torch import Tensor
 
 from ardistill.evaluation import draw_samples
 from ardistill.files import check_folder, load_tensors, whole_folder
@@ -134,6 +135,7 @@ def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline", 
     given.
     """
     folder = Path(folder)
+    stored: Mapping[str, Tensor]
     try:
         if form == "pipeline":
             stored, own = load_weights(folder / "transformer"), merged_weights(student, dtype)
@@ -240,10 +242,13 @@ def _write_card(
     origin: Origin,
     relation: Literal["adapter", "finetune"] = "finetune",
 ) -> None:
-    """Write the card and its picture, which is drawn here if it is not given and the teacher needs no prompts."""
+    """Write the card and its picture, which is drawn here if it is not given and the teacher needs no prompts.
+
+    Adapters whose base was left in its files draw none.
+    """
     if origin.picture is not None:
         shutil.copyfile(origin.picture, folder / "samples.png")
-    elif teacher.draws_images and not teacher.takes_text:
+    elif teacher.draws_images and not teacher.takes_text and not any(x.is_meta for x in student.parameters()):
         draw_samples(student, teacher, folder / "samples.png")
     card = model_card(student, loading, origin, (folder / "samples.png").exists(), relation)
     (folder / "README.md").write_text(card)

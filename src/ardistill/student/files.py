@@ -6,13 +6,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.models.modeling_utils import no_init_weights
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -89,7 +90,7 @@ def _each_merged(student: FewStepModel, dtype: str | None = None) -> Iterator[tu
         value = in_float32(value) if student.config.lora_rank else value
         if name.endswith(_BASE):
             a, b = (_gather(weights[name.replace("base_layer", f"lora_{part}.default")]) for part in "AB")
-            value = value + b @ a
+            value = (b @ a).add_(value)  # a sum in place: a large layer is held twice, not three times
         yield merged, value.to("cpu", like.dtype).contiguous()
 
 
@@ -165,15 +166,15 @@ def _save_shards(weights: dict[str, Tensor], own: set[str], folder: Path, size: 
     return [folder / file for file in files]
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights in a transformer's folder, in one file or in shards.
+def load_weights(folder: Path) -> TensorFiles:
+    """The weights in a transformer's folder, in one file or in shards, each read when it is asked for.
 
     Raises:
         ValueError: A file is missing, cut or damaged.
     """
     index = folder / f"{WEIGHTS}.index.json"
     files = sorted({*read_json(index)["weight_map"].values()}) if index.is_file() else [WEIGHTS]
-    return {name: x for file in files for name, x in load_tensors(folder / Path(file).name).items()}
+    return TensorFiles([folder / Path(file).name for file in files])
 
 
 def save_student(student: FewStepModel, folder: Path) -> None:
@@ -215,8 +216,7 @@ def read_adapters(folder: Path) -> tuple[StudentConfig, dict[str, Tensor]]:
             f"expected a student's adapters in {folder}, found none; distil with lora_rank, and name the finished run "
             "or its subfolder adapters"
         )
-    folder = found[0]
-    path = folder / "student.json"
+    folder, path = found[0], found[0] / "student.json"
     data = read_json(path)
     config = _read_config(path, data)
     saved, more = load_tensors(folder / ADAPTERS), load_tensors(folder / "more.safetensors")
@@ -257,7 +257,7 @@ class StoredStudent(ABC):
     """Fingerprint of the weights; None where the file does not give one."""
 
     def make_transformer(self) -> nn.Module:
-        """The transformer, with random weights in float32 whatever torch's default dtype is.
+        """The transformer, with weights that are not set yet, in float32 whatever torch's default dtype is.
 
         Raises:
             ValueError: The configuration describes no diffusers model.
@@ -267,13 +267,14 @@ class StoredStudent(ABC):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
-            return transformer_class(self.transformer).from_config(self.transformer)
+            with no_init_weights():  # memory that nobody wrote to is not taken yet
+                return transformer_class(self.transformer).from_config(self.transformer)
         finally:
             torch.set_default_dtype(default)
 
     @abstractmethod
-    def fill(self, student: FewStepModel) -> None:
-        """Read the weights into a student that was made of this.
+    def fill(self, student: FewStepModel, keep_dtype: bool = False) -> None:
+        """Read the weights into a student that was made of this, in the student's dtypes or in those of the files.
 
         Raises:
             ValueError: They are missing, damaged or of another student.
@@ -283,22 +284,23 @@ class StoredStudent(ABC):
 class _Saved(StoredStudent):
     """A student that ``save_pretrained`` or ``export`` wrote."""
 
-    def fill(self, student: FewStepModel) -> None:
-        """Read ``transformer/``, and check it against the checksums in student.json."""
-        weights = load_weights(self.folder / "transformer")
+    def fill(self, student: FewStepModel, keep_dtype: bool = False) -> None:
+        """Read ``transformer/`` tensor by tensor, and check it against the checksums in student.json."""
+        weights, own = load_weights(self.folder / "transformer"), student.transformer.state_dict(keep_vars=True)
         _check_tensors(weights, self.weights, self.folder / "transformer" / WEIGHTS)
-        try:
-            student.transformer.load_state_dict(weights)
-        except RuntimeError as error:  # torch's message has a line for each tensor
-            reason = "; ".join(str(error).split("\n\t")[1:3]) or str(error)
-            raise ValueError(f"{self.path} does not fit the weights beside it ({reason}); write both again") from error
+        if wrong := {name: tuple(x.shape) for name, x in own.items()}.items() ^ weights.shapes.items():
+            raise ValueError(f"{self.path} does not fit the weights beside it ({min(wrong)[0]}); write both again")
+        for name, x in own.items():
+            if keep_dtype and x.is_floating_point():
+                x.data = torch.empty_like(x, dtype=weights[name].dtype)
+            weights.fill(name, x)
 
 
 class _Checkpoint(StoredStudent):
     """A checkpoint of a run, of which the averaged weights (EMA) are the student's."""
 
-    def fill(self, student: FewStepModel) -> None:
-        """Read the averaged weights and the buffers."""
+    def fill(self, student: FewStepModel, keep_dtype: bool = False) -> None:
+        """Read the averaged weights and the buffers, all of which are float32."""
         averaged = dict(student.named_parameters())
         buffers = {name: x for name, x in student.state_dict().items() if name not in averaged}
         checkpoints.load(self.folder, {"ema": {"shadow_params": averaged}, "student": buffers}, collectively=False)
@@ -331,10 +333,9 @@ def find_student(folder: Path) -> StoredStudent:
         return _find_in_checkpoint(folder)
     if (folder / "student" / "student.json").is_file():
         folder = folder / "student"
-    path, data = folder / "student.json", None
-    if path.is_file():
-        data = read_json(path)
-    elif (folder / "model_index.json").is_file():
+    path = folder / "student.json"
+    data = read_json(path) if path.is_file() else None
+    if data is None and (folder / "model_index.json").is_file():
         path = folder / "model_index.json"
         found = read_json(path)
         data = (found.get("student") or found.get("_student")) if isinstance(found, dict) else None
@@ -352,8 +353,7 @@ def find_student(folder: Path) -> StoredStudent:
 
 def _find_in_checkpoint(folder: Path) -> StoredStudent:
     checkpoints.check(folder)
-    path = folder / "state.json"
-    saved = read_json(path)
+    path, saved = folder / "state.json", read_json(folder / "state.json")
     if "made_of" not in saved:
         raise ValueError(
             f"{folder}: this checkpoint was written by an older ardistill and cannot be used as a student; finish its "
@@ -384,7 +384,7 @@ def _read_config(path: Path, data: Any) -> StudentConfig:
         ) from error
 
 
-def _check_tensors(tensors: dict[str, Tensor], expected: str | None, path: Path) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], expected: str | None, path: Path) -> None:
     """See that these are the tensors that ``student.json`` was written for.
 
     ``expected`` is None of an export, whose weights others may convert, and of older versions.

@@ -80,13 +80,15 @@ class Student(FewStepModel):
         files.save_adapters(self, Path(folder))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: Device = None) -> Student:
+    def from_pretrained(cls, folder: str | Path, device: Device = None, *, keep_dtype: bool = False) -> Student:
         """Read a run's folder, one of its checkpoints (EMA), what ``save_pretrained`` or what ``export`` wrote, history
         and heads included; or what ``save_adapters`` wrote, which is merged into the weights of its teacher.
 
         Args:
             folder: Any of these, an embedded student such as ``zoo/fashion-student``, or the Hub id of an export.
             device: Where the student is put; the best device there is if not given.
+            keep_dtype: Whether weights keep the type of their files, as an export in bfloat16 has it, instead of
+                float32.
 
         Raises:
             ValueError: There is no student there, it was written by a newer version, or there is no such device.
@@ -100,7 +102,7 @@ class Student(FewStepModel):
             return student.eval().to(where)
         found = files.find_student(there)
         student = cls(found.make_transformer(), found.config)
-        found.fill(student)
+        found.fill(student, keep_dtype)
         return student.eval().to(where)
 
     @classmethod
