@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ardistill.evaluation import evaluate
 from ardistill.publishing.card import model_card
@@ -52,7 +53,8 @@ def main() -> None:
         evaluate(folder, args.trajectories, out, device="cpu")
         origin = find_origin(args.run, teacher)
         origin = replace(origin, figures=(Path(out) / "figures.md").read_text())
-        shutil.copyfile(Path(out) / "samples.png", folder / "samples.png")
+        picture = Image.open(Path(out) / "samples.png").convert("RGB").quantize(256)  # a third of the bytes
+        picture.save(folder / "samples.png", optimize=True)
     loading = LOADING.format(name=args.name, more=' --prompt "a red cat"' if teacher.takes_text else "")
     (folder / "README.md").write_text(model_card(student, loading, origin))
 
