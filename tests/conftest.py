@@ -10,12 +10,6 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from ardistill.teacher import Teacher
 
 
-def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no worker is left with one at the end."""
-    slow = {x.path for x in items if x.get_closest_marker("slow")}
-    items.sort(key=lambda x: x.path not in slow)
-
-
 @pytest.fixture(autouse=True)
 def accelerate_starts_afresh():
     yield
