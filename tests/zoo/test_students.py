@@ -24,6 +24,7 @@ def test_a_student_is_of_its_embedded_teacher(name):
     stored = [x for path in STUDENTS[name].rglob("*.safetensors") for x in load_file(path).values()]
     assert stored and {x.dtype for x in stored} == {torch.float16}
     assert next(student.transformer.parameters()).dtype == torch.float32
+    assert not any("_name_or_path" in path.read_text() for path in STUDENTS[name].rglob("*.json"))
     card = (STUDENTS[name] / "README.md").read_text()
     assert "FD" in card and "library_name: diffusers" in card
 

@@ -56,8 +56,9 @@ class FewStepModel(nn.Module):
 
     @property
     def described(self) -> dict[str, Any]:
-        """The transformer's configuration, as diffusers' ``config.json`` has it."""
-        return json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
+        """The transformer's configuration, as diffusers' ``config.json`` has it, without the path of the teacher."""
+        found = json.loads(self.transformer.to_json_string()) | {"_class_name": self.class_name}
+        return {name: value for name, value in found.items() if name != "_name_or_path"}
 
     def enable_gradient_checkpointing(self, stride: int = 1) -> None:
         """Recompute every ``stride``-th block in the backward pass, under the history that it ran with."""
