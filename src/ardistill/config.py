@@ -31,6 +31,17 @@ def _check_real(config: Any, positive: bool, *names: str) -> None:
             raise ValueError(f"expected {name} {'above 0' if positive else 'of 0 or more'}, got {value}")
 
 
+def _check_known(config: Any, **known: tuple[str, ...]) -> None:
+    """Check that fields of a configuration are among the values that each of them may have.
+
+    Raises:
+        ValueError: One of them is not.
+    """
+    for name, values in known.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"unknown {name} {getattr(config, name)!r}; known: {', '.join(values)}")
+
+
 PRECISIONS = ("auto", "no", "bf16")
 """What ``mixed_precision`` may be."""
 WEIGHTS = ("auto", "float32", "bfloat16", "int8", "nf4")
@@ -142,9 +153,7 @@ class TrainingConfig:
             raise ValueError("through_steps needs inputs student or mixed; the teacher's have no gradient")
         if self.checkpoint_stride > 1 and not self.gradient_checkpointing:
             raise ValueError("checkpoint_stride needs gradient_checkpointing; without it no block is recomputed")
-        for name, known in (("optimizer", OPTIMIZERS), ("ema_device", EMA_DEVICES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        _check_known(self, optimizer=OPTIMIZERS, ema_device=EMA_DEVICES)
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(f"unknown mixed_precision {self.mixed_precision!r}; known: {', '.join(PRECISIONS)}")
 
@@ -214,9 +223,7 @@ class AdversarialConfig:
         _check(self, 1, "hidden", "every", "num_levels")
         _check_real(self, False, "weight", "r1_weight", "r2_weight")
         _check_real(self, True, "learning_rate", "r1_noise", "max_grad_norm")
-        for name, known in (("loss", LOSSES), ("levels", LEVELS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        _check_known(self, loss=LOSSES, levels=LEVELS)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            figure.legend(loc="outside lower center", frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     _save(figure, path)
 

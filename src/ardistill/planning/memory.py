@@ -1,4 +1,4 @@
-"""How much of a device's memory recording, distilling, fine-tuning and drawing take."""
+"""Memory that a device needs to record trajectories, to train a student and to draw images with it."""
 
 from __future__ import annotations
 

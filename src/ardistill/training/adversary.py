@@ -179,7 +179,7 @@ class Adversary:
         if not measured:
             return {}
         pooled = {"real": seen_real.features[-1].detach().mean(1), "fake": seen_fake.features[-1].detach().mean(1)}
-        right = (on_real > on_fake, on_real > on_fake) if relativistic else (on_real > 0, on_fake < 0)
+        right = [on_real > on_fake] * 2 if relativistic else [on_real > 0, on_fake < 0]
         return {
             "d_loss": loss.detach(),
             "d_real_accuracy": right[0].float().mean(),

@@ -195,7 +195,10 @@ class Discriminator(nn.Module):
         shape = (-1, *(1 for _ in latents.shape[1:]))
         alpha, sigma, times = self._knots[:, levels.to(latents.device)]
         noised = alpha.view(shape) * latents + sigma.view(shape) * noise
-        given, _ = self.teacher.family.take_guidance(self.teacher.transformer, latents, condition, 1.0)
+        return self._seen(noised, times, condition)
+
+    def _seen(self, noised: Tensor, times: Tensor, condition: Condition) -> Seen:
+        given, _ = self.teacher.family.take_guidance(self.teacher.transformer, noised, condition, 1.0)
         return Seen(noised, times, condition, self._read(noised, times, given))
 
     def near(self, seen: Seen, generator: torch.Generator) -> Seen:
@@ -207,9 +210,7 @@ class Discriminator(nn.Module):
 
         if not self.adapters:
             return replace(seen, features=[moved(x) for x in seen.features])
-        noised = moved(seen.noised)
-        given, _ = self.teacher.family.take_guidance(self.teacher.transformer, noised, seen.condition, 1.0)
-        return replace(seen, noised=noised, features=self._read(noised, seen.times, given))
+        return self._seen(moved(seen.noised), seen.times, seen.condition)
 
     def judge(self, seen: Seen) -> Tensor:
         """Logits of what was read, (b, heads * t); above 0 means real, or more real than what it is judged against."""
