@@ -74,8 +74,9 @@ def test_both_have_a_part_in_the_fingerprint(folder, tmp_path):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_student_starts_from_the_one_that_predicts_at_more_of_its_steps(folder, rank):
     teacher = Teacher.from_pretrained(folder, **SIZE)
-    for steps, part in ((2, teacher.transformer), (9, teacher.companions["transformer_2"])):
-        knots = teacher.knots(steps)  # of nine, four are at 800 or above
+    knots = teacher.knots(4)
+    for boundary, part in ((0.8, teacher.transformer), (0.95, teacher.companions["transformer_2"])):
+        teacher.companions.index["boundary_ratio"] = boundary  # two or three of four times are below it
         student = Student.from_teacher(teacher, StudentConfig(knots, 0, lora_rank=rank))
         own = {name.replace(".base_layer", ""): x for name, x in student.transformer.named_parameters()}
         assert all(torch.equal(x, own[name]) for name, x in part.named_parameters())
