@@ -11,6 +11,7 @@ from torch import nn
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
     auraflow,
+    chroma,
     cogview4,
     dit,
     flux,
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": qwen_image.FAMILY,
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
+    "ChromaTransformer2DModel": chroma.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
