@@ -19,6 +19,7 @@ from ardistill.families import (
     hunyuan_dit,
     lumina2,
     pixart,
+    prx,
     qwen_image,
     sd3,
     wan,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = {
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
     "ChromaTransformer2DModel": chroma.FAMILY,
+    "PRXTransformer2DModel": prx.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -70,7 +70,8 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
         for layer, a in weights.items()
         if layer.endswith(".lora_A.weight")
     }
-    if hasattr(getattr(diffusers, teacher.pipeline_class), "load_lora_weights"):
+    loadable = getattr(getattr(diffusers, teacher.pipeline_class), "_lora_loadable_modules", ())
+    if "transformer" in loadable:  # PRX's pipeline has the loader of a UNet
         _write_for_diffusers(weights, adapters, rank, folder)
         lines = f'pipeline.load_lora_weights("{PLACE}", weight_name="pytorch_lora_weights.safetensors")'
         reason, imports = "", ""

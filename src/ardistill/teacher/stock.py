@@ -96,10 +96,10 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
             solver = _first_order(scheduler, knots)
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
-    elif "sigmas" in taken:
-        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]}
-        if "timesteps" in taken:
-            given["timesteps"] = [round(t) for t in knots.timesteps]
+    elif taken:
+        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]} if "sigmas" in taken else {}
+        if "timesteps" in taken:  # alone, the sigmas follow from them
+            given["timesteps"] = [round(t) if given else round(t, 5) for t in knots.timesteps]
         solver = _flow_matching(scheduler, 1.0)
         solver.set_timesteps(**given)
         yield StockDrawing(solver, given)
