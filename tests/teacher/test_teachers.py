@@ -115,7 +115,8 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     folder, tiny = exported / name / "teacher", PIPELINES[name]
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    given = call(name) | tiny.guided | {"num_inference_steps": 4}
+    prompts = PROMPTS[: tiny.prompts]
+    given = call(name) | tiny.guided | {"prompt": prompts, "num_inference_steps": 4}
     if tiny.scheduler:
         pipeline.scheduler = tiny.scheduler(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
@@ -124,8 +125,8 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **tiny.size, **negative, device="cpu")
     if tiny.scheduler and TINY[tiny.tiny].flow:
         teacher.scheduler = pipeline.scheduler
-    noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
-    solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
+    noise = torch.randn((len(prompts), *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
+    solved = teacher.solve_ode(noise, teacher.encode(prompts), teacher.knots(4))
     expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
     assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
 

@@ -58,6 +58,11 @@ class TinyPipeline:
     """Negative prompt of both, where the pipeline does not guide without one."""
     scheduler: Callable[[Any], Any] | None = None
     """(Its own scheduler) -> the one under which its loop takes the solver's steps; None: its own."""
+    prompts: int = 2
+    """How many prompts a guided call takes."""
+    needs: str = ""
+    """Package beside diffusers and transformers that the pipeline cannot draw without; no test draws where it is not
+    installed."""
     given_times: bool = True
     """Whether its call takes times."""
     lora_loader: bool = True

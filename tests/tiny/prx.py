@@ -45,6 +45,7 @@ PIPELINE = TinyPipeline(
     _make,
     "prx",
     call={"height": 16, "width": 16, "use_resolution_binning": False},
-    guided_prompts=1,  # of several, it gives the transformer two times for the rows of all
+    prompts=1,  # of several, guided, it gives the transformer two times for the rows of all
+    needs="ftfy",
     lora_loader=False,
 )

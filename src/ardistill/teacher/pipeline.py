@@ -12,6 +12,12 @@ from ardistill.teacher.loading import load_scheduler, load_transformer, transfor
 from ardistill.teacher.original_dit import load_original_dit
 from ardistill.teacher.source import Source
 
+_UNFIT = {
+    "PRXPixelPipeline": "starts from noise of scale 2 and reads its network's output as the image, which is not "
+    "followed; use a teacher of PRXPipeline"
+}
+"""Pipeline class -> why its path from noise to image is not followed, though its transformer is of a known class."""
+
 
 def load_pipeline(
     source: Source, weights: str = "float32", device: torch.device | str | None = None, in_parts: bool = False
@@ -43,6 +49,8 @@ def load_pipeline(
     scheduler = load_scheduler(source)
     companions = Companions(source.folder, source.variant, torch.float32 if weights == "float32" else torch.bfloat16)
     companions.check()
+    if companions.pipeline_class in _UNFIT:
+        raise ValueError(f"{source.name}: {companions.pipeline_class} {_UNFIT[companions.pipeline_class]}")
     if "transformer_2" in companions:
         raise ValueError(f"{source.name} has a second transformer for a part of the path (as Wan 2.2): not supported")
     return load_transformer(source, weights, device, in_parts), scheduler, companions
