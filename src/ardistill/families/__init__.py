@@ -17,6 +17,7 @@ from ardistill.families import (
     flux,
     flux2,
     hunyuan_dit,
+    hunyuan_image,
     lumina2,
     pixart,
     prx,
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     "Lumina2Transformer2DModel": lumina2.FAMILY,
     "ChromaTransformer2DModel": chroma.FAMILY,
     "PRXTransformer2DModel": prx.FAMILY,
+    "HunyuanImageTransformer2DModel": hunyuan_image.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

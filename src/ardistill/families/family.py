@@ -93,6 +93,8 @@ class Family(Architecture):
     spaces them; a pipeline may leave the spacing to its scheduler."""
     shift_times: bool = True
     """Whether the network is conditioned on shifted times."""
+    guiders: tuple[str, ...] = ()
+    """Components of the pipeline that guide; an export has none of them, as a student has absorbed guidance."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided, conditional) -> guided, where the family's pipeline rescales the guided prediction."""
     packing: int = 1

@@ -222,9 +222,9 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
 
 
 def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
-    """Write the teacher's companions, and note them in the index."""
+    """Write the teacher's companions except those that guide, and note them in the index."""
     companions = teacher.companions
-    for part in companions:
+    for part in (x for x in companions if x not in teacher.family.guiders):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):
