@@ -68,6 +68,14 @@ def test_nothing_leaks_from_later_steps_or_other_samples(name, mask):
     assert seen.tolist() == [False, False, True, mask in ("M2", "M4")]
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_training_mode_changes_nothing(name):
+    inputs, condition = batch(name)
+    student = make(name)
+    with torch.no_grad():
+        assert near(student.train()(inputs, condition), student.eval()(inputs, condition))
+
+
 class DenseOracle(torch.overrides.TorchFunctionMode):
     """One attention over image and text of all steps of a sample, what a step must not see masked out.
 

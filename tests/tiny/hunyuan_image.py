@@ -53,6 +53,4 @@ def _make() -> Any:
     )
 
 
-PIPELINE = TinyPipeline(
-    _make, "hunyuan-image", call={"height": 8, "width": 8}, guided={}, lora_loader=False
-)
+PIPELINE = TinyPipeline(_make, "hunyuan-image", call={"height": 8, "width": 8}, guided={}, lora_loader=False)

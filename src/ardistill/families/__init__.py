@@ -16,6 +16,7 @@ from ardistill.families import (
     dit,
     flux,
     flux2,
+    hidream,
     hunyuan_dit,
     hunyuan_image,
     lumina2,
@@ -46,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "ChromaTransformer2DModel": chroma.FAMILY,
     "PRXTransformer2DModel": prx.FAMILY,
     "HunyuanImageTransformer2DModel": hunyuan_image.FAMILY,
+    "HiDreamImageTransformer2DModel": hidream.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

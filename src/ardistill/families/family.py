@@ -180,6 +180,7 @@ class Family(Architecture):
             return {"class_labels": torch.zeros(count, dtype=torch.long)}
         text_tokens = config.get("text_len") or text_tokens  # HunyuanDiT has one length
         width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
+        width = width[0] if isinstance(width, (tuple, list)) else width  # HiDream: of T5, then of Llama
         example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}
         example |= self.example_extras(config, count, text_tokens)
         if self.embeds_guidance(transformer):
