@@ -19,6 +19,7 @@ from ardistill.families import (
     hidream,
     hunyuan_dit,
     hunyuan_image,
+    kandinsky5,
     lumina2,
     pixart,
     prx,
@@ -48,6 +49,7 @@ FAMILIES: dict[str, Family] = {
     "PRXTransformer2DModel": prx.FAMILY,
     "HunyuanImageTransformer2DModel": hunyuan_image.FAMILY,
     "HiDreamImageTransformer2DModel": hidream.FAMILY,
+    "Kandinsky5Transformer3DModel": kandinsky5.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -20,7 +20,8 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     """
     if transformer.config.use_meanflow or transformer.config.guidance_embeds:
         raise ValueError("this HunyuanImage was distilled already; use the model that it was made from as the teacher")
-    return {"hidden_states": latents, "timestep": timestep, **condition}
+    times = timestep.to(latents.dtype)  # the class takes from it the dtype that it embeds time in
+    return {"hidden_states": latents, "timestep": times, **condition}
 
 
 def count_patches_by_side(transformer: Any, hidden_states: Tensor) -> int:

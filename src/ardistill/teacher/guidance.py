@@ -54,7 +54,7 @@ class GuidedPrediction:
         """The network's prediction in float32, without the channels of a learned sigma."""
         times = torch.full((len(states),), timestep, dtype=torch.float32, device=states.device)
         found = self.family.call(self.transformer, states, times, condition)
-        return found[:, : self.transformer.config.in_channels].float()
+        return found[:, : self.family.channels(self.transformer)].float()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: int | None = None) -> Tensor:

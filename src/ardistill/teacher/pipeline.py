@@ -14,7 +14,9 @@ from ardistill.teacher.source import Source
 
 _UNFIT = {
     "PRXPixelPipeline": "starts from noise of scale 2 and reads its network's output as the image, which is not "
-    "followed; use a teacher of PRXPipeline"
+    "followed; use a teacher of PRXPipeline",
+    "Kandinsky5T2VPipeline": "draws videos, with positions, masks and sparse attention of its own, which are not "
+    "followed; use a teacher of Kandinsky5T2IPipeline",
 }
 """Pipeline class -> why its path from noise to image is not followed, though its transformer is of a known class."""
 
