@@ -30,7 +30,7 @@ for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
     pipeline.set_progress_bar_config(disable=True)
     options = json.loads(options)
     result = pipeline(**options, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images.append(result.frames[:, 0] if hasattr(result, "frames") else result.images)
+    images.append(result.frames[:, 0] if hasattr(result, "frames") else next(iter(result.values())))
     if "prompt" in options:
         try:
             pipeline(**options, negative_prompt="bad")
@@ -96,8 +96,7 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
         )
         student = Student.from_pretrained(exported / name / "run", device="cpu")
         condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
-        shape = (2, *teacher.sample_shape)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        noise = PIPELINES[name].noise(2, teacher.sample_shape)
         expected = teacher.decode(sample(student, noise, condition)[:, -1]) / 2 + 0.5
         assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
 
@@ -115,17 +114,18 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     folder, tiny = exported / name / "teacher", PIPELINES[name]
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    given = call(name) | tiny.guided | {"num_inference_steps": 4}
+    prompts = PROMPTS[: tiny.prompts]
+    given = call(name) | tiny.guided | {"prompt": prompts, "num_inference_steps": 4}
     if tiny.scheduler:
         pipeline.scheduler = tiny.scheduler(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images = result.frames[:, 0] if hasattr(result, "frames") else result.images
+    images = result.frames[:, 0] if hasattr(result, "frames") else next(iter(result.values()))
     negative = {"negative_prompt": tiny.negative_prompt} if tiny.negative_prompt else {}
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **tiny.size, **negative, device="cpu")
     if tiny.scheduler and TINY[tiny.tiny].flow:
         teacher.scheduler = pipeline.scheduler
-    noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
-    solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
+    noise = tiny.noise(len(prompts), teacher.sample_shape)
+    solved = teacher.solve_ode(noise, teacher.encode(prompts), teacher.knots(4))
     expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
     assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
 

@@ -58,6 +58,15 @@ class TinyPipeline:
     """Negative prompt of both, where the pipeline does not guide without one."""
     scheduler: Callable[[Any], Any] | None = None
     """(Its own scheduler) -> the one under which its loop takes the solver's steps; None: its own."""
+    prompts: int = 2
+    """How many prompts a guided call takes."""
+    solver_steps: int = 24
+    """Steps of a solver, among whose states are those of the pipeline's own grid of 4."""
+    channels_last: bool = False
+    """Whether it draws its noise with the channels last."""
+    needs: str = ""
+    """Package beside diffusers and transformers that the pipeline cannot draw without; no test draws where it is not
+    installed."""
     given_times: bool = True
     """Whether its call takes times."""
     lora_loader: bool = True
@@ -67,6 +76,12 @@ class TinyPipeline:
     def size(self) -> dict[str, int]:
         """Height, width and number of frames, where the pipeline does not choose them."""
         return {key: x for key, x in self.call.items() if key in ("height", "width", "num_frames")}
+
+    def noise(self, count: int, shape: tuple[int, ...]) -> Tensor:
+        """What the pipeline draws with a generator of seed 0, as the ODE starts from it."""
+        drawn = (*shape[1:], shape[0]) if self.channels_last else shape
+        found = torch.randn((count, *drawn), generator=torch.Generator().manual_seed(0))
+        return found.movedim(-1, 1) if self.channels_last else found
 
 
 def normal(*shape: int) -> Tensor:

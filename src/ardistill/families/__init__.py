@@ -11,13 +11,18 @@ from torch import nn
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
     auraflow,
+    chroma,
     cogview4,
     dit,
     flux,
     flux2,
+    hidream,
     hunyuan_dit,
+    hunyuan_image,
+    kandinsky5,
     lumina2,
     pixart,
+    prx,
     qwen_image,
     sd3,
     wan,
@@ -40,6 +45,11 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": qwen_image.FAMILY,
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
+    "ChromaTransformer2DModel": chroma.FAMILY,
+    "PRXTransformer2DModel": prx.FAMILY,
+    "HunyuanImageTransformer2DModel": hunyuan_image.FAMILY,
+    "HiDreamImageTransformer2DModel": hidream.FAMILY,
+    "Kandinsky5Transformer3DModel": kandinsky5.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

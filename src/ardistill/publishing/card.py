@@ -17,7 +17,7 @@ from ardistill.trajectories.parquet import PLACE
 
 def result_name(student: Student) -> str:
     """Attribute of a pipeline's result that holds what was drawn."""
-    return "frames" if len(student.family.latent_shape(student.transformer)) == 4 else "images"
+    return student.family.result or ("frames" if student.family.video else "images")
 
 
 def loading_with_own_module(student: Student, module: Path, reason: str, library: str = "diffusers") -> str:

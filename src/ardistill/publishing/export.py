@@ -28,7 +28,7 @@ from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
 from ardistill.student.files import adapter_weights, find_student, load_weights, merged_weights, save_transformer
-from ardistill.teacher import OF_EXPERTS, Companions, StockDrawing, Teacher, check_same_teacher
+from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
 """What ``export`` writes."""
@@ -221,9 +221,9 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
 
 
 def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
-    """Write the teacher's companions, and note them in the index."""
+    """Write the teacher's companions except those that a student replaces, and note them in the index."""
     companions = teacher.companions
-    for part in (x for x in companions if x not in OF_EXPERTS):
+    for part in (x for x in companions if x not in teacher.family.left_out):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):

@@ -1,7 +1,6 @@
 """The teacher: a frozen diffusion transformer, its guidance and the ODE that it defines."""
 
 from ardistill.teacher.companions import Companions as Companions
-from ardistill.teacher.experts import OF_EXPERTS as OF_EXPERTS
 from ardistill.teacher.experts import SECOND as SECOND
 from ardistill.teacher.experts import start_from as start_from
 from ardistill.teacher.identity import Identity as Identity

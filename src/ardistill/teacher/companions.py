@@ -103,7 +103,7 @@ class Companions(Mapping[str, Any]):
                 options["torch_dtype"] = dtype or self.dtype
             elif dtype is not None or not self._is_kept(name):
                 options["dtype"] = dtype or self.dtype
-        part = part_class.from_pretrained(self.source, subfolder=name, **options)
+        part = part_class.from_pretrained(self.source / name, **options)
         return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
     def _is_kept(self, name: str) -> bool:

@@ -15,8 +15,6 @@ from ardistill.teacher.companions import Companions
 
 SECOND = "transformer_2"
 """The component for low noise."""
-OF_EXPERTS = (SECOND, "boundary_ratio")
-"""Components and settings that a student of one transformer replaces."""
 
 
 def boundary_of(companions: Mapping[str, Any], scheduler: Any) -> float | None:

@@ -58,7 +58,7 @@ class GuidedPrediction:
         low, boundary = self.second or (self.transformer, 0.0)
         transformer = low if timestep < boundary else self.transformer
         found = self.family.call(transformer, states, times, condition)
-        return found[:, : transformer.config.in_channels].float()
+        return found[:, : self.family.channels(transformer)].float()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: int | None = None) -> Tensor:

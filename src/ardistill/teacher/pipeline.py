@@ -14,6 +14,14 @@ from ardistill.teacher.loading import load_scheduler, load_transformer, transfor
 from ardistill.teacher.original_dit import load_original_dit
 from ardistill.teacher.source import Source
 
+_UNFIT = {
+    "PRXPixelPipeline": "starts from noise of scale 2 and reads its network's output as the image, which is not "
+    "followed; use a teacher of PRXPipeline",
+    "Kandinsky5T2VPipeline": "draws videos, with positions, masks and sparse attention of its own, which are not "
+    "followed; use a teacher of Kandinsky5T2IPipeline",
+}
+"""Pipeline class -> why its path from noise to image is not followed, though its transformer is of a known class."""
+
 
 def load_pipeline(
     source: Source, weights: str = "float32", device: torch.device | str | None = None, in_parts: bool = False
@@ -45,6 +53,8 @@ def load_pipeline(
     scheduler = load_scheduler(source)
     companions = Companions(source.folder, source.variant, torch.float32 if weights == "float32" else torch.bfloat16)
     companions.check()
+    if companions.pipeline_class in _UNFIT:
+        raise ValueError(f"{source.name}: {companions.pipeline_class} {_UNFIT[companions.pipeline_class]}")
     if boundary_of(companions, scheduler) is not None and weights not in ("float32", "bfloat16"):
         raise ValueError(f"{source.name} has two transformers: expected weights float32 or bfloat16, got {weights}")
     return load_transformer(source, weights, device, in_parts), scheduler, companions

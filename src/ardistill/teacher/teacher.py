@@ -63,10 +63,10 @@ class Teacher:
     ) -> None:
         if guidance_scale < 1:
             raise ValueError(f"expected a guidance scale of 1 (none) or more, got {guidance_scale}")
-        channels = transformer.config.in_channels
+        self.family: Family = family_of(transformer)
+        channels = self.family.channels(transformer)
         if guidance_channels is not None and not 1 <= guidance_channels <= channels:
             raise ValueError(f"expected 1 to {channels} guided channels, got {guidance_channels}")
-        self.family: Family = family_of(transformer)
         self.transformer = transformer.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.guidance_scale = guidance_scale
@@ -147,7 +147,7 @@ class Teacher:
     @property
     def draws_images(self) -> bool:
         """Whether its samples can be shown as images: through its VAE, or because it draws pixels."""
-        return self.vae is not None or self.transformer.config.in_channels in (1, 3)
+        return self.vae is not None or self.family.channels(self.transformer) in (1, 3)
 
     @property
     def image_channels(self) -> int:
@@ -216,15 +216,14 @@ class Teacher:
     @property
     def vae(self) -> Any:
         """The VAE, where it rests; None for a teacher that draws pixels."""
-        return self.companions.get("vae")
+        found = self.companions.get("vae")
+        if self.family.ignores_vae_shift and found is not None:
+            found.register_to_config(shift_factor=None)
+        return found
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images to latents, on the CPU: the inverse of ``decode``, the mean of the VAE's distribution.
-
-        Args:
-            images: In [-1, 1], (b, c, h, w).
-        """
+        """Encode images in [-1, 1], (b, c, h, w), to latents, on the CPU: to the mean of the VAE's distribution."""
         if self.vae is None:
             return images.cpu()
         latents = vae.encode(self.vae, images, self._vae_device)
@@ -248,7 +247,7 @@ class Teacher:
         if self.vae is not None:
             return vae.decode(self.vae, latents, batch_size, self._vae_device, frames)
         if not self.draws_images:
-            name, channels = self.name or "the teacher", self.transformer.config.in_channels
+            name, channels = self.name or "the teacher", self.family.channels(self.transformer)
             raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")
         return latents.float().clamp(-1, 1).cpu()
 

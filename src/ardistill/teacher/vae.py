@@ -18,7 +18,8 @@ def is_video_vae(vae: Any) -> bool:
 
 def pixels_per_latent(vae: Any) -> int:
     """Edge in pixels of the square that one latent stands for."""
-    if found := vae.config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None):
+    found = vae.config.get("scale_factor_spatial") or vae.config.get("spatial_compression_ratio")
+    if found := found or getattr(vae, "spatial_compression_ratio", None):
         return int(found)
     return 2 ** len(vae.config.block_out_channels[1:]) * (2 if hasattr(vae, "bn") else 1)
 
