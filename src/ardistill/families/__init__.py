@@ -11,12 +11,16 @@ from torch import nn
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
     auraflow,
+    bria,
+    bria_fibo,
     cogview4,
     dit,
     flux,
     flux2,
     hunyuan_dit,
+    longcat_image,
     lumina2,
+    ovis_image,
     pixart,
     qwen_image,
     sd3,
@@ -40,6 +44,10 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": qwen_image.FAMILY,
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
+    "LongCatImageTransformer2DModel": longcat_image.FAMILY,
+    "BriaTransformer2DModel": bria.FAMILY,
+    "BriaFiboTransformer2DModel": bria_fibo.FAMILY,
+    "OvisImageTransformer2DModel": ovis_image.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -82,6 +82,8 @@ class Family(Architecture):
     """(that pipeline, negative prompts) -> condition, where negative prompts are encoded otherwise."""
     encodes_to_longest: bool = False
     """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
+    reads_vae: bool = False
+    """Whether the pipeline's constructor reads the VAE, so that not even a text encoder runs without one."""
     example_extras: Callable[[Any, int, int], Condition] = no_extras
     """(transformer's config, rows, text tokens) -> placeholders for the tensors that an encoded prompt has besides
     ``encoder_hidden_states``, to count or time a forward without a text encoder."""

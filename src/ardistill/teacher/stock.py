@@ -9,6 +9,7 @@ schedulers are set as the pipeline would set them, and compared.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -64,8 +65,10 @@ def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
     """
     uniform = select_knots(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
     for own in _own_grids(teacher, uniform):
-        nearest = [int(np.abs(_levels(solver) - level).argmin()) for level in own.sigmas.tolist()]
-        found = replace(select_knots(solver, nearest), timesteps=tuple(float(t) for t in own.timesteps))
+        nearest = [int(np.abs(_levels(solver)[:-1] - level).argmin()) for level in own.sigmas.tolist()[:-1]]
+        found = replace(
+            select_knots(solver, [*nearest, solver.num_steps]), timesteps=tuple(float(t) for t in own.timesteps)
+        )
         if _agrees(own, found):
             return found
     raise ValueError(
@@ -112,10 +115,11 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
         solver = _first_order(scheduler, knots)
         solver.set_timesteps(steps)
         yield solver
-    elif teacher.family.grid is uniform_grid:
-        solver = _flow_matching(scheduler, _static_shift(knots))
-        solver.set_timesteps(sigmas=uniform_grid(solver, steps))
-        yield solver
+    elif teacher.family.grid(scheduler, 2) == uniform_grid(scheduler, 2):
+        for pins in (False, True):
+            solver = _flow_matching(scheduler, _static_shift(knots), pins)
+            solver.set_timesteps(sigmas=teacher.family.grid(solver, steps), mu=solver.config.base_shift)
+            yield solver
     elif scheduler.config.get("use_flow_sigmas"):
         options: dict[str, Any] = {"solver_order": 1, "final_sigmas_type": "zero"}
         if "UniPC" in type(scheduler).__name__:
@@ -133,8 +137,18 @@ def _static_shift(knots: Knots) -> float:
     return sigma * (1 - uniform) / (uniform * (1 - sigma))
 
 
-def _flow_matching(scheduler: Any, shift: float) -> Any:
-    options = {"use_dynamic_shifting": False, "shift_terminal": None, "shift": shift}
+def _flow_matching(scheduler: Any, shift: float, pins: bool = False) -> Any:
+    """Flow matching under one shift for all sizes.
+
+    Args:
+        scheduler: The teacher's.
+        shift: How far sigmas are shifted.
+        pins: Whether the shift is a dynamic one whose two ends are equal, as Bria's pipeline passes other sigmas to a
+            scheduler without a dynamic shift.
+    """
+    options: dict[str, Any] = {"use_dynamic_shifting": pins, "shift_terminal": None, "shift": shift}
+    if pins:
+        options |= {"base_shift": math.log(shift), "max_shift": math.log(shift), "time_shift_type": "exponential"}
     return diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **options)
 
 
