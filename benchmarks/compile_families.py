@@ -18,7 +18,7 @@ import torch._dynamo
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_families import TINY, open_gates
+from tiny import TINY, open_gates
 
 from ardistill.student import Student, StudentConfig
 from ardistill.student.sample import sample

@@ -24,7 +24,7 @@ from diffusers import DDIMScheduler
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from processes import leavings, run, start, train
-from tiny_families import TINY
+from tiny import TINY
 
 from ardistill.teacher import Teacher
 from ardistill.trajectories import record

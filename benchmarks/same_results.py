@@ -99,7 +99,7 @@ def of_run(folder: Path) -> dict[str, Any]:
 
 def inputs(root: Path) -> None:
     """Teachers, prompts and real images, made by nothing that is compared."""
-    from tiny_pipelines import save
+    from tiny import save
 
     for name in ("sd3", "flux"):
         save(name, root / "teachers" / name)

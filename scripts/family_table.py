@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import diffusers
-from tiny_families import TINY
-from tiny_pipelines import PIPELINES
+from tiny import PIPELINES, TINY
 
 from ardistill.families import FAMILIES
 from ardistill.teacher import given_times
@@ -22,7 +21,7 @@ def table() -> list[str]:
     """Markdown lines."""
     lines = ["| transformer | conditioned on | text keys | identity tests | record to export | stock call |"]
     lines.append("|---|---|---|---|---|---|")
-    whole = {TINY[TINY_OF.get(name, name)].class_name: PIPELINE_OF.get(name) for name in PIPELINES}
+    whole = {TINY[x.tiny].class_name: PIPELINE_OF.get(name) for name, x in PIPELINES.items()}
     whole = {name: pipeline or FAMILIES[name].pipeline for name, pipeline in whole.items()}
     for name, family in FAMILIES.items():
         if not hasattr(diffusers, name):  # registered by the tests
@@ -42,8 +41,5 @@ def table() -> list[str]:
 
 PIPELINE_OF = {"flux2": "Flux2KleinPipeline"}
 """Pipeline of the tests -> its class, where it is not the family's usual one."""
-TINY_OF = {"pixart": "pixart-sigma"}
-"""Pipeline of the tests -> its transformer, where the names differ."""
-
 if __name__ == "__main__":
     print("\n".join(table()))

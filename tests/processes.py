@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ardistill.training", "ardistill.trajectories", "tiny_families"])
+_CONTEXT.set_forkserver_preload(["ardistill.training", "ardistill.trajectories", "tiny"])
 
 
 def _enter(rank: int, count: int, port: int, log: str, function: Callable[..., Any], args: tuple) -> None:
@@ -115,7 +115,7 @@ def train(
         The student.
     """
     from diffusers import DDIMScheduler
-    from tiny_families import TINY, open_gates
+    from tiny import TINY, open_gates
 
     from ardistill.config import TrainingConfig
     from ardistill.student import Student, StudentConfig
@@ -170,7 +170,7 @@ def finetune_all(folder: str, jobs: list[tuple]) -> None:
     from accelerate.state import AcceleratorState
     from diffusers import DDIMScheduler
     from safetensors.torch import save_file
-    from tiny_families import TINY, open_gates
+    from tiny import TINY, open_gates
 
     from ardistill.config import AdversarialConfig, TrainingConfig
     from ardistill.student import Student, StudentConfig
@@ -200,7 +200,7 @@ def finetune_all(folder: str, jobs: list[tuple]) -> None:
 def compare_families(folder: str) -> None:
     """Compare loss and gradient norm of each family with whole and with divided weights."""
     import torch
-    from tiny_families import TINY, open_gates
+    from tiny import TINY, open_gates
     from torch import nn
     from torch.distributed.tensor import DTensor
 
@@ -231,7 +231,7 @@ def compare_families(folder: str) -> None:
 def compare_parts(folder: str) -> None:
     """Compare students whose processes read their parts alone with those that were made whole, bit by bit."""
     import torch
-    from tiny_families import TINY
+    from tiny import TINY
     from torch.distributed.tensor import DTensor
 
     from ardistill.core.knots import Knots

@@ -1,20 +1,16 @@
 """Students of the tiny transformers of every family, and inputs that fit them."""
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny_families import TINY, open_gates
+from tiny import TINY, open_gates
 
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import knots_from_scheduler
 
 STEPS = 4
-VP = ("dit", "dit-timm", "pixart-alpha", "pixart-sigma", "hunyuandit")
-"""Trained with a variance-preserving schedule; the others with flow matching."""
 
 
 def make(name, history_layers=2, mask="M4", output="solver", steps=STEPS, gated=True):
-    scheduler = DDIMScheduler() if name in VP else FlowMatchEulerDiscreteScheduler(shift=3.0)
-    knots = knots_from_scheduler(scheduler, steps)
+    knots = knots_from_scheduler(TINY[name].scheduler(), steps)
     config = StudentConfig(knots, history_layers, mask, output=output, gated=gated)
     student = Student(TINY[name].transformer(), config)
     open_gates(student)

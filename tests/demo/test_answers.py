@@ -6,7 +6,7 @@ import threading
 import gradio as gr
 import pytest
 import torch
-from tiny_pipelines import save
+from tiny import save
 
 from ardistill.demo.answers import Answers, at_step, enlarged, fitting, named, one_line, step_slider
 from ardistill.demo.page import make_page

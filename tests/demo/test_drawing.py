@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import open_gates
-from tiny_pipelines import save
+from tiny import open_gates, save
 
 from ardistill.demo.drawing import denoised_estimates, draw, duration, nearest_steps, save_steps
 from ardistill.evaluation import draw_samples

@@ -12,7 +12,7 @@ import urllib.request
 import gradio
 import pytest
 import yaml
-from tiny_pipelines import save
+from tiny import save
 
 from ardistill.cli import main
 from ardistill.demo import write_space

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import save_clip
+from tiny import save_clip
 from transformers import CLIPModel
 
 from ardistill.evaluation.text_scores import TextScorer, export_compbench, export_geneval

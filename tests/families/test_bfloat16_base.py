@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny_families import TINY, open_gates
-from tiny_students import VP
+from tiny import TINY, open_gates
 
 from ardistill.student import Student, StudentConfig, sample
 from ardistill.teacher import Teacher
@@ -24,8 +22,7 @@ def bound(transformer, block_lists):
 @pytest.mark.parametrize("name", [name for name in TINY if "-" not in name or name in ("qwen-image", "dit-timm")])
 def test_identities_on_a_base_in_bfloat16(name, tmp_path):
     tiny = TINY[name]
-    scheduler = DDIMScheduler(clip_sample=False) if name in VP else FlowMatchEulerDiscreteScheduler(shift=3.0)
-    teacher = Teacher(tiny.transformer().to(torch.bfloat16), scheduler, latent_shape=tiny.latents)
+    teacher = Teacher(tiny.transformer().to(torch.bfloat16), tiny.scheduler(), latent_shape=tiny.latents)
     knots, condition = teacher.knots(2), tiny.condition(2)
     noise = torch.randn(2, *tiny.latents, generator=torch.Generator().manual_seed(1))
     solved = teacher.solve_ode(noise, condition, knots).states[:, -1]

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_families import TINY
+from tiny import TINY
 from tiny_students import batch, make
 
 from ardistill.core import history

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_families import GATE, TINY
+from tiny import GATE, TINY
 from tiny_students import STEPS, batch, make, near
 
 from ardistill.config import TrainingConfig
@@ -118,38 +118,13 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
         return (weights @ unfold(value)).unflatten(2, (s, tokens)).transpose(1, 2).flatten(0, 1)
 
 
-# Which calls of attention are the lower two blocks' self-attention, and where the image stands: by hand, not from the
-# rows of families.py. PixArt, Hunyuan and Wan attend to text in every second call, the refiners of Z-Image and Lumina2
-# come first, a dual block of SD3.5 calls twice.
-ORACLE = {
-    "dit": ({0, 1}, slice(None), 16),
-    "dit-timm": ({0, 1}, slice(None), 16),
-    "pixart-alpha": ({0, 2}, slice(None), 16),
-    "pixart-sigma": ({0, 2}, slice(None), 16),
-    "hunyuandit": ({0, 2}, slice(None), 16),
-    "wan": ({0, 2}, slice(None), 32),
-    "sd3": ({0, 1}, slice(0, 16), 16),
-    "sd3.5": ({0, 1, 2, 3}, slice(0, 16), 16),
-    "z-image": ({2, 3}, slice(0, 32), 32),
-    "z-image-ragged": ({2, 3}, slice(0, 32), 32),
-    "flux": ({0, 1}, slice(-16, None), 16),
-    "flux2": ({0, 1}, slice(-16, None), 16),
-    "auraflow": ({0, 1}, slice(-16, None), 16),
-    "qwen-image": ({0, 1}, slice(-16, None), 16),
-    "qwen-image-masked": ({0, 1}, slice(-16, None), 16),
-    "cogview4": ({0, 1}, slice(-16, None), 16),
-    "lumina2": ({2, 3}, slice(-16, None), 16),
-    "lumina2-ragged": ({2, 3}, [slice(3, 19), slice(4, 20)], 16),
-}
-
-
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", ORACLE)
+@pytest.mark.parametrize("name", TINY)
 def test_folded_pass_equals_a_dense_mask_oracle(name, mask, gated):
     inputs, condition = batch(name)
     student, plain = make(name, 2, mask, gated=gated), make(name, 0, mask)
-    calls, image, count = ORACLE[name]
+    calls, image, count = TINY[name].oracle
     oracle = DenseOracle(calls, STEPS, mask, image, GATE if gated else None)
     oracle.image_only = count
     with torch.no_grad():

@@ -7,7 +7,7 @@ import time
 import pytest
 from diffusers import DDIMScheduler
 from processes import leavings, run, start, train
-from tiny_families import TINY
+from tiny import TINY
 
 from ardistill.teacher import Teacher
 from ardistill.trajectories import record

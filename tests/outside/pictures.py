@@ -6,7 +6,7 @@ import json
 import shutil
 
 from PIL import Image
-from tiny_pipelines import save
+from tiny import save
 
 ID2LABEL = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane", 4: "n01440764 ray_fish"}
 

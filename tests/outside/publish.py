@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tiny_pipelines import PIPELINES
+from tiny import PIPELINES
 
 from ardistill.families import transformer_class
 
@@ -100,7 +100,7 @@ def publish(family: str, folder: Path, storage: Storage | None = None) -> Path:
     """
     storage = storage or STORAGE[family]
     torch.manual_seed(0)
-    pipeline = PIPELINES[family]()
+    pipeline = PIPELINES[family].make()
     transformer, config = _transformer(family, pipeline.transformer)
     shards = {"max_shard_size": "20KB"} if storage.shards else {}
     options: dict[str, Any] = {"variant": storage.variant, **shards}

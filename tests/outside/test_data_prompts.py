@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import save
+from tiny import save
 
 from ardistill import Student, StudentConfig, Teacher, TrajectoryDataset, record, sample
 from ardistill.core.knots import Knots

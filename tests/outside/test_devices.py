@@ -17,8 +17,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
 from refusals import Refusal, check_refusal
-from tiny_families import TINY, open_gates
-from tiny_pipelines import PIPELINES, save
+from tiny import PIPELINES, TINY, open_gates, save
 
 import ardistill
 from ardistill.config import AdversarialConfig, TrainingConfig
@@ -82,7 +81,7 @@ def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
     Returns:
         What is compared between two devices: trajectories, samples, decoded images and the student's weights.
     """
-    teacher = Teacher.from_pretrained(shared, guidance_scale=1.5, **SIZES.get(name, {}))
+    teacher = Teacher.from_pretrained(shared, guidance_scale=1.5, **(SIZES.get(name) or PIPELINES[name].size))
     texts = ["a red cat", "a dog on the moon", "a photo of the moon", "the dog"] if teacher.takes_text else None
     record(teacher, folder / "data", 4, prompts=texts, solver_steps=2, num_steps=[1, 2], progress=False)
     data = TrajectoryDataset(folder / "data", 2)
@@ -126,15 +125,8 @@ class _Pooled(torch.nn.Module):
         return images.mean((2, 3))
 
 
-SIZES = {
-    "cogview4": {"height": 96, "width": 96},
-    "flux": {"height": 16, "width": 16},
-    "flux2": {"height": 32, "width": 32},
-    "qwen-image": {"height": 16, "width": 16},
-    "wan": {"height": 16, "width": 16, "num_frames": 1},
-    "z-image": {"height": 16, "width": 16},
-}
-"""Heights and widths in pixels, of families whose own size is larger than a test needs, or not to be told from text."""
+SIZES = {"cogview4": {"height": 96, "width": 96}, "flux2": {"height": 32, "width": 32}}
+"""Sizes whose image tokens are as many as no prompt has."""
 
 
 @pytest.mark.parametrize("name", PIPELINES)

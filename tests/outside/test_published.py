@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.models.model_loading_utils import _CLASS_REMAPPING_DICT
 from publish import STORAGE, Storage, publish, read
-from tiny_pipelines import PIPELINES
+from tiny import PIPELINES
 
 from ardistill.cli import main
 from ardistill.families import PUBLISHED_AS, family_of, transformer_class

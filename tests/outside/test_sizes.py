@@ -13,8 +13,7 @@ import safetensors.torch
 import torch
 from many_prompts import OPTIONS, contents, words
 from PIL import Image
-from tiny_families import TINY
-from tiny_pipelines import save
+from tiny import TINY, save
 
 from ardistill import Student, Teacher, TrajectoryDataset, record
 from ardistill.config import CostConfig

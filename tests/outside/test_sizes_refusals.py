@@ -10,7 +10,7 @@ import torch
 from many_prompts import OPTIONS, contents, words
 from PIL import Image
 from refusals import Refusal, check_refusal
-from tiny_pipelines import save
+from tiny import save
 
 from ardistill import Teacher, TrajectoryDataset, record
 from ardistill.files import SEAL, seal

@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig, get_peft_model
-from tiny_families import open_gates
+from tiny import open_gates
 from whole import CALLS, FULL, MORE, TEXT, control, draw, near, opened, same_as_stock
 
 from ardistill.publishing import export, load

@@ -3,31 +3,16 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny_families import open_gates
-from tiny_pipelines import save
+from tiny import PIPELINES, PROMPTED, open_gates, save
 
 from ardistill.publishing import export
 from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 
 TEXT = {"prompt": ["a red cat", "the moon"]}
-CALLS = {
-    "dit": {"class_labels": [1, 2]},
-    "sd3": TEXT,
-    "flux": {**TEXT, "height": 16, "width": 16},
-    "pixart": {**TEXT, "use_resolution_binning": False, "clean_caption": False},
-}
-SMALL, LARGE = {"height": 16, "width": 16}, {"height": 64, "width": 64}
-ALL_CALLS = CALLS | {
-    "qwen-image": {**TEXT, **SMALL},
-    "z-image": {**TEXT, **SMALL},
-    "wan": {**TEXT, **SMALL, "num_frames": 5},
-    "hunyuandit": {**TEXT, **LARGE, "use_resolution_binning": False},
-    "flux2": {**TEXT, **SMALL},
-    "auraflow": {**TEXT, **SMALL},
-    "cogview4": {**TEXT, **LARGE},
-    "lumina2": {**TEXT, **LARGE},
-}
+ALL_CALLS = {name: (TEXT if name in PROMPTED else {"class_labels": [1, 2]}) | x.call for name, x in PIPELINES.items()}
+ALL_CALLS["wan"]["num_frames"] = 5
+CALLS = {name: ALL_CALLS[name] for name in ("dit", "sd3", "flux", "pixart")}
 """Arguments of a call of every family's tiny pipeline; `CALLS` has four of different kinds."""
 KINDS = {
     "plain": {"history_layers": 0, "target": "anchored"},  # with the target "state", no module would be needed

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from original_dit import ROW, DiT
-from tiny_families import TINY
+from tiny import TINY
 
 from ardistill.cli import main
 from ardistill.config import CostConfig

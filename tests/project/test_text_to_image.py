@@ -6,7 +6,7 @@ import pytest
 import text_to_image
 import torch
 from diffusers import DiffusionPipeline
-from tiny_pipelines import save_clip
+from tiny import save_clip
 
 from ardistill.cli import main
 from ardistill.files.pixels import to_pictures

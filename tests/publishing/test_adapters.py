@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, save
+from tiny import PIPELINES, save
 
 from ardistill.publishing import export
 from ardistill.publishing.adapters import COMFYUI
@@ -16,27 +16,12 @@ from ardistill.trajectories import select_knots
 
 pytestmark = pytest.mark.slow
 
-OWN_GRID = ("dit", "hunyuandit", "wan")
-"""Pipelines whose call takes no times."""
-SIZE = {"dit": None, "pixart": None, "sd3": None, "hunyuandit": 64, "lumina2": 64, "cogview4": 64}
-MORE = {
-    "wan": {"num_frames": 1},
-    "pixart": {"use_resolution_binning": False, "clean_caption": False},
-    "hunyuandit": {"use_resolution_binning": False},
-}
-WITHOUT_LOADER = ("dit", "pixart", "hunyuandit")
-
-
-def size(name):
-    edge = SIZE.get(name, 16)
-    return {"height": edge, "width": edge} if edge else {}
-
 
 def adapted(name, folder):
     """A teacher's folder, the teacher, and a student of 4 steps whose adapters change what it draws."""
-    teacher = Teacher.from_pretrained(save(name, folder), device="cpu", **size(name))
+    teacher = Teacher.from_pretrained(save(name, folder), device="cpu", **PIPELINES[name].size)
     solver = teacher.knots(24)
-    knots = stock_knots(teacher, solver, 4) if name in OWN_GRID else select_knots(solver, (0, 6, 15, 21, 24))
+    knots = select_knots(solver, (0, 6, 15, 21, 24)) if PIPELINES[name].given_times else stock_knots(teacher, solver, 4)
     student = Student.from_teacher(teacher, StudentConfig(knots, 0, lora_rank=2, teacher=str(folder))).eval()
     torch.manual_seed(0)
     for parameter in (p for key, p in student.named_parameters() if ".lora_B" in key):
@@ -51,7 +36,7 @@ def drawn_as_the_card_says(folder, teacher, name):
     found = {}
     exec("\n".join(loading), found)
     found["pipeline"].set_progress_bar_config(disable=True)
-    given = {"generator": torch.Generator().manual_seed(0), "output_type": "pt", **size(name), **MORE.get(name, {})}
+    given = {"generator": torch.Generator().manual_seed(0), "output_type": "pt", **PIPELINES[name].call}
     found["pipeline"] = functools.partial(found["pipeline"], **given)
     exec(drawing, found)
     return found["images"]
@@ -76,5 +61,5 @@ def test_the_base_model_with_the_adapters_draws_what_the_student_draws(name, tmp
     assert not torch.allclose(images, expected_images(without, teacher), atol=1e-3)
     files = {x.name for x in (tmp_path / "mine").iterdir()} - {"README.md", "samples.png", "scheduler"}
     ours = {"adapter_config.json", "adapter_model.safetensors"}
-    expected = ours if name in WITHOUT_LOADER else {"pytorch_lora_weights.safetensors"}
+    expected = {"pytorch_lora_weights.safetensors"} if PIPELINES[name].lora_loader else ours
     assert files == expected | ({"mine-comfyui.safetensors"} if student.class_name in COMFYUI else set())

@@ -14,8 +14,7 @@ from diffusers import DDIMScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_families import TINY
-from tiny_pipelines import save
+from tiny import TINY, save
 
 from ardistill.core.knots import Knots
 from ardistill.families import FAMILIES

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hub_server import Hub
 from huggingface_hub import ModelCard, snapshot_download
-from tiny_families import open_gates
+from tiny import open_gates
 
 from ardistill.publishing import check_push, export, is_export_of, load, push
 from ardistill.student import Student, StudentConfig

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
-from tiny_families import open_gates
+from tiny import open_gates
 
 from ardistill.publishing import export, load
 from ardistill.student import Student, StudentConfig

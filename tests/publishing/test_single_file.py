@@ -7,8 +7,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders import single_file_utils
 from safetensors import safe_open
-from tiny_families import TINY
-from tiny_pipelines import save
+from tiny import TINY, save
 
 from ardistill.cli import main
 from ardistill.families import transformer_class

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from tiny_pipelines import PIPELINES, save
+from tiny import PIPELINES, save
 
 from ardistill.publishing import export, load, pipeline_source
 from ardistill.publishing.stock import stock_form
@@ -17,12 +17,10 @@ from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher, stock_drawing, stock_knots
 from ardistill.trajectories import TrajectoryDataset, nested_indices, record, select_knots
 
-SIZED = {"flux", "flux2", "qwen-image", "z-image", "lumina2", "wan", "auraflow"}
-"""Families whose pipelines draw large images unless they are told."""
-UNEVEN = ("pixart", "sd3", "flux", "flux2", "qwen-image", "z-image", "lumina2", "auraflow", "cogview4")
-OWN_GRID = ("dit", "hunyuandit", "wan", "pixart", "flux", "flux2", "z-image", "lumina2")
-CASES = [*((name, "uneven") for name in UNEVEN), *((name, "own") for name in OWN_GRID)]
-"""Every family, with knots that its pipeline is given, and with those of its own grid."""
+CASES = [(name, "uneven" if x.given_times else "own") for name, x in PIPELINES.items()]
+CASES += [(name, "own") for name in ("pixart", "flux", "flux2", "z-image", "lumina2")]
+"""Every family, with knots that its pipeline is given, or with those of its own grid, and some with both."""
+IMAGES = {"output_type": "pt"}
 SCRIPT = """
 import sys, torch
 sys.modules["ardistill"] = None  # an import of this package fails
@@ -42,25 +40,14 @@ for folder in sys.argv[1:]:
 """
 
 
-def size_of(name):
-    return {"height": 16, "width": 16} if name in SIZED else {}
-
-
-def more_of(name):
-    """Arguments that only tiny pipelines need."""
-    more = {"wan": {"num_frames": 1}, "pixart": {"use_resolution_binning": False, "clean_caption": False}}
-    return size_of(name) | more.get(name, {}) | {"output_type": "pt"}
-
-
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teachers")
-    return {name: Teacher.from_pretrained(save(name, folder / name), **size_of(name)) for name in PIPELINES}
+    return {name: Teacher.from_pretrained(save(name, folder / name), **PIPELINES[name].size) for name in PIPELINES}
 
 
 @pytest.mark.slow
 def test_the_call_on_the_card_draws_what_ours_draws(teachers, tmp_path):
-    assert {name for name, _ in CASES} == set(PIPELINES)
     folders = [tmp_path / kind / name for name, kind in CASES]
     for (name, kind), folder in zip(CASES, folders, strict=True):
         teacher = teachers[name]
@@ -72,7 +59,8 @@ def test_the_call_on_the_card_draws_what_ours_draws(teachers, tmp_path):
             parameter.data += 0.02 * torch.randn_like(parameter)
         export(student, teacher, folder, picture=__file__)
         assert not [*folder.glob("*.py")]
-        (folder / "more.txt").write_text("".join(f", {key}={value!r}" for key, value in more_of(name).items()))
+        more = PIPELINES[name].call | IMAGES
+        (folder / "more.txt").write_text("".join(f", {key}={value!r}" for key, value in more.items()))
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", SCRIPT, *map(str, folders)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -83,7 +71,7 @@ def test_the_call_on_the_card_draws_what_ours_draws(teachers, tmp_path):
         pipeline.set_progress_bar_config(disable=True)
         torch.manual_seed(0)
         given = {"class_labels": [0, 1, 2]} if name == "dit" else {"prompt": "a red cat"}
-        found = pipeline(**given, **more_of(name))
+        found = pipeline(**given, **PIPELINES[name].call, **IMAGES)
         expected = found.frames if name == "wan" else found.images
         images = torch.load(folder / "images.pt")
         assert images.shape == expected.shape and torch.allclose(images, expected, atol=2e-4), (name, kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny_families import open_gates
+from tiny import open_gates
 
 from ardistill.files import load_tensors
 from ardistill.publishing import export, is_export_of, load

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
-from tiny_families import TINY, open_gates
+from tiny import TINY, open_gates
 
 from ardistill.config import AdversarialConfig
 from ardistill.core.knots import Knots

@@ -8,8 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny_families import TINY, open_gates
-from tiny_pipelines import save
+from tiny import TINY, open_gates, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardistill.config import CostConfig, TrainingConfig

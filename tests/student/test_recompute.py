@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_families import TINY
+from tiny import TINY
 from tiny_students import STEPS, batch, make
 
 WAYS = {"sequential": {"sequential": True}, "own": {"on_policy": True, "through_steps": 2}}

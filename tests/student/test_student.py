@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from tiny_families import GATE, open_gates
+from tiny import GATE, open_gates
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardistill.core.history import MASKS

@@ -6,8 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
-from tiny_families import TINY
-from tiny_pipelines import save
+from tiny import TINY, save
 
 from ardistill.core.knots import Knots
 from ardistill.teacher import Teacher

@@ -8,7 +8,7 @@ import sys
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, save
+from tiny import PIPELINES, PROMPTED, TINY, save
 
 from ardistill.cli import main
 from ardistill.publishing import load
@@ -20,20 +20,6 @@ from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 pytestmark = pytest.mark.slow
 
 PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
-TEXT = [name for name in PIPELINES if name != "dit"]
-SIZE = {
-    "flux": 16,
-    "qwen-image": 16,
-    "z-image": 16,
-    "wan": 16,
-    "hunyuandit": 64,
-    "lumina2": 64,
-    "auraflow": 16,
-    "flux2": 16,
-    "cogview4": 64,
-}
-"""Size of the images, where the transformer's config does not name one."""
-
 SCRIPT = """
 import json, sys, torch
 sys.modules["ardistill"] = None  # an import of our package fails
@@ -56,21 +42,9 @@ torch.save([torch.as_tensor(x) for x in images], sys.argv[-1])
 """
 
 
-def options(name):
-    size = SIZE.get(name)
-    return {"height": size, "width": size} if size else {}
-
-
 def call(name):
     """What a user gives the exported pipeline."""
-    given = {"class_labels": [1, 2]} if name == "dit" else {"prompt": PROMPTS[:2], **options(name)}
-    if name == "wan":
-        given["num_frames"] = 1
-    if name == "pixart":
-        given |= {"use_resolution_binning": False, "clean_caption": False}
-    if name == "hunyuandit":
-        given["use_resolution_binning"] = False
-    return given
+    return ({"prompt": PROMPTS[:2]} if name in PROMPTED else {"class_labels": [1, 2]}) | PIPELINES[name].call
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +64,9 @@ def exported(tmp_path_factory):
             4,
         ]
         command += ["--num_trajectories", 4, "--num_steps", "[2]", "--guidance_scale", 2.0]
-        if name in TEXT:
+        if name in PROMPTED:
             command += ["--prompts", folder / "prompts.txt"]
-        for key, value in options(name).items():
+        for key, value in PIPELINES[name].size.items():
             command += [f"--{key}", value]
         main([str(x) for x in command])
         command = [
@@ -118,7 +92,7 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for name, images in zip(PIPELINES, torch.load(tmp_path / "images.pt"), strict=True):
         teacher = Teacher.from_pretrained(
-            exported / name / "teacher", guidance_scale=2.0, **options(name), device="cpu"
+            exported / name / "teacher", guidance_scale=2.0, **PIPELINES[name].size, device="cpu"
         )
         student = Student.from_pretrained(exported / name / "run", device="cpu")
         condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
@@ -135,38 +109,33 @@ def test_load_runs_our_own_code(exported, name):
     assert isinstance(pipeline, getattr(diffusers, type(pipeline).__bases__[1].__name__))
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", PROMPTED)
 def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     """Guided, from the same noise and prompts, on the pipeline's own times: encoders, signs, scales and decoder."""
-    folder = exported / name / "teacher"
+    folder, tiny = exported / name / "teacher", PIPELINES[name]
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    given = call(name) | {"num_inference_steps": 4}
-    scale = {"flux": {"guidance_scale": 2.0}, "qwen-image": {"true_cfg_scale": 2.0, "negative_prompt": " "}}
-    scale["z-image"] = {"guidance_scale": 1.0}  # z-image adds (scale) times the difference: 1 is our 2
-    given |= scale.get(name, {"guidance_scale": 2.0})
-    if name in ("pixart", "hunyuandit"):
-        pipeline.scheduler = diffusers.DDIMScheduler.from_config(
-            pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True
-        )
-    if name == "wan":  # published with a solver of higher order
-        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    given = call(name) | tiny.guided | {"num_inference_steps": 4}
+    if tiny.scheduler:
+        pipeline.scheduler = tiny.scheduler(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
     images = result.frames[:, 0] if hasattr(result, "frames") else result.images
-    negative = {"negative_prompt": " "} if name == "qwen-image" else {}
-    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **options(name), **negative, device="cpu")
-    teacher.scheduler = pipeline.scheduler if name == "wan" else teacher.scheduler
+    negative = {"negative_prompt": tiny.negative_prompt} if tiny.negative_prompt else {}
+    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **tiny.size, **negative, device="cpu")
+    if tiny.scheduler and TINY[tiny.tiny].flow:
+        teacher.scheduler = pipeline.scheduler
     noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
     solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
     expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
     assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", PROMPTED)
 def test_prompts_are_encoded_once_and_stored_once(exported, name):
     data = TrajectoryDataset(exported / name / "data", 2)
     assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1, 2, 0]
-    teacher = Teacher.from_pretrained(exported / name / "teacher", guidance_scale=2.0, **options(name), device="cpu")
+    folder = exported / name / "teacher"
+    teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **PIPELINES[name].size, device="cpu")
     encoded = teacher.encode(PROMPTS) | {"guidance": torch.full((3,), 2.0)}
     for key, value in data[3]["condition"].items():
         assert torch.allclose(value.float(), encoded[key][0].float(), atol=1e-5)

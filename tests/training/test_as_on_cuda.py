@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from processes import as_on_cuda
-from tiny_families import open_gates
+from tiny import open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.files import checkpoints

@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import TINY
-from tiny_pipelines import save
+from tiny import TINY, save
 
 from ardistill.cli import main
 from ardistill.config import AdversarialConfig, TrainingConfig
@@ -31,11 +29,6 @@ CONFIG = TrainingConfig(
 ADVERSARIAL = AdversarialConfig(hidden=8, warmup_steps=2)
 
 
-def scheduler_of(name):
-    vp = ("dit", "dit-timm", "pixart-alpha", "pixart-sigma", "hunyuandit")
-    return DDIMScheduler() if name in vp else FlowMatchEulerDiscreteScheduler(shift=3.0)
-
-
 def look(discriminator, latents, condition, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return discriminator.look(latents, condition, discriminator.draw_levels(len(latents), generator), generator)
@@ -45,7 +38,7 @@ def look(discriminator, latents, condition, seed=0):
 def test_heads_read_the_image_of_every_block_of_every_family(name):
     """Every block gives all image tokens of a row, and they depend on no other row."""
     tiny = TINY[name]
-    teacher = Teacher(tiny.transformer(), scheduler_of(name), latent_shape=tiny.latents)
+    teacher = Teacher(tiny.transformer(), tiny.scheduler(), latent_shape=tiny.latents)
     heads = Discriminator(teacher, ADVERSARIAL)
     blocks = sum(len(getattr(teacher.transformer, x)) for x in family_of(tiny.class_name).block_lists)
     assert len(heads.heads) == blocks

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_pipelines import save
+from tiny import save
 
 from ardistill.config import AdversarialConfig, TrainingConfig
 from ardistill.student import Student

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from safetensors.torch import load_file
-from tiny_families import open_gates
+from tiny import open_gates
 from tiny_students import batch, make
 
 from ardistill.config import TrainingConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from pretend_device import DEVICE, PretendDevice
-from tiny_families import open_gates
+from tiny import open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.devices import precision, resolve_precision, tf32

@@ -16,7 +16,7 @@ from processes import (
     train_all,
 )
 from safetensors.torch import load_file
-from tiny_families import TINY
+from tiny import TINY
 
 from ardistill.config import TrainingConfig
 from ardistill.student import Student

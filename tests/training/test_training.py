@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tiny_families import open_gates
+from tiny import open_gates
 
 from ardistill.config import TrainingConfig
 from ardistill.student import Student, StudentConfig, sample

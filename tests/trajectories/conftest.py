@@ -1,7 +1,7 @@
 """Recordings of a tiny teacher of classes and of one of text."""
 
 import pytest
-from tiny_pipelines import save
+from tiny import save
 from trajectories.recordings import OPTIONS
 
 from ardistill.teacher import Teacher

@@ -6,8 +6,7 @@ from collections import Counter
 import diffusers
 import pytest
 import torch
-from tiny_families import TINY, open_gates
-from tiny_pipelines import save
+from tiny import TINY, open_gates, save
 
 from ardistill.cli import main
 from ardistill.config import TrainingConfig

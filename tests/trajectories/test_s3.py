@@ -121,7 +121,7 @@ def test_prompts_and_a_resumed_training_are_those_of_a_folder(
 @pytest.fixture(scope="module")
 def with_many_prompts(tmp_path_factory):
     """A teacher of text, and a recording with two parts of embeddings."""
-    from tiny_pipelines import save
+    from tiny import save
 
     from ardistill.teacher import Teacher
 

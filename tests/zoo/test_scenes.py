@@ -8,7 +8,7 @@ import pytest
 import torch
 import train_text_teacher
 from diffusers import DiffusionPipeline, SD3Transformer2DModel
-from tiny_families import open_gates
+from tiny import open_gates
 from transformers import CLIPTokenizer
 
 from ardistill.publishing import export, load

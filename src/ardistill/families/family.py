@@ -102,6 +102,8 @@ class Family(Architecture):
     """Height and width of latents where the transformer's config has no ``sample_size``."""
     square: bool = False
     """Whether the class takes only latents that are as high as wide."""
+    video: bool = False
+    """Whether latents have frames, (b, c, f, h, w)."""
     options: dict[str, Any] = field(default_factory=lambda: {"return_dict": False})
     """Arguments of every call of the transformer besides its inputs."""
 
@@ -167,8 +169,8 @@ class Family(Architecture):
         config = transformer.config
         channels = config.in_channels // self.packing**2
         size = config.get("sample_size") or self.default_size
-        depth = (frames,) if isinstance(config.get("patch_size"), (tuple, list)) else ()
-        return (channels, *depth, height or size, width or size)
+        high, wide = (config.get(f"sample_{side}") or size for side in ("height", "width"))
+        return (channels, *((frames,) if self.video else ()), height or high, width or wide)
 
     def example_condition(self, transformer: Any, count: int, text_tokens: int = 256) -> Condition:
         """Zeros in the shape of a condition, to count or to time a forward with."""

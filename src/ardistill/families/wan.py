@@ -13,4 +13,5 @@ FAMILY = Family(
     encode=encode_plain,
     grid=scheduler_grid,
     default_size=60,
+    video=True,
 )

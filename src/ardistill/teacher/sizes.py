@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ardistill.families import family_of
+from ardistill.teacher.vae import frames_per_latent
 
 
 def latent_shape(
@@ -32,7 +33,7 @@ def latent_shape(
         raise ValueError(f"expected a size in multiples of {unit} pixels, got {height}x{width}")
     if family.square and height != width:
         raise ValueError(f"{type(transformer).__name__} draws squares alone, got {height}x{width}")
-    every = (vae is not None and vae.config.get("scale_factor_temporal")) or 1
+    every = 1 if vae is None else frames_per_latent(vae)
     frames, rest = divmod(num_frames - 1, every)
     shape = family.latent_shape(transformer, height // pixels_per_latent, width // pixels_per_latent, frames + 1)
     if num_frames < 1 or rest or (num_frames > 1 and len(shape) == 3):
@@ -50,6 +51,6 @@ def pixel_size(sample_shape: tuple[int, ...], vae: Any, pixels_per_latent: int) 
         pixels_per_latent: Edge in pixels of the square that one latent stands for.
     """
     height, width = (side * pixels_per_latent for side in sample_shape[-2:])
-    every = (vae is not None and vae.config.get("scale_factor_temporal")) or 1
+    every = 1 if vae is None else frames_per_latent(vae)
     frames = {"num_frames": (sample_shape[1] - 1) * every + 1} if len(sample_shape) == 4 else {}
     return {"height": height, "width": width} | frames

@@ -222,22 +222,22 @@ class Teacher:
         return latents[:, :, 0] if latents.ndim > 1 + len(self.sample_shape) else latents
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
-        """Decode latents to images, through the VAE, or clamped for a teacher that draws pixels; of a video, the first
-        frame.
+    def decode(self, latents: Tensor, batch_size: int = 16, frames: bool = False) -> Tensor:
+        """Decode latents to images or videos, through the VAE, or clamped for a teacher that draws pixels.
 
         Args:
             latents: (b, c, h, w) or (b, c, f, h, w).
             batch_size: Latents that the VAE decodes at once.
+            frames: Whether to return all frames of videos instead of the first.
 
         Returns:
-            Images in [-1, 1], (b, c, h, w), on the CPU.
+            In [-1, 1], on the CPU: images, (b, c, h, w), or with ``frames`` videos, (b, c, f, h, w).
 
         Raises:
             ValueError: There is no VAE, and the latents are not pixels.
         """
         if self.vae is not None:
-            return vaes.decode(self.vae, latents, batch_size, self._vae_device)
+            return vaes.decode(self.vae, latents, batch_size, self._vae_device, frames)
         if not self.draws_images:
             name, channels = self.name or "the teacher", self.transformer.config.in_channels
             raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")

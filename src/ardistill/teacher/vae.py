@@ -11,16 +11,22 @@ from torch import Tensor
 
 
 def is_video_vae(vae: Any) -> bool:
-    """Whether a VAE works on videos (Wan, Qwen-Image): a mean and a deviation per channel take the place of a scale."""
-    return vae.config.get("latents_mean") is not None and vae.config.get("scaling_factor") is None
+    """Whether a VAE works on videos, (b, c, f, h, w): it has convolutions over time."""
+    return any(weight.ndim == 5 for weight in vae.parameters())
 
 
 def pixels_per_latent(vae: Any) -> int:
     """Edge in pixels of the square that one latent stands for."""
-    if vae.config.get("scale_factor_spatial"):
-        return vae.config.scale_factor_spatial
-    halvings = vae.config.get("temperal_downsample") or vae.config.block_out_channels[1:]
-    return 2 ** len(halvings) * (2 if hasattr(vae, "bn") else 1)
+    if found := vae.config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None):
+        return int(found)
+    return 2 ** len(vae.config.block_out_channels[1:]) * (2 if hasattr(vae, "bn") else 1)
+
+
+def frames_per_latent(vae: Any) -> int:
+    """Number of frames that each latent frame after the first stands for; the first one stands for one frame."""
+    config = vae.config
+    found = config.get("scale_factor_temporal") or config.get("temporal_compression_ratio")
+    return int(found or getattr(vae, "temporal_compression_ratio", None) or 1)
 
 
 @contextlib.contextmanager
@@ -36,22 +42,34 @@ def _placed(vae: Any, device: torch.device | str | None) -> Iterator[None]:
         vae.to("cpu")
 
 
-def decode(vae: Any, latents: Tensor, batch_size: int, device: torch.device | str | None = None) -> Tensor:
-    """Decode latents to images; of a video, the first frame.
+def decode(
+    vae: Any, latents: Tensor, batch_size: int, device: torch.device | str | None = None, frames: bool = False
+) -> Tensor:
+    """Decode latents to images or videos.
 
     Args:
         vae: A VAE of diffusers.
         latents: As the ODE runs on them, (b, c, h, w) or (b, c, f, h, w).
         batch_size: Latents that the VAE decodes at once.
         device: Where the VAE is put for this, before it returns to the CPU; it is not moved if not given.
+        frames: Whether to return all frames of videos instead of the first.
 
     Returns:
-        Images in [-1, 1], (b, c, h, w), float32, on the CPU.
+        Images in [-1, 1], (b, c, h, w), or videos, (b, c, f, h, w), if latents have frames and ``frames`` is set;
+        float32, on the CPU.
     """
+    whole = frames and latents.ndim == 5
     with _placed(vae, device):
         scaled = unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
-        images = [vae.decode(x).sample.float().clamp(-1, 1).cpu() for x in scaled.split(batch_size)]
-    return torch.cat([x[:, :, 0] if x.ndim == 5 else x for x in images])
+        found = [_decoded(vae, x).float().clamp(-1, 1) for x in scaled.split(batch_size)]
+        return torch.cat([(x if whole or x.ndim == 4 else x[:, :, 0]).cpu() for x in found])
+
+
+def _decoded(vae: Any, latents: Tensor) -> Tensor:
+    """The VAE's output. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
+    if vae.config.get("timestep_conditioning"):
+        return vae.decode(latents, latents.new_zeros(len(latents))).sample
+    return vae.decode(latents).sample
 
 
 def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -> Tensor:
@@ -82,7 +100,7 @@ def unscale(vae: Any, latents: Tensor) -> Tensor:
     if is_video_vae(vae):
         if latents.ndim == 4:
             latents = latents.unsqueeze(2)
-        mean, std = _video_statistics(config, latents.device)
+        mean, std = _video_statistics(vae, latents.device)
         return latents * std + mean
     if hasattr(vae, "bn"):
         mean, variance = _patch_statistics(vae)
@@ -95,7 +113,7 @@ def scale(vae: Any, latents: Tensor) -> Tensor:
     """Latents as the ODE runs on them, from latents as the VAE encodes them; the inverse of `unscale`."""
     config = vae.config
     if is_video_vae(vae):
-        mean, std = _video_statistics(config, latents.device)
+        mean, std = _video_statistics(vae, latents.device)
         return (latents - mean) / std
     if hasattr(vae, "bn"):
         mean, variance = _patch_statistics(vae)
@@ -104,13 +122,18 @@ def scale(vae: Any, latents: Tensor) -> Tensor:
     return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
-def _video_statistics(config: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of a video VAE's latents, (1, c, 1, 1, 1)."""
+def _video_statistics(vae: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of a video VAE's latents, (1, c, 1, 1, 1), in its pipeline's use.
+
+    Configurations (Wan, Qwen-Image) or buffers (LTX) hold them, beside a common factor; others have the factor alone.
+    """
+    buffers = dict(vae.named_buffers(recurse=False))
+    given = (buffers.get(name, vae.config.get(name)) for name in ("latents_mean", "latents_std"))
     mean, std = (
-        torch.tensor(x, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
-        for x in (config.latents_mean, config.latents_std)
+        torch.as_tensor(default if x is None else x, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
+        for x, default in zip(given, (0.0, 1.0), strict=True)
     )
-    return mean, std
+    return mean, std / (vae.config.get("scaling_factor") or 1.0)
 
 
 def _patch_statistics(vae: Any) -> tuple[Tensor, Tensor]:

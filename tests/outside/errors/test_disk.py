@@ -11,7 +11,7 @@ import torch
 from apart import DISTILL, OPTIONS, RECORD, apart, ended, limited
 from faults.killing import contents
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import save as save_pipeline
+from tiny import save as save_pipeline
 
 from ardistill import Student, Teacher, TrajectoryDataset, record
 from ardistill.cli import main
