@@ -37,7 +37,7 @@ def passes(student, name):
     return folded.detach(), gradient, sample(student, inputs[:, 0], condition)
 
 
-CASES = sorted({*TINY} - {"pixart-sigma", "sd3", "z-image", "lumina2", "qwen-image"})
+CASES = sorted({*TINY} - {"bria-fibo", "pixart-sigma", "sd3", "z-image", "lumina2", "qwen-image"})
 """Of two models of a class the one with more in it: size embeddings, a second attention, ragged or masked prompts."""
 
 
