@@ -23,6 +23,7 @@ from ardistill.families import (
     ovis_image,
     pixart,
     qwen_image,
+    sana,
     sd3,
     wan,
     z_image,
@@ -48,15 +49,15 @@ FAMILIES: dict[str, Family] = {
     "BriaTransformer2DModel": bria.FAMILY,
     "BriaFiboTransformer2DModel": bria_fibo.FAMILY,
     "OvisImageTransformer2DModel": ovis_image.FAMILY,
+    "SanaTransformer2DModel": sana.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
 
-_LINEAR = (
-    "its self-attention is linear, it makes no call of scaled_dot_product_attention; use a teacher of a family with "
-    "softmax attention, such as PixArt or SD3"
-)
-UNFIT = {"SanaTransformer2DModel": _LINEAR, "SanaVideoTransformer3DModel": _LINEAR}
+UNFIT = {
+    "SanaVideoTransformer3DModel": "its self-attention is linear, and SanaLinearAttnProcessor3_0 sums its denominators "
+    "by the operator @, which cannot be bound; use a teacher of another family, such as Wan"
+}
 """Transformer class name -> why it cannot have a history, and what to do."""
 PUBLISHED_AS = {
     "Transformer2DModel": {

@@ -100,12 +100,12 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
     elif "sigmas" in taken:
-        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]}
-        if "timesteps" in taken:
-            given["timesteps"] = [round(t) for t in knots.timesteps]
-        solver = _flow_matching(scheduler, 1.0)
-        solver.set_timesteps(**given)
-        yield StockDrawing(solver, given)
+        sigmas = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]}
+        times = {"timesteps": [round(t) for t in knots.timesteps]} if "timesteps" in taken else {}
+        for given in (sigmas, sigmas | times):  # not every pipeline that takes both takes them together
+            solver = _flow_matching(scheduler, 1.0)
+            solver.set_timesteps(**given)
+            yield StockDrawing(solver, given)
 
 
 def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
