@@ -231,7 +231,7 @@ class Teacher:
             frames: Whether to return all frames of videos instead of the first.
 
         Returns:
-            In [-1, 1], on the CPU: images, (b, c, h, w), or with ``frames`` videos, (b, c, f, h, w).
+            In [-1, 1], on the CPU: images, (b, c, h, w); with ``frames``, of several latent frames, (b, c, f, h, w).
 
         Raises:
             ValueError: There is no VAE, and the latents are not pixels.

@@ -55,10 +55,10 @@ def decode(
         frames: Whether to return all frames of videos instead of the first.
 
     Returns:
-        Images in [-1, 1], (b, c, h, w), or videos, (b, c, f, h, w), if latents have frames and ``frames`` is set;
-        float32, on the CPU.
+        Images in [-1, 1], (b, c, h, w), or videos, (b, c, f, h, w), if latents have several frames and ``frames`` is
+        set; float32, on the CPU.
     """
-    whole = frames and latents.ndim == 5
+    whole = frames and latents.ndim == 5 and latents.shape[2] > 1
     with _placed(vae, device):
         scaled = unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
         found = [_decoded(vae, x).float().clamp(-1, 1) for x in scaled.split(batch_size)]
