@@ -13,6 +13,7 @@ from ardistill.families import (
     auraflow,
     bria,
     bria_fibo,
+    cogview3_plus,
     cogview4,
     dit,
     flux,
@@ -50,6 +51,7 @@ FAMILIES: dict[str, Family] = {
     "BriaFiboTransformer2DModel": bria_fibo.FAMILY,
     "OvisImageTransformer2DModel": ovis_image.FAMILY,
     "SanaTransformer2DModel": sana.FAMILY,
+    "CogView3PlusTransformer2DModel": cogview3_plus.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

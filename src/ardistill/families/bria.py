@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ardistill.families.encoding import Condition, encode_plain
+from ardistill.families.encoding import Condition, encode_plain, encode_unless_empty
 from ardistill.families.family import HEAD, Family
 from ardistill.families.grids import uniform_grid
 from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
@@ -28,13 +28,6 @@ def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
     return unpack(result[0], latents, 2)
 
 
-def _encode_negative(pipeline: Any, prompts: list[str]) -> Condition:
-    """Zeros for an empty prompt, as its pipeline does."""
-    found = encode_plain(pipeline, prompts)["encoder_hidden_states"]
-    is_empty = torch.tensor([not prompt for prompt in prompts], device=found.device)
-    return {"encoder_hidden_states": found.masked_fill(is_empty[:, None, None], 0)}
-
-
 def _grid(scheduler: Any, num_steps: int) -> list[float]:
     """Uniform where the shift is dynamic; else sigmas of whole timesteps, counted from the noisiest one."""
     if scheduler.config.get("use_dynamic_shifting"):
@@ -53,7 +46,7 @@ FAMILY = Family(
     output=_output,
     pipeline="BriaPipeline",
     encode=encode_plain,
-    encode_negative=_encode_negative,
+    encode_negative=encode_unless_empty,
     reads_vae=True,
     grid=_grid,
     packing=2,

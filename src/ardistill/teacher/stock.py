@@ -65,7 +65,7 @@ def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
     """
     uniform = select_knots(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
     for own in _own_grids(teacher, uniform):
-        nearest = [int(np.abs(_levels(solver)[:-1] - level).argmin()) for level in own.sigmas.tolist()[:-1]]
+        nearest = [int(np.abs(_levels(solver)[:-1] - level).argmin()) for level in _levels_of(own)[:-1]]
         found = replace(
             select_knots(solver, [*nearest, solver.num_steps]), timesteps=tuple(float(t) for t in own.timesteps)
         )
@@ -112,7 +112,10 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
     """Schedulers that have a grid of so many steps by themselves, set to it as the family's pipeline sets it."""
     steps, scheduler = knots.num_steps, teacher.scheduler
     if knots.prediction_type != "flow":
-        solver = _first_order(scheduler, knots)
+        if "snr_shift_scale" in scheduler.config:  # CogVideoX's and CogView3's: their own DDIM alone knows it
+            solver = diffusers.CogVideoXDDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+        else:
+            solver = _first_order(scheduler, knots)
         solver.set_timesteps(steps)
         yield solver
     elif teacher.family.grid(scheduler, 2) == uniform_grid(scheduler, 2):
@@ -172,10 +175,21 @@ def _levels(knots: Knots) -> np.ndarray:
     return np.array(knots.sigma) / (1.0 if knots.prediction_type == "flow" else np.maximum(knots.alpha, 1e-8))
 
 
+def _levels_of(scheduler: Any) -> np.ndarray:
+    """Noise level of each state of a scheduler that was set; NaN where DDIM's whole-numbered steps miss its grid."""
+    if hasattr(scheduler, "sigmas"):
+        return np.array(scheduler.sigmas)
+    times, width = scheduler.timesteps, scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    alpha = [*scheduler.alphas_cumprod[times].sqrt().tolist(), float(scheduler.final_alpha_cumprod) ** 0.5]
+    meets = [*(times[1:] == times[:-1] - width).tolist(), bool(times[-1] < width)]
+    levels = [(1 - a * a) ** 0.5 / max(a, 1e-8) for a in alpha]
+    return np.where([True, *meets], levels, np.nan)
+
+
 def _agrees(scheduler: Any, knots: Knots) -> bool:
     """Whether a scheduler that was set has the states and times of a student, up to float32."""
     return (
         len(scheduler.timesteps) == knots.num_steps
         and np.allclose(scheduler.timesteps, knots.timesteps, rtol=1e-5, atol=1e-3)
-        and np.allclose(scheduler.sigmas, _levels(knots), rtol=1e-4, atol=1e-6)
+        and np.allclose(_levels_of(scheduler), _levels(knots), rtol=1e-4, atol=1e-6)
     )
