@@ -32,6 +32,8 @@ def bypassed(found: str) -> HistoryError:
 def rebind(function: Any, attention: Callable[..., Any]) -> Any:
     """A function of the same code, whose ``scaled_dot_product_attention`` is ``attention``.
 
+    Its globals lack their module's name, by which dynamo would take it for another function of that module.
+
     Args:
         function: The forward of an attention module, or the call of a diffusers attention processor. It has to name
             ``torch.nn.functional.scaled_dot_product_attention`` or diffusers' ``dispatch_attention_fn`` itself, or to
@@ -54,7 +56,6 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
     path = (F, "scaled_dot_product_attention"), (nn, "functional"), (torch, "nn")  # torch only where the code needs it
     for module, name in ((torch, "matmul"),) if multiply else path[: 2 + ("functional" in function.__code__.co_names)]:
         bound[id(module)] = SimpleNamespace(**vars(module) | {name: bound[id(getattr(module, name))]})
-    # Dynamo takes a function for another one of its module if its globals have the module's name.
     world = {name: bound.get(id(x), x) for name, x in function.__globals__.items() if name != "__name__"}
     world["dispatch_attention_fn"] = dispatched
     made = FunctionType(function.__code__, world, function.__name__, function.__defaults__, function.__closure__)

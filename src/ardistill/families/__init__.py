@@ -19,6 +19,7 @@ from ardistill.families import (
     flux,
     flux2,
     hunyuan_dit,
+    krea2,
     longcat_image,
     lumina2,
     ovis_image,
@@ -52,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     "OvisImageTransformer2DModel": ovis_image.FAMILY,
     "SanaTransformer2DModel": sana.FAMILY,
     "CogView3PlusTransformer2DModel": cogview3_plus.FAMILY,
+    "Krea2Transformer2DModel": krea2.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -26,6 +26,7 @@ _TEXT_WIDTHS = (
     "text_embed_dim",
     "cap_feat_dim",
     "cross_attention_dim",
+    "text_hidden_dim",
 )
 """Config keys of the width of a prompt's embedding; where several are there, the first one of these holds."""
 HEAD = ("norm_out.linear", "proj_out")
