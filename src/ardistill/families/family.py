@@ -28,6 +28,7 @@ _TEXT_WIDTHS = (
     "cross_attention_dim",
     "context_in_dim",
     "in_text_dim",
+    "text_hidden_dim",
 )
 """Config keys of the width of a prompt's embedding; where several are there, the first one of these holds."""
 HEAD = ("norm_out.linear", "proj_out")
@@ -84,6 +85,8 @@ class Family(Architecture):
     """(that pipeline, negative prompts) -> condition, where negative prompts are encoded otherwise."""
     encodes_to_longest: bool = False
     """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
+    reads_vae: bool = False
+    """Whether the pipeline's constructor reads the VAE, so that not even a text encoder runs without one."""
     example_extras: Callable[[Any, int, int], Condition] = no_extras
     """(transformer's config, rows, text tokens) -> placeholders for the tensors that an encoded prompt has besides
     ``encoder_hidden_states``, to count or time a forward without a text encoder."""

@@ -100,8 +100,8 @@ def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -
     with _placed(vae, device):
         x = images.to(vae.device, vae.dtype)
         encoded = vae.encode(x.unsqueeze(2) if is_video_vae(vae) else x)
-        is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny returns latents alone
-        mean = encoded.latent_dist.mode() if is_distribution else encoded.latents
+        is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny and AutoencoderDC return latents alone
+        mean = encoded.latent_dist.mode() if is_distribution else encoded[0]
         return scale(vae, mean.float()).cpu()
 
 
