@@ -100,7 +100,7 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
         given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]}
         if "timesteps" in taken:
             given["timesteps"] = [round(t) for t in knots.timesteps]
-        solver = _flow_matching(scheduler, 1.0)
+        solver = _flow_matching(scheduler)
         solver.set_timesteps(**given)
         yield StockDrawing(solver, given)
 
@@ -113,7 +113,7 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
         solver.set_timesteps(steps)
         yield solver
     elif teacher.family.grid is uniform_grid:
-        solver = _flow_matching(scheduler, _static_shift(knots))
+        solver = _flow_matching(scheduler, *_static_shift(knots, bool(scheduler.config.get("shift_terminal"))))
         solver.set_timesteps(sigmas=uniform_grid(solver, steps))
         yield solver
     elif scheduler.config.get("use_flow_sigmas"):
@@ -125,16 +125,25 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
         yield solver
 
 
-def _static_shift(knots: Knots) -> float:
-    """The shift of the second knot over the uniform grid; a fixed one serves all sizes of an image."""
-    if knots.num_steps == 1:
-        return 1.0
-    sigma, uniform = knots.sigma[1], 1 - 1 / knots.num_steps
-    return sigma * (1 - uniform) / (uniform * (1 - sigma))
+def _static_shift(knots: Knots, has_terminal: bool) -> tuple[float, float | None]:
+    """The shift, and the terminal shift, that turn a uniform grid into these knots; fixed ones serve all sizes.
+
+    Without a terminal shift, the second knot gives the shift. With one, all distances from 1 are stretched until the
+    last knot is at the terminal shift, so that the ratio of those of the second and third knot gives the shift.
+    """
+    steps = knots.num_steps
+    first, second = (1 - i / steps for i in (1, 2))
+    if steps == 1:
+        return 1.0, None
+    if not has_terminal:
+        return knots.sigma[1] * (1 - first) / (first * (1 - knots.sigma[1])), None
+    a, b = (1 - knots.sigma[1]) * (1 - second), (1 - knots.sigma[2]) * (1 - first)
+    divisor = a * first - b * second
+    return (b * (1 - second) - a * (1 - first)) / divisor if steps > 2 and divisor else 1.0, knots.sigma[-2]
 
 
-def _flow_matching(scheduler: Any, shift: float) -> Any:
-    options = {"use_dynamic_shifting": False, "shift_terminal": None, "shift": shift}
+def _flow_matching(scheduler: Any, shift: float = 1.0, terminal: float | None = None) -> Any:
+    options = {"use_dynamic_shifting": False, "shift_terminal": terminal, "shift": shift}
     return diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **options)
 
 
