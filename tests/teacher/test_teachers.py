@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from tiny import PIPELINES, PROMPTED, TINY, save
+from tiny.instance import drawn_by
 
 from ardistill.cli import main
 from ardistill.publishing import load
@@ -30,7 +31,7 @@ for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
     pipeline.set_progress_bar_config(disable=True)
     options = json.loads(options)
     result = pipeline(**options, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images.append(result.frames[:, 0] if hasattr(result, "frames") else result.images)
+    images.append(result.frames.transpose(1, 2) if hasattr(result, "frames") else result.images)
     if "prompt" in options:
         try:
             pipeline(**options, negative_prompt="bad")
@@ -96,9 +97,8 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
         )
         student = Student.from_pretrained(exported / name / "run", device="cpu")
         condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
-        shape = (2, *teacher.sample_shape)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        expected = teacher.decode(sample(student, noise, condition)[:, -1]) / 2 + 0.5
+        noise = PIPELINES[name].noise(2, teacher.sample_shape)
+        expected = teacher.decode(sample(student, noise, condition)[:, -1], frames=True) / 2 + 0.5
         assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
 
 
@@ -119,14 +119,14 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     if tiny.scheduler:
         pipeline.scheduler = tiny.scheduler(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images = result.frames[:, 0] if hasattr(result, "frames") else result.images
+    images = drawn_by(result)
     negative = {"negative_prompt": tiny.negative_prompt} if tiny.negative_prompt else {}
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **tiny.size, **negative, device="cpu")
     if tiny.scheduler and TINY[tiny.tiny].flow:
         teacher.scheduler = pipeline.scheduler
-    noise = torch.randn((2, *teacher.sample_shape), generator=torch.Generator().manual_seed(0))
+    noise = PIPELINES[name].noise(2, teacher.sample_shape)
     solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
-    expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
+    expected = teacher.decode(solved.states[:, -1], frames=True) / 2 + 0.5
     assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
 
 

@@ -62,11 +62,24 @@ class TinyPipeline:
     """Whether its call takes times."""
     lora_loader: bool = True
     """Whether the class loads files of adapters."""
+    frames_first: bool = False
+    """Whether its own noise has frames before channels."""
 
     @property
     def size(self) -> dict[str, int]:
         """Height, width and number of frames, where the pipeline does not choose them."""
         return {key: x for key, x in self.call.items() if key in ("height", "width", "num_frames")}
+
+    def noise(self, count: int, shape: tuple[int, ...]) -> Tensor:
+        """What a call with a generator of seed 0 starts from, as latents of this shape."""
+        drawn = (shape[1], shape[0], *shape[2:]) if self.frames_first else shape
+        noise = torch.randn(count, *drawn, generator=torch.Generator().manual_seed(0))
+        return noise.transpose(1, 2) if self.frames_first else noise
+
+
+def drawn_by(result: Any) -> Tensor:
+    """The images of a pipeline's result, or its videos as `Teacher.decode` has them, (b, c, f, h, w)."""
+    return result.frames.transpose(1, 2) if hasattr(result, "frames") else result.images
 
 
 def normal(*shape: int) -> Tensor:
