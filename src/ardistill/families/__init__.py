@@ -16,6 +16,7 @@ from ardistill.families import (
     flux,
     flux2,
     hunyuan_dit,
+    ltx,
     lumina2,
     pixart,
     qwen_image,
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": qwen_image.FAMILY,
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
+    "LTXVideoTransformer3DModel": ltx.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
