@@ -16,6 +16,7 @@ from ardistill.families import (
     flux,
     flux2,
     hunyuan_dit,
+    hunyuan_video,
     ltx,
     lumina2,
     pixart,
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = {
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
     "LTXVideoTransformer3DModel": ltx.FAMILY,
+    "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -37,3 +38,9 @@ def pixel_size(latents: Tensor, *more: float) -> Tensor:
 def count_packed(transformer: Any, hidden_states: Tensor) -> int:
     """Image tokens of a transformer that is given tokens (b, t, d)."""
     return hidden_states.shape[1]
+
+
+def count_video_patches(transformer: Any, hidden_states: Tensor) -> int:
+    """Tokens of a transformer that cuts latents (b, c, f, h, w) into patches in space and time itself."""
+    config = transformer.config
+    return math.prod(hidden_states.shape[2:]) // (config.patch_size_t * config.patch_size**2)
