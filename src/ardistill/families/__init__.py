@@ -11,6 +11,7 @@ from torch import nn
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
     auraflow,
+    cogvideox,
     cogview4,
     dit,
     flux,
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     "Lumina2Transformer2DModel": lumina2.FAMILY,
     "LTXVideoTransformer3DModel": ltx.FAMILY,
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
+    "CogVideoXTransformer3DModel": cogvideox.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

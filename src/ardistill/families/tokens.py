@@ -29,6 +29,14 @@ def grid_positions(height: int, width: int, axes: int, device: torch.device) -> 
     return ids.flatten(0, 1)
 
 
+def centred(size: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last corner of a grid (height, width) scaled to fit in the middle of a base grid of positions."""
+    scale = min(base[0] / size[0], base[1] / size[1])
+    height, width = (round(n * scale) for n in size)
+    top, left = round((base[0] - height) / 2), round((base[1] - width) / 2)
+    return (top, left), (top + height, left + width)
+
+
 def pixel_size(latents: Tensor, *more: float) -> Tensor:
     """Height and width in pixels of an autoencoder of factor 8, then ``more``; one row per sample."""
     sizes = *(8.0 * n for n in latents.shape[-2:]), *more

@@ -64,7 +64,7 @@ def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
     """
     uniform = select_knots(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
     for own in _own_grids(teacher, uniform):
-        nearest = [int(np.abs(_levels(solver) - level).argmin()) for level in own.sigmas.tolist()]
+        nearest = [int(np.abs(_levels(solver) - level).argmin()) for level in _scheduled_levels(own)]
         found = replace(select_knots(solver, nearest), timesteps=tuple(float(t) for t in own.timesteps))
         if _agrees(own, found):
             return found
@@ -91,9 +91,9 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
     for own in _own_grids(teacher, knots):
         yield StockDrawing(own, {"num_inference_steps": knots.num_steps})
     if knots.prediction_type != "flow":
-        if "timesteps" in taken:
+        solver = _first_order(scheduler, knots)
+        if "timesteps" in taken and "timesteps" in inspect.signature(solver.set_timesteps).parameters:
             given = {"timesteps": [round(t) for t in knots.timesteps]}
-            solver = _first_order(scheduler, knots)
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
     elif "sigmas" in taken:
@@ -151,8 +151,12 @@ def _first_order(scheduler: Any, knots: Knots) -> Any:
     """DPM-Solver++ of order 1, which is DDIM (Lu et al. 2022, arXiv:2211.01095), on the trailing grid.
 
     diffusers' own DDIM takes the time of the next state by a whole-numbered difference, which misses the grid where the
-    number of steps does not divide that of the training.
+    number of steps does not divide that of the training. CogVideoX's is used all the same: no other class has its shift
+    of the signal-to-noise ratio.
     """
+    if "snr_shift_scale" in scheduler.config:
+        options: dict[str, Any] = {"timestep_spacing": "trailing", "set_alpha_to_one": knots.sigma[-1] == 0}
+        return diffusers.CogVideoXDDIMScheduler.from_config(scheduler.config, **options)
     return diffusers.DPMSolverMultistepScheduler.from_config(
         scheduler.config,
         solver_order=1,
@@ -167,10 +171,20 @@ def _levels(knots: Knots) -> np.ndarray:
     return np.array(knots.sigma) / (1.0 if knots.prediction_type == "flow" else np.maximum(knots.alpha, 1e-8))
 
 
+def _scheduled_levels(scheduler: Any) -> np.ndarray:
+    """Noise level of each state that a scheduler, which was set, goes through."""
+    if hasattr(scheduler, "sigmas"):
+        return np.array(scheduler.sigmas)
+    signal, step = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    times = [int(scheduler.timesteps[0]), *(int(t) - step for t in scheduler.timesteps)]
+    found = np.array([float(signal[t] if t >= 0 else scheduler.final_alpha_cumprod) for t in times])
+    return np.sqrt(1 - found) / np.maximum(np.sqrt(found), 1e-8)
+
+
 def _agrees(scheduler: Any, knots: Knots) -> bool:
     """Whether a scheduler that was set has the states and times of a student, up to float32."""
     return (
         len(scheduler.timesteps) == knots.num_steps
         and np.allclose(scheduler.timesteps, knots.timesteps, rtol=1e-5, atol=1e-3)
-        and np.allclose(scheduler.sigmas, _levels(knots), rtol=1e-4, atol=1e-6)
+        and np.allclose(_scheduled_levels(scheduler), _levels(knots), rtol=1e-4, atol=1e-6)
     )
