@@ -150,6 +150,12 @@ def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
         (tmp_path / "two" / part).symlink_to(exported / "wan" / "teacher" / part)
     with pytest.raises(ValueError, match="second transformer"):
         Teacher.from_pretrained(tmp_path / "two")
+    (tmp_path / "ltx" / "model_index.json").parent.mkdir()
+    (tmp_path / "ltx" / "model_index.json").write_text('{"_class_name": "LTXConditionPipeline"}')
+    (tmp_path / "ltx" / "scheduler").symlink_to(exported / "ltx" / "teacher" / "scheduler")
+    (tmp_path / "ltx" / "transformer").symlink_to(exported / "ltx" / "teacher" / "transformer")
+    with pytest.raises(ValueError, match="LTXConditionPipeline, which is not supported: it places a video's frames"):
+        Teacher.from_pretrained(tmp_path / "ltx")
     pixart = Teacher.from_pretrained(exported / "pixart" / "teacher")
     with pytest.raises(ValueError, match="conditioned on text: give it prompts"):
         record(pixart, tmp_path / "data", 4, solver_steps=4, num_steps=(2,))

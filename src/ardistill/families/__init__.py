@@ -56,6 +56,12 @@ _LINEAR = (
 )
 UNFIT = {"SanaTransformer2DModel": _LINEAR, "SanaVideoTransformer3DModel": _LINEAR}
 """Transformer class name -> why it cannot have a history, and what to do."""
+UNFIT_PIPELINES = {
+    "LTXConditionPipeline": (
+        "it places a video's frames elsewhere in time than LTXPipeline; use an LTX-Video whose folder names LTXPipeline"
+    )
+}
+"""Pipeline class of a known transformer -> why its folder cannot be a teacher, and what to do."""
 PUBLISHED_AS = {
     "Transformer2DModel": {
         "ada_norm_zero": "DiTTransformer2DModel",

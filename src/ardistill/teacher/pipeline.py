@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ardistill.families import UNFIT_PIPELINES
 from ardistill.files import weight_fingerprint
 from ardistill.teacher.companions import Companions
 from ardistill.teacher.loading import load_scheduler, load_transformer, transformer_fingerprint
@@ -43,6 +44,8 @@ def load_pipeline(
     scheduler = load_scheduler(source)
     companions = Companions(source.folder, source.variant, torch.float32 if weights == "float32" else torch.bfloat16)
     companions.check()
+    if reason := UNFIT_PIPELINES.get(companions.pipeline_class):
+        raise ValueError(f"{source.name} is of {companions.pipeline_class}, which is not supported: {reason}")
     if "transformer_2" in companions:
         raise ValueError(f"{source.name} has a second transformer for a part of the path (as Wan 2.2): not supported")
     return load_transformer(source, weights, device, in_parts), scheduler, companions
