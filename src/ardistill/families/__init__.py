@@ -54,7 +54,16 @@ _LINEAR = (
     "its self-attention is linear, it makes no call of scaled_dot_product_attention; use a teacher of a family with "
     "softmax attention, such as PixArt or SD3"
 )
-UNFIT = {"SanaTransformer2DModel": _LINEAR, "SanaVideoTransformer3DModel": _LINEAR}
+_DIVIDED = (
+    "it attends within each frame and along the frames of each place by turns, and puts frames and places into the batch "
+    "axis (LatteTransformer3DModel.forward), where the history has its steps; use a teacher that attends to the whole "
+    "video, such as Wan or LTX-Video"
+)
+UNFIT = {
+    "SanaTransformer2DModel": _LINEAR,
+    "SanaVideoTransformer3DModel": _LINEAR,
+    "LatteTransformer3DModel": _DIVIDED,
+}
 """Transformer class name -> why it cannot have a history, and what to do."""
 UNFIT_PIPELINES = {
     "LTXConditionPipeline": (
