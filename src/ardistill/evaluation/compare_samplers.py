@@ -17,6 +17,7 @@ from ardistill.evaluation.metrics import (
     BootstrapInterval,
     FeatureStatistics,
     PairedDistance,
+    RealFloor,
     class_accuracy,
     frechet_distance,
     kernel_distance,
@@ -94,7 +95,7 @@ def compare_samplers(
         arm: _quality(judge, images[arm], features[arm], of_frames)
         | _text_quality(judge, images[arm], prompts, [by_arm[arm][-1] for by_arm in scores.values()])
         | {"fd_to_teacher": to_teacher[arm]}
-        | ({"motion": motion(drawn[arm]) / max(motion(drawn["teacher"]), 1e-12)} if frames > 1 else {})
+        | _motion(drawn[arm], drawn["teacher"])
         | _paired(pairs[arm])
         | (_cost(arms[arm], noise, condition) if arm in arms else {})
         for arm in images
@@ -105,11 +106,9 @@ def compare_samplers(
         for arm, interval in intervals.items()
         if baseline is not None and arms[arm].nfe == arms[baseline].nfe
     ]
-    floor = None
-    if judge.reference is not None and judge.held_out_features is not None:
-        found = real_floor(judge.held_out_features, judge.reference, min(len(noise), len(judge.held_out_features)))
-        floor = found.distance
-        notes.append(f"Real-versus-real floor of FD: {found}.")
+    floor = _floor(judge, len(of_frames))
+    if floor is not None:
+        notes.append(f"Real-versus-real floor of FD: {floor}.")
     notes += _adherence_notes(bool(scores), judge, prompts or ())
     notes.append(_explanation(len(noise), judge, pairs["teacher"], frames))
     return Comparison(
@@ -119,7 +118,7 @@ def compare_samplers(
         images=drawn,
         labels=labels,
         feature_network=judge.network.name,
-        floor=floor,
+        floor=floor and floor.distance,
         notes=notes,
         adherence=scores,
         prompts=[*(prompts or ())][::frames][:SHOWN],
@@ -208,6 +207,18 @@ def _text_quality(judge: Judge, images: Tensor, prompts: Sequence[str] | None, o
     if prompts is not None:
         figures |= {name: float(score(images, prompts).mean()) for name, score in judge.text_scores.items()}
     return figures
+
+
+def _motion(drawn: Tensor, teachers: Tensor) -> Figures:
+    """How much moves in an arm's videos, as a share of the teacher's; nothing of images."""
+    return {"motion": motion(drawn) / max(motion(teachers), 1e-12)} if num_frames(drawn) > 1 else {}
+
+
+def _floor(judge: Judge, count: int) -> RealFloor | None:
+    """FD of as many held-out real images to the reference; None without both."""
+    if judge.reference is None or judge.held_out_features is None:
+        return None
+    return real_floor(judge.held_out_features, judge.reference, min(count, len(judge.held_out_features)))
 
 
 def _paired(pair: PairedDistance) -> Figures:
