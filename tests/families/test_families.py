@@ -129,6 +129,33 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
         return (weights @ unfold(value)).unflatten(2, (s, asking)).transpose(1, 2).flatten(0, 1)
 
 
+class LinearOracle(DenseOracle):
+    """The same of linear attention, with a weight for each pair of tokens: what follows divides by the last row."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.matmul:
+            return func(*args, **(kwargs or {}))
+        self.seen += 1
+        if self.seen % 2:  # values and keys, then their product and the queries
+            self.value, self.key = args
+            return func(*args)
+        if self.seen // 2 - 1 not in self.calls:
+            return func(*args)
+        value, key, query = (x.unflatten(0, (-1, self.steps)) for x in (self.value[:, :, :-1], self.key, args[1]))
+        weights = torch.einsum("bihdq,bjhkd->bijhqk", query, key)  # (b, s, s, h, t, t): of step i to step j
+        own, past = torch.zeros(2, self.steps, self.steps)
+        for step in range(self.steps):
+            own[step, step] = 1
+            past[step, MASKS[self.mask](step)[:-1]] = 1
+
+        def seen(visible):
+            kept = weights * visible[None, :, :, None, None, None]
+            return torch.einsum("bijhqk,bjhdk->bihdq", kept / (kept.sum((2, 5), keepdim=True) + 1e-15), value)
+
+        found = (seen(own + past) if self.gate is None else seen(own) + self.gate * seen(past)).flatten(0, 1)
+        return torch.cat([found, torch.ones_like(found[:, :, :1])], dim=2)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", TINY)
@@ -136,7 +163,8 @@ def test_folded_pass_equals_a_dense_mask_oracle(name, mask, gated):
     inputs, condition = batch(name)
     student, plain = make(name, 2, mask, gated=gated), make(name, 0, mask)
     calls, image, count = TINY[name].oracle
-    oracle = DenseOracle(calls, STEPS, mask, image, GATE if gated else None)
+    kind = LinearOracle if student.family.linear[0] else DenseOracle
+    oracle = kind(calls, STEPS, mask, image, GATE if gated else None)
     oracle.image_only = count
     with torch.no_grad():
         found = student(inputs, condition)
@@ -237,7 +265,7 @@ def test_what_cannot_be_a_family_is_refused():
     with pytest.raises(ValueError, match="register_family"):
         family_of("MyTransformer")
     with pytest.raises(ValueError, match="self-attention is linear"):
-        family_of("SanaTransformer2DModel")
+        family_of("SanaVideoTransformer3DModel")
 
 
 def test_a_distilled_hunyuan_image_is_no_teacher():

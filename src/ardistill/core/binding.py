@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ardistill.core.architecture import ARCHITECTURES
+
 
 class HistoryError(ValueError, RuntimeError):
     """A transformer with history was called in a way that its history cannot follow."""
@@ -30,9 +32,12 @@ def bypassed(found: str) -> HistoryError:
 def rebind(function: Any, attention: Callable[..., Any]) -> Any:
     """A function of the same code, whose ``scaled_dot_product_attention`` is ``attention``.
 
+    Its globals lack their module's name, by which dynamo would take it for another function of that module.
+
     Args:
         function: The forward of an attention module, or the call of a diffusers attention processor. It has to name
-            ``torch.nn.functional.scaled_dot_product_attention`` or diffusers' ``dispatch_attention_fn`` itself.
+            ``torch.nn.functional.scaled_dot_product_attention`` or diffusers' ``dispatch_attention_fn`` itself, or to
+            be the linear attention of a known architecture (``Architecture.linear``).
         attention: Takes the arguments of ``scaled_dot_product_attention``.
 
     Raises:
@@ -44,13 +49,13 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
             raise bypassed("another backend")
         return attention(*(x.transpose(1, 2) for x in (query, key, value)), *args, **options).transpose(1, 2)
 
-    if not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
+    multiply = dict(x.linear for x in ARCHITECTURES.values()).get(function.__qualname__)
+    if not multiply and not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
         raise bypassed(f"none in {function.__qualname__}")
-    bound: dict[int, Any] = {id(F.scaled_dot_product_attention): attention}
-    path = (F, "scaled_dot_product_attention"), (nn, "functional"), (torch, "nn")
-    for module, name in path[: 2 + ("functional" in function.__code__.co_names)]:  # torch only where the code needs it
+    bound: dict[int, Any] = {id(F.scaled_dot_product_attention): attention, id(torch.matmul): multiply}
+    path = (F, "scaled_dot_product_attention"), (nn, "functional"), (torch, "nn")  # torch only where the code needs it
+    for module, name in ((torch, "matmul"),) if multiply else path[: 2 + ("functional" in function.__code__.co_names)]:
         bound[id(module)] = SimpleNamespace(**vars(module) | {name: bound[id(getattr(module, name))]})
-    # Dynamo takes a function for another one of its module if its globals have the module's name.
     world = {name: bound.get(id(x), x) for name, x in function.__globals__.items() if name != "__name__"}
     world["dispatch_attention_fn"] = dispatched
     made = FunctionType(function.__code__, world, function.__name__, function.__defaults__, function.__closure__)

@@ -72,7 +72,8 @@ class Layout:
     image_start: Tensor | None = None
     """Index of each row's first image token, (rows,); None where ``History.text`` determines it."""
     folded: Callable[..., Tensor] | None = None
-    """Attention of folded rows, `ardistill.student.folded.history_attention`; None where rows are of one step."""
+    """Attention of folded rows, `ardistill.student.folded.history_attention`, or for linear attention their
+    `earlier_sums`; None where rows are of one step."""
     guidance: Tensor | float | None = None
     """Guidance scale of each row, (rows,), or one for all rows, where the scale is an input of the student."""
 
@@ -152,7 +153,8 @@ class _BlockCall:
     earlier: list[list[tuple[Tensor, Tensor]]]
     """For each attention call, keys and values of the earlier steps that are seen; none where steps are folded."""
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """The keys and values of the image's tokens, one pair for each attention call that the block has made so far."""
+    """The keys and values of the image's tokens, one pair for each attention call that the block has made so far; of
+    linear attention the sums over tokens, of values times keys and of keys."""
 
 
 def attend(

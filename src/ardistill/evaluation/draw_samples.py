@@ -115,7 +115,7 @@ def _conditions(
 
     Prompts are encoded eight batches at a time, not all at once: an embedding takes megabytes.
     """
-    longest, ahead = teacher.longest_prompt(asked) if teacher.takes_text else None, 8 * batch_size
+    longest, ahead = teacher.text.longest_prompt(asked) if teacher.takes_text else None, 8 * batch_size
     for first in range(0, count, ahead):
         rows = [asked[i % len(asked)] for i in range(first, min(first + ahead, count))]
         table = (

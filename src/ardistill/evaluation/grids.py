@@ -62,7 +62,7 @@ class ValidationGrid:
         with precision("auto", teacher.to(device).transformer):
             solved = teacher.solve_ode(self._noise, self._condition(), self.data.manifest.knots)
         self._rows["teacher"] = teacher.decode(solved.states[:, -1], frames=True)
-        teacher.transformer.to(before)  # it is not needed again
+        teacher.move_transformer(before)  # it is not needed again
 
     def _condition(self) -> Condition:
         return self.data.condition(slice(self.count))

@@ -11,7 +11,10 @@ from torch import nn
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
     auraflow,
+    bria,
+    bria_fibo,
     chroma,
+    cogview3_plus,
     cogview4,
     dit,
     flux,
@@ -20,10 +23,14 @@ from ardistill.families import (
     hunyuan_dit,
     hunyuan_image,
     kandinsky5,
+    krea2,
+    longcat_image,
     lumina2,
+    ovis_image,
     pixart,
     prx,
     qwen_image,
+    sana,
     sd3,
     wan,
     z_image,
@@ -50,15 +57,21 @@ FAMILIES: dict[str, Family] = {
     "HunyuanImageTransformer2DModel": hunyuan_image.FAMILY,
     "HiDreamImageTransformer2DModel": hidream.FAMILY,
     "Kandinsky5Transformer3DModel": kandinsky5.FAMILY,
+    "LongCatImageTransformer2DModel": longcat_image.FAMILY,
+    "BriaTransformer2DModel": bria.FAMILY,
+    "BriaFiboTransformer2DModel": bria_fibo.FAMILY,
+    "OvisImageTransformer2DModel": ovis_image.FAMILY,
+    "SanaTransformer2DModel": sana.FAMILY,
+    "CogView3PlusTransformer2DModel": cogview3_plus.FAMILY,
+    "Krea2Transformer2DModel": krea2.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
 
-_LINEAR = (
-    "its self-attention is linear, it makes no call of scaled_dot_product_attention; use a teacher of a family with "
-    "softmax attention, such as PixArt or SD3"
-)
-UNFIT = {"SanaTransformer2DModel": _LINEAR, "SanaVideoTransformer3DModel": _LINEAR}
+UNFIT = {
+    "SanaVideoTransformer3DModel": "its self-attention is linear, and SanaLinearAttnProcessor3_0 sums its denominators "
+    "by the operator @, which cannot be bound; use a teacher of another family, such as Wan"
+}
 """Transformer class name -> why it cannot have a history, and what to do."""
 PUBLISHED_AS = {
     "Transformer2DModel": {

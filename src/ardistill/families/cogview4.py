@@ -13,7 +13,7 @@ from ardistill.families.family import HEAD, Family
 from ardistill.families.tokens import pixel_size
 
 
-def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
+def give_sizes(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     """Arguments of the transformer's forward: the image's size in pixels, twice, and no crop, besides the latents."""
     size = pixel_size(latents)
     facts = {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
@@ -38,7 +38,7 @@ FAMILY = Family(
     attention=("attn1",),
     head=HEAD,
     text="first",
-    inputs=_inputs,
+    inputs=give_sizes,
     pipeline="CogView4Pipeline",
     encode=encode_plain,
     encodes_to_longest=True,

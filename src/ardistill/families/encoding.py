@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Condition = dict[str, Tensor]
@@ -34,3 +35,10 @@ def encode_masked(pipeline: Any, prompts: list[str]) -> Condition:
     """Embeddings with a mask of the tokens that count."""
     embeddings, mask = encode_prompt(pipeline, prompts)[:2]
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
+
+
+def encode_unless_empty(pipeline: Any, prompts: list[str]) -> Condition:
+    """Embeddings of a fixed length, zeros for an empty prompt: what some pipelines take where there is no negative."""
+    found = encode_plain(pipeline, prompts)["encoder_hidden_states"]
+    is_empty = torch.tensor([not prompt for prompt in prompts], device=found.device)
+    return {"encoder_hidden_states": found.masked_fill(is_empty[:, None, None], 0)}

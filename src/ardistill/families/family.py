@@ -28,6 +28,7 @@ _TEXT_WIDTHS = (
     "cross_attention_dim",
     "context_in_dim",
     "in_text_dim",
+    "text_hidden_dim",
 )
 """Config keys of the width of a prompt's embedding; where several are there, the first one of these holds."""
 HEAD = ("norm_out.linear", "proj_out")
@@ -84,6 +85,8 @@ class Family(Architecture):
     """(that pipeline, negative prompts) -> condition, where negative prompts are encoded otherwise."""
     encodes_to_longest: bool = False
     """Whether the pipeline pads the prompts of a batch to the longest of them and gives no mask."""
+    reads_vae: bool = False
+    """Whether the pipeline's constructor reads the VAE, so that not even a text encoder runs without one."""
     example_extras: Callable[[Any, int, int], Condition] = no_extras
     """(transformer's config, rows, text tokens) -> placeholders for the tensors that an encoded prompt has besides
     ``encoder_hidden_states``, to count or time a forward without a text encoder."""
@@ -98,8 +101,9 @@ class Family(Architecture):
     """Attribute of the pipeline's result that holds images, if not ``images``, or of videos ``frames``."""
     ignores_vae_shift: bool = False
     """Whether the pipeline decodes without the ``shift_factor`` of its VAE."""
-    guiders: tuple[str, ...] = ()
-    """Components of the pipeline that guide; an export has none of them, as a student has absorbed guidance."""
+    left_out: tuple[str, ...] = ()
+    """Components and settings of the pipeline that a student replaces: what guides, or a second transformer. An export
+    has none of them."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided, conditional) -> guided, where the family's pipeline rescales the guided prediction."""
     channels_key: str = "in_channels"

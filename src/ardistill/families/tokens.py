@@ -28,6 +28,13 @@ def grid_positions(height: int, width: int, axes: int, device: torch.device) -> 
     return ids.flatten(0, 1)
 
 
+def text_positions(tokens: int, device: torch.device) -> Tensor:
+    """Positions (tokens, 3): the token's index in axes 1 and 2, where images have row and column."""
+    ids = torch.zeros(tokens, 3, dtype=torch.float32, device=device)
+    ids[:, 1:] = torch.arange(tokens, device=device)[:, None]
+    return ids
+
+
 def pixel_size(latents: Tensor, *more: float) -> Tensor:
     """Height and width in pixels of an autoencoder of factor 8, then ``more``; one row per sample."""
     sizes = *(8.0 * n for n in latents.shape[-2:]), *more

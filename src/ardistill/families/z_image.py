@@ -27,8 +27,7 @@ def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
 
 def count_padded(transformer: Any, x: list[Tensor]) -> int:
     """Image tokens of a sample, padded to a multiple of 32."""
-    size = transformer.config.all_patch_size[0]
-    return -(-math.prod(x[0].shape[-2:]) // size**2 // 32) * 32
+    return -(-math.prod(x[0].shape[-2:]) // transformer.config.all_patch_size[0] ** 2 // 32) * 32
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:

@@ -133,19 +133,19 @@ def _architecture_row(found: Architecture) -> tuple[str, list[str], list[ast.Imp
         value = getattr(found, field.name)
         if value == field.default:
             continue
-        if callable(value):
-            words.append(f"{field.name}={value.__name__}")
-            if inspect.getmodule(value) is not architecture:
-                source, imports = _source_of(value)
+        words.append(f"{field.name}={_literal(value)}")
+        for part in value if isinstance(value, tuple) else (value,):
+            if callable(part) and inspect.getmodule(part) is not architecture:
+                source, imports = _source_of(part)
                 functions.append(source)
                 needed += imports
-        else:
-            words.append(f"{field.name}={_literal(value)}")
     return "Architecture(\n" + "".join(f"    {word},\n" for word in words) + ")", functions, needed
 
 
 def _literal(value: Any) -> str:
-    """A field's value as source, strings in double quotes."""
+    """A field's value as source, strings in double quotes, functions by their names."""
+    if callable(value):
+        return str(value.__name__)
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
     return f'"{value}"' if isinstance(value, str) else repr(value)

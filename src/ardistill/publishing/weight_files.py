@@ -24,14 +24,14 @@ ARCHITECTURES = {
 def base_model(student: Student) -> str:
     """The arguments of ``from_pretrained`` that load a student's teacher, as source.
 
-    Of a folder the last part of its path alone is named, as others do not have the path. Components that guide are left
-    out.
+    Of a folder the last part of its path alone is named, as others do not have the path. What the student replaces is
+    left out.
     """
     name, revision, variant = split_name(student.config.teacher)
     name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
-    return ", ".join(words + [f"{part}=None" for part in student.family.guiders])
+    return ", ".join(words + [f"{part}=None" for part in student.family.left_out])
 
 
 def python_lines(

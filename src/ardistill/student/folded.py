@@ -117,3 +117,17 @@ def history_attention(
             options["attn_mask"] = extend_mask(step_mask, step_keys.shape[2])
         outputs.append(_attend(queries[:, step], step_keys, step_values, **options))
     return torch.stack(outputs, dim=1).flatten(0, 1)
+
+
+def earlier_sums(sums: Tensor, mask: str = "M4", *, num_steps: int) -> Tensor:
+    """For each folded row, the sum over the earlier steps that it sees; zero where there are none.
+
+    Args:
+        sums: What linear attention sums over the tokens of a step, (b*s, h, d + 1, d).
+        mask: A key of ``MASKS``.
+        num_steps: Steps folded into the rows, 1 or more.
+    """
+    steps = sums.unflatten(0, (-1, num_steps)).unbind(1)
+    none = torch.zeros_like(steps[0])
+    found = [sum((steps[i] for i in MASKS[mask](step)[:-1]), none) for step in range(num_steps)]
+    return torch.stack(found, dim=1).flatten(0, 1)

@@ -9,6 +9,7 @@ schedulers are set as the pipeline would set them, and compared.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -64,8 +65,10 @@ def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
     """
     uniform = select_knots(solver, [round(i * solver.num_steps / num_steps) for i in range(num_steps + 1)])
     for own in _own_grids(teacher, uniform):
-        nearest = [int(np.abs(_levels(solver) - level).argmin()) for level in own.sigmas.tolist()]
-        found = replace(select_knots(solver, nearest), timesteps=tuple(float(t) for t in own.timesteps))
+        nearest = [int(np.abs(_levels(solver)[:-1] - level).argmin()) for level in _scheduled_levels(own)[:-1]]
+        found = replace(
+            select_knots(solver, [*nearest, solver.num_steps]), timesteps=tuple(float(t) for t in own.timesteps)
+        )
         if _agrees(own, found):
             return found
     raise ValueError(
@@ -91,32 +94,35 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
     for own in _own_grids(teacher, knots):
         yield StockDrawing(own, {"num_inference_steps": knots.num_steps})
     if knots.prediction_type != "flow":
-        if "timesteps" in taken:
+        solver = _first_order(scheduler, knots)
+        if "timesteps" in taken and "timesteps" in inspect.signature(solver.set_timesteps).parameters:
             given = {"timesteps": [round(t) for t in knots.timesteps]}
-            solver = _first_order(scheduler, knots)
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
     elif taken:
-        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]} if "sigmas" in taken else {}
-        if "timesteps" in taken:  # alone, the sigmas follow from them
-            given["timesteps"] = [round(t) if given else round(t, 5) for t in knots.timesteps]
-        solver = _flow_matching(scheduler, 1.0)
-        solver.set_timesteps(**given)
-        yield StockDrawing(solver, given)
+        sigmas = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]} if "sigmas" in taken else {}
+        times = {"timesteps": [round(t, 0 if sigmas else 5) for t in knots.timesteps]} if "timesteps" in taken else {}
+        for given in (sigmas, sigmas | times):  # not every pipeline that takes both takes them together
+            if given:  # times alone: sigmas follow from them
+                solver = _flow_matching(scheduler)
+                solver.set_timesteps(**given)
+                yield StockDrawing(solver, given)
 
 
 def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
     """Schedulers that have a grid of so many steps by themselves, set to it as the family's pipeline sets it."""
-    steps, scheduler = knots.num_steps, teacher.scheduler
+    steps, scheduler, grid = knots.num_steps, teacher.scheduler, teacher.family.grid
     if knots.prediction_type != "flow":
         solver = _first_order(scheduler, knots)
         solver.set_timesteps(steps)
         yield solver
-    elif teacher.family.grid is uniform_grid:
-        solver = _flow_matching(scheduler, _static_shift(knots))
-        solver.set_timesteps(sigmas=uniform_grid(solver, steps))
-        yield solver
-    elif teacher.family.grid is scheduler_grid and _is_plain_flow_matching(scheduler):
+    elif grid(scheduler, 2) == uniform_grid(scheduler, 2):
+        shift, terminal = _static_shift(knots, bool(scheduler.config.get("shift_terminal")))
+        for pins in (False, True) if shift > 0 and terminal is None else (False,):
+            solver = _flow_matching(scheduler, shift, terminal, pins)
+            solver.set_timesteps(sigmas=grid(solver, steps), mu=solver.config.base_shift)
+            yield solver
+    elif grid is scheduler_grid and _is_plain_flow_matching(scheduler):
         solver = _flow_matching(scheduler, scheduler.config.shift)
         solver.set_timesteps(steps)
         yield solver
@@ -134,16 +140,36 @@ def _is_plain_flow_matching(scheduler: Any) -> bool:
     return isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler) and not config.use_dynamic_shifting
 
 
-def _static_shift(knots: Knots) -> float:
-    """The shift of the second knot over the uniform grid; a fixed one serves all sizes of an image."""
-    if knots.num_steps == 1:
-        return 1.0
-    sigma, uniform = knots.sigma[1], 1 - 1 / knots.num_steps
-    return sigma * (1 - uniform) / (uniform * (1 - sigma))
+def _static_shift(knots: Knots, has_terminal: bool) -> tuple[float, float | None]:
+    """The shift, and the terminal shift, that turn a uniform grid into these knots; fixed ones serve all sizes.
+
+    Without a terminal shift, the second knot gives the shift. With one, all distances from 1 are stretched until the
+    last knot is at the terminal shift, so that the ratio of those of the second and third knot gives the shift.
+    """
+    steps = knots.num_steps
+    first, second = (1 - i / steps for i in (1, 2))
+    if steps == 1:
+        return 1.0, None
+    if not has_terminal:
+        return knots.sigma[1] * (1 - first) / (first * (1 - knots.sigma[1])), None
+    a, b = (1 - knots.sigma[1]) * (1 - second), (1 - knots.sigma[2]) * (1 - first)
+    divisor = a * first - b * second
+    return (b * (1 - second) - a * (1 - first)) / divisor if steps > 2 and divisor else 1.0, knots.sigma[-2]
 
 
-def _flow_matching(scheduler: Any, shift: float) -> Any:
-    options = {"use_dynamic_shifting": False, "shift_terminal": None, "shift": shift}
+def _flow_matching(scheduler: Any, shift: float = 1.0, terminal: float | None = None, pins: bool = False) -> Any:
+    """Flow matching under one shift for all sizes.
+
+    Args:
+        scheduler: The teacher's.
+        shift: How far sigmas are shifted.
+        terminal: The last sigma, which the others are stretched to; None: they are not.
+        pins: Whether the shift is a dynamic one whose two ends are equal, as Bria's pipeline passes other sigmas to a
+            scheduler without a dynamic shift.
+    """
+    options: dict[str, Any] = {"use_dynamic_shifting": pins, "shift_terminal": terminal, "shift": shift}
+    if pins:
+        options |= {"base_shift": math.log(shift), "max_shift": math.log(shift), "time_shift_type": "exponential"}
     return diffusers.FlowMatchEulerDiscreteScheduler.from_config(scheduler.config, **options)
 
 
@@ -151,8 +177,12 @@ def _first_order(scheduler: Any, knots: Knots) -> Any:
     """DPM-Solver++ of order 1, which is DDIM (Lu et al. 2022, arXiv:2211.01095), on the trailing grid.
 
     diffusers' own DDIM takes the time of the next state by a whole-numbered difference, which misses the grid where the
-    number of steps does not divide that of the training.
+    number of steps does not divide that of the training. CogVideoX's is used all the same: no other class has its shift
+    of the signal-to-noise ratio.
     """
+    if "snr_shift_scale" in scheduler.config:
+        options: dict[str, Any] = {"timestep_spacing": "trailing", "set_alpha_to_one": knots.sigma[-1] == 0}
+        return diffusers.CogVideoXDDIMScheduler.from_config(scheduler.config, **options)
     return diffusers.DPMSolverMultistepScheduler.from_config(
         scheduler.config,
         solver_order=1,
@@ -167,10 +197,20 @@ def _levels(knots: Knots) -> np.ndarray:
     return np.array(knots.sigma) / (1.0 if knots.prediction_type == "flow" else np.maximum(knots.alpha, 1e-8))
 
 
+def _scheduled_levels(scheduler: Any) -> np.ndarray:
+    """Noise level of each state that a scheduler, which was set, goes through."""
+    if hasattr(scheduler, "sigmas"):
+        return np.array(scheduler.sigmas)
+    signal, step = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    times = [int(scheduler.timesteps[0]), *(int(t) - step for t in scheduler.timesteps)]
+    found = np.array([float(signal[t] if t >= 0 else scheduler.final_alpha_cumprod) for t in times])
+    return np.sqrt(1 - found) / np.maximum(np.sqrt(found), 1e-8)
+
+
 def _agrees(scheduler: Any, knots: Knots) -> bool:
     """Whether a scheduler that was set has the states and times of a student, up to float32."""
     return (
         len(scheduler.timesteps) == knots.num_steps
         and np.allclose(scheduler.timesteps, knots.timesteps, rtol=1e-5, atol=1e-3)
-        and np.allclose(scheduler.sigmas, _levels(knots), rtol=1e-4, atol=1e-6)
+        and np.allclose(_scheduled_levels(scheduler), _levels(knots), rtol=1e-4, atol=1e-6)
     )

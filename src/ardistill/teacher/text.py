@@ -62,16 +62,18 @@ class TextEncoders:
         if importlib.util.find_spec("transformers") is None:
             raise ValueError("text encoders need transformers: pip install 'ardistill[text]'")
         base = getattr(diffusers, self.pipeline_class)
-        given = {"transformer": None, "vae": None, "scheduler": self.scheduler}
+        vae = self.companions.get("vae") if self.family.reads_vae else None
+        given = {"transformer": None, "vae": vae, "scheduler": self.scheduler}
         for name, parameter in list(inspect.signature(base.__init__).parameters.items())[1:]:
             if name not in given and (name in self.companions or parameter.default is parameter.empty):
                 given[name] = self.companions.get(name)
         pipeline = base(**given)
+        pipeline.vae = None
         modules = _modules(pipeline)
         floating = {x.dtype for module in modules for x in module.parameters() if x.is_floating_point()}
         if floating and torch.float32 not in {next(module.parameters()).dtype for module in modules}:
             self.dtype = torch.bfloat16 if torch.bfloat16 in floating else torch.float16
-        pipeline.transformer = SimpleNamespace(config=self.transformer_config)
+        pipeline.transformer = SimpleNamespace(config=self.transformer_config, dtype=torch.float32)
         if "max_sequence_length" in self.companions:
             pipeline.register_to_config(**{SEQUENCE_LENGTH: self.companions["max_sequence_length"]})
         return pipeline

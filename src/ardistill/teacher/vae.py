@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,15 +63,27 @@ def decode(
     whole = frames and latents.ndim == 5 and latents.shape[2] > 1
     with _placed(vae, device):
         scaled = unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
-        found = [_decoded(vae, x).float().clamp(-1, 1) for x in scaled.split(batch_size)]
-        return torch.cat([(x if whole or x.ndim == 4 else x[:, :, 0]).cpu() for x in found])
+        found = (_decoded(vae, x) for x in scaled.split(batch_size))
+        return torch.cat([x if whole or x.ndim == 4 else x[:, :, 0] for x in found])
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
-    """The VAE's output. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
-    if vae.config.get("timestep_conditioning"):
-        return vae.decode(latents, latents.new_zeros(len(latents))).sample
-    return vae.decode(latents).sample
+    """The VAE's output in [-1, 1], on the CPU: in one call, or if memory runs out one by one, or else in tiles."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return _output(vae, latents)
+    if len(latents) > 1:
+        return torch.cat([_decoded(vae, x) for x in latents.split(1)])
+    if not hasattr(vae, "enable_tiling") or getattr(vae, "use_tiling", False):
+        return _output(vae, latents)
+    warnings.warn("the VAE ran out of memory and decodes in tiles; look for seams, or draw smaller", stacklevel=2)
+    vae.enable_tiling()
+    return _output(vae, latents)
+
+
+def _output(vae: Any, latents: Tensor) -> Tensor:
+    """One call. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
+    time = (latents.new_zeros(len(latents)),) if vae.config.get("timestep_conditioning") else ()
+    return vae.decode(latents, *time).sample.float().clamp(-1, 1).cpu()
 
 
 def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -> Tensor:
@@ -87,8 +100,8 @@ def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -
     with _placed(vae, device):
         x = images.to(vae.device, vae.dtype)
         encoded = vae.encode(x.unsqueeze(2) if is_video_vae(vae) else x)
-        is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny returns latents alone
-        mean = encoded.latent_dist.mode() if is_distribution else encoded.latents
+        is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny and AutoencoderDC return latents alone
+        mean = encoded.latent_dist.mode() if is_distribution else encoded[0]
         return scale(vae, mean.float()).cpu()
 
 
