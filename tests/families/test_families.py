@@ -266,6 +266,8 @@ def test_what_cannot_be_a_family_is_refused():
         family_of("MyTransformer")
     with pytest.raises(ValueError, match="self-attention is linear"):
         family_of("SanaVideoTransformer3DModel")
+    with pytest.raises(ValueError, match="within each frame and along the frames of each place by turns"):
+        family_of("LatteTransformer3DModel")
 
 
 def test_a_distilled_hunyuan_image_is_no_teacher():

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from tiny import PIPELINES, PROMPTED, TINY, save
+from tiny.instance import drawn_by
 
 from ardistill.cli import main
 from ardistill.publishing import load
@@ -30,7 +31,7 @@ for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
     pipeline.set_progress_bar_config(disable=True)
     options = json.loads(options)
     result = pipeline(**options, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images.append(result.frames[:, 0] if hasattr(result, "frames") else next(iter(result.values())))
+    images.append(result.frames.transpose(1, 2) if hasattr(result, "frames") else next(iter(result.values())))
     if "prompt" in options:
         try:
             pipeline(**options, negative_prompt="bad")
@@ -97,7 +98,7 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
         student = Student.from_pretrained(exported / name / "run", device="cpu")
         condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
         noise = PIPELINES[name].noise(2, teacher.sample_shape)
-        expected = teacher.decode(sample(student, noise, condition)[:, -1]) / 2 + 0.5
+        expected = teacher.decode(sample(student, noise, condition)[:, -1], frames=True) / 2 + 0.5
         assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
 
 
@@ -119,14 +120,14 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     if tiny.scheduler:
         pipeline.scheduler = tiny.scheduler(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images = result.frames[:, 0] if hasattr(result, "frames") else next(iter(result.values()))
+    images = drawn_by(result)
     negative = {"negative_prompt": tiny.negative_prompt} if tiny.negative_prompt else {}
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **tiny.size, **negative, device="cpu")
     if tiny.scheduler and TINY[tiny.tiny].flow:
         teacher.scheduler = pipeline.scheduler
     noise = tiny.noise(len(prompts), teacher.sample_shape)
     solved = teacher.solve_ode(noise, teacher.encode(prompts), teacher.knots(4))
-    expected = teacher.decode(solved.states[:, -1]) / 2 + 0.5
+    expected = teacher.decode(solved.states[:, -1], frames=True) / 2 + 0.5
     assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
 
 
@@ -142,14 +143,17 @@ def test_prompts_are_encoded_once_and_stored_once(exported, name):
 
 
 def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
-    (tmp_path / "videos").mkdir()
-    index = json.loads((exported / "wan" / "teacher" / "model_index.json").read_text())
-    index["_class_name"] = "Kandinsky5T2VPipeline"
-    (tmp_path / "videos" / "model_index.json").write_text(json.dumps(index))
-    for part in ("transformer", "scheduler"):
-        (tmp_path / "videos" / part).symlink_to(exported / "wan" / "teacher" / part)
-    with pytest.raises(ValueError, match="Kandinsky5T2VPipeline draws videos"):
-        Teacher.from_pretrained(tmp_path / "videos")
+    for name, pipeline, message in (
+        ("ltx", "LTXConditionPipeline", "LTXConditionPipeline, which is not supported: it places a video's frames"),
+        ("wan", "Kandinsky5T2VPipeline", "Kandinsky5T2VPipeline, which is not supported"),
+    ):
+        folder = tmp_path / pipeline
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+        for part in ("transformer", "scheduler"):
+            (folder / part).symlink_to(exported / name / "teacher" / part)
+        with pytest.raises(ValueError, match=message):
+            Teacher.from_pretrained(folder)
     pixart = Teacher.from_pretrained(exported / "pixart" / "teacher")
     with pytest.raises(ValueError, match="conditioned on text: give it prompts"):
         record(pixart, tmp_path / "data", 4, solver_steps=4, num_steps=(2,))

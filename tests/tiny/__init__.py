@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from pathlib import Path
 
@@ -19,11 +18,7 @@ _FILES = {x.replace("_", "-"): importlib.import_module(f"tiny.{x}") for x in sor
 
 TINY: dict[str, Tiny] = {name: tiny for file in _FILES.values() for name, tiny in file.INSTANCES.items()}
 """Name of a test -> instance."""
-PIPELINES: dict[str, TinyPipeline] = {
-    name: file.PIPELINE
-    for name, file in _FILES.items()
-    if not file.PIPELINE.needs or importlib.util.find_spec(file.PIPELINE.needs)
-}
+PIPELINES: dict[str, TinyPipeline] = {name: file.PIPELINE for name, file in _FILES.items()}
 """Name of a family's file -> its pipeline."""
 PROMPTED = [name for name in PIPELINES if name != "dit"]
 """Pipelines that draw prompts."""

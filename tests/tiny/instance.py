@@ -62,11 +62,8 @@ class TinyPipeline:
     """How many prompts a guided call takes."""
     solver_steps: int = 24
     """Steps of a solver, among whose states are those of the pipeline's own grid of 4."""
-    channels_last: bool = False
-    """Whether it draws its noise with the channels last."""
-    needs: str = ""
-    """Package beside diffusers and transformers that the pipeline cannot draw without; no test draws where it is not
-    installed."""
+    drawn_as: tuple[int, ...] = ()
+    """Order of the latents' axes in which it draws its noise, if it is another one."""
     given_times: bool = True
     """Whether its call takes times."""
     lora_loader: bool = True
@@ -78,10 +75,15 @@ class TinyPipeline:
         return {key: x for key, x in self.call.items() if key in ("height", "width", "num_frames")}
 
     def noise(self, count: int, shape: tuple[int, ...]) -> Tensor:
-        """What the pipeline draws with a generator of seed 0, as the ODE starts from it."""
-        drawn = (*shape[1:], shape[0]) if self.channels_last else shape
-        found = torch.randn((count, *drawn), generator=torch.Generator().manual_seed(0))
-        return found.movedim(-1, 1) if self.channels_last else found
+        """What a call with a generator of seed 0 starts from, as latents of this shape."""
+        order = self.drawn_as or tuple(range(len(shape)))
+        drawn = torch.randn(count, *(shape[i] for i in order), generator=torch.Generator().manual_seed(0))
+        return drawn.permute(0, *(1 + order.index(i) for i in range(len(shape))))
+
+
+def drawn_by(result: Any) -> Tensor:
+    """The images of a pipeline's result, or its videos as `Teacher.decode` has them, (b, c, f, h, w)."""
+    return result.frames.transpose(1, 2) if hasattr(result, "frames") else next(iter(result.values()))
 
 
 def normal(*shape: int) -> Tensor:

@@ -47,5 +47,5 @@ def _make() -> Any:
 
 
 PIPELINE = TinyPipeline(
-    _make, "kandinsky5", call={"height": 1408, "width": 640}, given_times=False, solver_steps=25, channels_last=True
+    _make, "kandinsky5", call={"height": 1408, "width": 640}, given_times=False, solver_steps=25, drawn_as=(1, 2, 0)
 )

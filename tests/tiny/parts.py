@@ -34,6 +34,16 @@ def byte_tokenizer(**options: Any) -> Any:
     return Qwen2Tokenizer(vocab=vocab, merges=[], **options)
 
 
+def word_tokenizer() -> Any:
+    """A token each for the words that it knows, and for all others together."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {word: i for i, word in enumerate(["<pad>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+
+
 def clip_encoder(width: int) -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=60, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,

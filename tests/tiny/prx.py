@@ -46,6 +46,5 @@ PIPELINE = TinyPipeline(
     "prx",
     call={"height": 16, "width": 16, "use_resolution_binning": False},
     prompts=1,  # of several, guided, it gives the transformer two times for the rows of all
-    needs="ftfy",
     lora_loader=False,
 )

@@ -14,6 +14,7 @@ from ardistill.families import (
     bria,
     bria_fibo,
     chroma,
+    cogvideox,
     cogview3_plus,
     cogview4,
     dit,
@@ -22,9 +23,11 @@ from ardistill.families import (
     hidream,
     hunyuan_dit,
     hunyuan_image,
+    hunyuan_video,
     kandinsky5,
     krea2,
     longcat_image,
+    ltx,
     lumina2,
     ovis_image,
     pixart,
@@ -64,15 +67,36 @@ FAMILIES: dict[str, Family] = {
     "SanaTransformer2DModel": sana.FAMILY,
     "CogView3PlusTransformer2DModel": cogview3_plus.FAMILY,
     "Krea2Transformer2DModel": krea2.FAMILY,
+    "LTXVideoTransformer3DModel": ltx.FAMILY,
+    "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
+    "CogVideoXTransformer3DModel": cogvideox.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
 
+_DIVIDED = (
+    "it attends within each frame and along the frames of each place by turns, and puts frames and places into the "
+    "batch axis (LatteTransformer3DModel.forward), where the history has its steps; use a teacher that attends to the "
+    "whole video, such as Wan or LTX-Video"
+)
 UNFIT = {
     "SanaVideoTransformer3DModel": "its self-attention is linear, and SanaLinearAttnProcessor3_0 sums its denominators "
-    "by the operator @, which cannot be bound; use a teacher of another family, such as Wan"
+    "by the operator @, which cannot be bound; use a teacher of another family, such as Wan",
+    "LatteTransformer3DModel": _DIVIDED,
 }
 """Transformer class name -> why it cannot have a history, and what to do."""
+UNFIT_PIPELINES = {
+    "PRXPixelPipeline": (
+        "it starts from noise of scale 2 and reads its network's output as the image; use a teacher of PRXPipeline"
+    ),
+    "Kandinsky5T2VPipeline": (
+        "it draws videos, with positions, masks and sparse attention of its own; use a teacher of Kandinsky5T2IPipeline"
+    ),
+    "LTXConditionPipeline": (
+        "it places a video's frames elsewhere in time than LTXPipeline; use an LTX-Video whose folder names LTXPipeline"
+    ),
+}
+"""Pipeline class of a known transformer -> why its folder cannot be a teacher, and what to do."""
 PUBLISHED_AS = {
     "Transformer2DModel": {
         "ada_norm_zero": "DiTTransformer2DModel",

@@ -31,6 +31,8 @@ _TEXT_WIDTHS = (
     "text_hidden_dim",
 )
 """Config keys of the width of a prompt's embedding; where several are there, the first one of these holds."""
+_TEXT_LENGTHS = ("text_len", "max_text_seq_length")
+"""Config keys of the one length that a prompt's embedding has (HunyuanDiT, CogVideoX)."""
 HEAD = ("norm_out.linear", "proj_out")
 """The output layers of most families: adaptive normalisation, then projection."""
 
@@ -180,20 +182,22 @@ class Family(Architecture):
             transformer: A transformer of this family.
             height: Height in latents, not in pixels; the model's default if not given.
             width: Width in latents, not in pixels; the model's default if not given.
-            frames: Number of latent frames of a video.
+            frames: Number of latent frames of a video, at least; patches in time may need more.
         """
         config = transformer.config
         channels = self.channels(transformer) // self.packing**2
         size = config.get("sample_size") or self.default_size
         high, wide = (config.get(f"sample_{side}") or size for side in ("height", "width"))
-        return (channels, *((frames,) if self.video else ()), height or high, width or wide)
+        patch = config.get("patch_size_t") or 1
+        depth = (-(-frames // patch) * patch,) if self.video else ()
+        return (channels, *depth, height or high, width or wide)
 
     def example_condition(self, transformer: Any, count: int, text_tokens: int = 256) -> Condition:
         """Zeros in the shape of a condition, to count or to time a forward with."""
         config = transformer.config
         if self.encode is None:
             return {"class_labels": torch.zeros(count, dtype=torch.long)}
-        text_tokens = config.get("text_len") or text_tokens  # HunyuanDiT has one length
+        text_tokens = next((config[key] for key in _TEXT_LENGTHS if config.get(key)), text_tokens)
         width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
         width = width[0] if isinstance(width, (tuple, list)) else width  # HiDream: of T5, then of Llama
         example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}

@@ -10,24 +10,16 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import HEAD, Family
-from ardistill.families.tokens import pixel_size
-
-
-def _centred(height: int, width: int, base: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last corner of a grid scaled to fit in the middle of ``base`` by ``base`` positions."""
-    scaled = [round(base * n / max(height, width)) for n in (height, width)]
-    first = tuple(round((base - n) / 2) for n in scaled)
-    return first, tuple(a + n for a, n in zip(first, scaled, strict=True))  # type: ignore[return-value]
+from ardistill.families.tokens import centred, pixel_size
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     """Arguments of the transformer's forward: rotary positions, original size 1024, no crop, style 0."""
     config = transformer.config
-    height, width = (n // config.patch_size for n in latents.shape[-2:])
-    corners = _centred(height, width, 64 // config.patch_size)
-    rotary = get_2d_rotary_pos_embed(
-        config.attention_head_dim, corners, (height, width), device=latents.device, output_type="pt"
-    )
+    patch = config.patch_size
+    size = latents.shape[-2] // patch, latents.shape[-1] // patch
+    corners = centred(size, (64 // patch, 64 // patch))
+    rotary = get_2d_rotary_pos_embed(config.attention_head_dim, corners, size, device=latents.device, output_type="pt")
     original = torch.full((len(latents), 2), 1024.0, device=latents.device, dtype=latents.dtype)
     size_facts = {
         "image_meta_size": torch.cat([original, pixel_size(latents, 0.0, 0.0)], dim=1),

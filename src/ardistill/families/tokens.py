@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ def text_positions(tokens: int, device: torch.device) -> Tensor:
     return ids
 
 
+def centred(size: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First and last corner of a grid (height, width) scaled to fit in the middle of a base grid of positions."""
+    scale = min(base[0] / size[0], base[1] / size[1])
+    height, width = (round(n * scale) for n in size)
+    top, left = round((base[0] - height) / 2), round((base[1] - width) / 2)
+    return (top, left), (top + height, left + width)
+
+
 def pixel_size(latents: Tensor, *more: float) -> Tensor:
     """Height and width in pixels of an autoencoder of factor 8, then ``more``; one row per sample."""
     sizes = *(8.0 * n for n in latents.shape[-2:]), *more
@@ -44,3 +53,9 @@ def pixel_size(latents: Tensor, *more: float) -> Tensor:
 def count_packed(transformer: Any, hidden_states: Tensor) -> int:
     """Image tokens of a transformer that is given tokens (b, t, d)."""
     return hidden_states.shape[1]
+
+
+def count_video_patches(transformer: Any, hidden_states: Tensor) -> int:
+    """Tokens of a transformer that cuts latents (b, c, f, h, w) into patches in space and time itself."""
+    config = transformer.config
+    return math.prod(hidden_states.shape[2:]) // (config.patch_size_t * config.patch_size**2)

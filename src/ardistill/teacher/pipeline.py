@@ -7,20 +7,13 @@ from typing import Any
 
 import torch
 
+from ardistill.families import UNFIT_PIPELINES
 from ardistill.files import weight_fingerprint
 from ardistill.teacher.companions import Companions
 from ardistill.teacher.experts import SECOND, boundary_of
 from ardistill.teacher.loading import load_scheduler, load_transformer, transformer_fingerprint
 from ardistill.teacher.original_dit import load_original_dit
 from ardistill.teacher.source import Source
-
-_UNFIT = {
-    "PRXPixelPipeline": "starts from noise of scale 2 and reads its network's output as the image, which is not "
-    "followed; use a teacher of PRXPipeline",
-    "Kandinsky5T2VPipeline": "draws videos, with positions, masks and sparse attention of its own, which are not "
-    "followed; use a teacher of Kandinsky5T2IPipeline",
-}
-"""Pipeline class -> why its path from noise to image is not followed, though its transformer is of a known class."""
 
 
 def load_pipeline(
@@ -53,8 +46,8 @@ def load_pipeline(
     scheduler = load_scheduler(source)
     companions = Companions(source.folder, source.variant, torch.float32 if weights == "float32" else torch.bfloat16)
     companions.check()
-    if companions.pipeline_class in _UNFIT:
-        raise ValueError(f"{source.name}: {companions.pipeline_class} {_UNFIT[companions.pipeline_class]}")
+    if reason := UNFIT_PIPELINES.get(companions.pipeline_class):
+        raise ValueError(f"{source.name} is of {companions.pipeline_class}, which is not supported: {reason}")
     if boundary_of(companions, scheduler) is not None and weights not in ("float32", "bfloat16"):
         raise ValueError(f"{source.name} has two transformers: expected weights float32 or bfloat16, got {weights}")
     return load_transformer(source, weights, device, in_parts), scheduler, companions

@@ -36,8 +36,11 @@ def latent_shape(
     every = 1 if vae is None else frames_per_latent(vae)
     frames, rest = divmod(num_frames - 1, every)
     shape = family.latent_shape(transformer, height // pixels_per_latent, width // pixels_per_latent, frames + 1)
-    if num_frames < 1 or rest or (num_frames > 1 and len(shape) == 3):
-        known = f"1 and a multiple of {every}" if len(shape) == 4 else "1: it draws images"
+    if num_frames < 1 or rest or (frames and len(shape) == 3) or (len(shape) == 4 and shape[1] > frames + 1):
+        patch = transformer.config.get("patch_size_t") or 1
+        known = (
+            f"{(patch - 1) * every + 1} and a multiple of {patch * every}" if len(shape) == 4 else "1: it draws images"
+        )
         raise ValueError(f"expected a number of frames of {known}, got {num_frames}")
     return shape
 
