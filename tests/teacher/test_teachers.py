@@ -143,12 +143,17 @@ def test_prompts_are_encoded_once_and_stored_once(exported, name):
 
 
 def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
-    (tmp_path / "ltx" / "model_index.json").parent.mkdir()
-    (tmp_path / "ltx" / "model_index.json").write_text('{"_class_name": "LTXConditionPipeline"}')
-    (tmp_path / "ltx" / "scheduler").symlink_to(exported / "ltx" / "teacher" / "scheduler")
-    (tmp_path / "ltx" / "transformer").symlink_to(exported / "ltx" / "teacher" / "transformer")
-    with pytest.raises(ValueError, match="LTXConditionPipeline, which is not supported: it places a video's frames"):
-        Teacher.from_pretrained(tmp_path / "ltx")
+    for name, pipeline, message in (
+        ("ltx", "LTXConditionPipeline", "LTXConditionPipeline, which is not supported: it places a video's frames"),
+        ("wan", "Kandinsky5T2VPipeline", "Kandinsky5T2VPipeline, which is not supported"),
+    ):
+        folder = tmp_path / pipeline
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+        for part in ("transformer", "scheduler"):
+            (folder / part).symlink_to(exported / name / "teacher" / part)
+        with pytest.raises(ValueError, match=message):
+            Teacher.from_pretrained(folder)
     pixart = Teacher.from_pretrained(exported / "pixart" / "teacher")
     with pytest.raises(ValueError, match="conditioned on text: give it prompts"):
         record(pixart, tmp_path / "data", 4, solver_steps=4, num_steps=(2,))

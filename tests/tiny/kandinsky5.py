@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -31,8 +32,9 @@ def _make() -> Any:
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     clip = clip_encoder(10)
     clip.max_position_embeddings = 77
+    tiny = INSTANCES["kandinsky5"]
     return diffusers.Kandinsky5T2IPipeline(
-        INSTANCES["kandinsky5"].transformer(),
+        replace(tiny, options=tiny.options | {"model_dim": 8}).transformer(),  # one head, of 3,520 tokens
         vae(levels=4, shift_factor=0.06, mid_block_add_attention=False),
         transformers.Qwen2_5_VLForConditionalGeneration(
             transformers.Qwen2_5_VLConfig(text_config=language, vision_config=vision)

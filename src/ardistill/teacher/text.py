@@ -141,12 +141,13 @@ class TextEncoders:
         """The longest prompt in tokens if the pipeline pads a batch to its longest prompt without a mask; else None."""
         if not self.family.encodes_to_longest:
             return None
-        tokenizer = self.pipeline.tokenizer
+        tokenizer = _of_text(self.pipeline.tokenizer)
         return max(prompts, key=lambda prompt: len(tokenizer(prompt).input_ids))
 
     def warn_of_cut_prompts(self, prompts: Sequence[str]) -> None:
         """Log, for each tokenizer, how many prompts are longer than its encoder reads; the rest has no effect."""
-        for name, tokenizer in self.pipeline.components.items():
+        for name, part in self.pipeline.components.items():
+            tokenizer = _of_text(part)
             limit = text_limit(self.pipeline, tokenizer) if name.startswith("tokenizer") else None
             if limit is None:
                 continue
@@ -167,6 +168,11 @@ def text_limit(pipeline: Any, tokenizer: Any) -> int | None:
     if asked and not type(tokenizer).__name__.startswith(("CLIP", "Bert")):  # these have a fixed length
         return int(asked)
     return int(own) if own and own < 100_000 else None
+
+
+def _of_text(tokenizer: Any) -> Any:
+    """A tokenizer, or that of a processor, which would take prompts for images."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def _modules(pipeline: Any) -> list[nn.Module]:
