@@ -318,13 +318,16 @@ class CostConfig:
     """Height in latents, not in pixels as for record; the model's default if not given."""
     width: int | None = None
     """Width in latents, not in pixels as for record; the model's default if not given."""
+    frames: int = 1
+    """Latent frames of a video: 1 and, for each four to eight frames after the first one, one more, as its VAE
+    compresses time."""
     device: str | None = None
     """Device to time one evaluation on (auto, cpu, cuda, ...), for an estimate of the hours of recording and training;
     nothing is timed if not given."""
 
     def __post_init__(self) -> None:
         _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
-        _check(self, 1, "text_tokens", "checkpoint_stride")
+        _check(self, 1, "text_tokens", "checkpoint_stride", "frames")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
 

@@ -202,8 +202,10 @@ def synchronize(device: Device = None) -> None:
 
 
 def first_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype of a module's first floating-point weight; float32 if it has none."""
-    return next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
+    """The dtype of a module's first floating-point weight that its class does not keep in float32; else float32."""
+    kept = {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
+    floating = (x.dtype for n, x in module.named_parameters() if x.is_floating_point() and not kept & {*n.split(".")})
+    return next(floating, torch.float32)
 
 
 def device_name(device: torch.device) -> str:

@@ -1,6 +1,7 @@
 """Identity tests of every family on the real diffusers class, fp32."""
 
 import copy
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -67,6 +68,14 @@ def test_nothing_leaks_from_later_steps_or_other_samples(name, mask):
     assert seen.tolist() == [False, False, True, mask in ("M2", "M4")]
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_training_mode_changes_nothing(name):
+    inputs, condition = batch(name)
+    student = make(name)
+    with torch.no_grad():
+        assert near(student.train()(inputs, condition), student.eval()(inputs, condition))
+
+
 class DenseOracle(torch.overrides.TorchFunctionMode):
     """One attention over image and text of all steps of a sample, what a step must not see masked out.
 
@@ -90,32 +99,34 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
             return func(*args, **kwargs)
         query, key, value = args or (kwargs.pop(name) for name in ("query", "key", "value"))
         own, s = kwargs.pop("attn_mask", None), self.steps
-        rows, _, tokens, dim = query.shape
+        asking, (rows, _, tokens, dim) = query.shape[2], key.shape
         is_image = torch.zeros(rows // s, tokens, dtype=torch.bool)
         for row in range(rows // s):
             image = self.image[row] if isinstance(self.image, list) else self.image
             is_image[row, image if tokens > self.image_only else slice(None)] = True
-        past = torch.zeros(rows // s, s, tokens, s, tokens, dtype=torch.bool)
-        current = torch.zeros_like(past)
+        past = torch.zeros(rows // s, s, asking, s, tokens, dtype=torch.bool)
+        current, added = torch.zeros_like(past), past.float()
         for step in range(s):
             for earlier in MASKS[self.mask](step)[:-1]:
                 past[:, step, :, earlier] = is_image[:, None]
             current[:, step, :, step] = True
-            if own is not None:
-                current[:, step, :, step] = own.bool().expand(rows, 1, -1, tokens)[:, 0].unflatten(0, (-1, s))[:, step]
+            if own is not None:  # of floats, it is added to the logits
+                masked = current if own.dtype == torch.bool else added
+                masked[:, step, :, step] = own.expand(rows, 1, asking, tokens)[:, 0].unflatten(0, (-1, s))[:, step]
 
         def unfold(x):
             return x.unflatten(0, (-1, s)).transpose(1, 2).flatten(2, 3)
 
         scale = kwargs.pop("scale", None) or dim**-0.5
-        logits = unfold(query) @ unfold(key).transpose(-1, -2) * scale
+        added = added.flatten(3, 4).flatten(1, 2)[:, None]
+        logits = unfold(query) @ unfold(key).transpose(-1, -2) * scale + added
 
         def seen(visible):
             hidden = ~visible.flatten(3, 4).flatten(1, 2)[:, None]
             return logits.masked_fill(hidden, float("-inf")).softmax(-1).nan_to_num()
 
         weights = seen(current | past) if self.gate is None else seen(current) + self.gate * seen(past)
-        return (weights @ unfold(value)).unflatten(2, (s, tokens)).transpose(1, 2).flatten(0, 1)
+        return (weights @ unfold(value)).unflatten(2, (s, asking)).transpose(1, 2).flatten(0, 1)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -256,3 +267,21 @@ def test_compiled_passes_are_whole_graphs_with_the_same_results(name):
         student.transformer.compile(backend="eager", fullgraph=True)
         assert torch.equal(student(inputs, condition), folded)
         assert torch.equal(sample(student, inputs[:, 0], condition), drawn)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_students_guidance_scale_is_that_of_its_row(name):
+    family = FAMILIES[TINY[name].class_name]
+    transformer, (inputs, condition) = TINY[name].transformer(), batch(name)
+    if family.embeds_guidance(transformer):
+        pytest.skip("its teacher embeds the scale")
+    config = replace(make(name).config, guidance_range=(1.0, 3.0))
+    student = Student(transformer, config)
+    for module, weight in student.named_parameters():
+        if module.endswith("guidance_proj.weight"):
+            torch.nn.init.normal_(weight, std=0.1)
+    scales = [torch.tensor(x) for x in ([1.0, 2.0], [1.0, 3.0])]
+    with torch.no_grad():
+        one, other = (student(inputs, condition | {"guidance": x}) for x in scales)
+        cached = student(inputs, condition | {"guidance": scales[0]}, sequential=True)
+    assert near(cached, one) and torch.equal(one[0], other[0]) and not near(one[1], other[1], 1e-3)

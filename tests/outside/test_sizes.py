@@ -236,7 +236,7 @@ def test_case_21_embeddings_keep_the_encoders_precision(tmp_path, encoder, dtype
     exact = teacher.encode(words(2))["encoder_hidden_states"]
     if encoder:
         teacher.companions["text_encoder"].to(getattr(torch, encoder))
-        vars(teacher._text).pop("pipeline", None)
+        vars(teacher.text).pop("pipeline", None)
     record(teacher, tmp_path / "data", 2, prompts=words(2), dtype=dtype, **OPTIONS)
     table = safetensors.torch.load_file(tmp_path / "data" / "conditions.safetensors")
     assert table["encoder_hidden_states"].dtype == stored

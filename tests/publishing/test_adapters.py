@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def adapted(name, folder):
     """A teacher's folder, the teacher, and a student of 4 steps whose adapters change what it draws."""
     teacher = Teacher.from_pretrained(save(name, folder), device="cpu", **PIPELINES[name].size)
-    solver = teacher.knots(24)
+    solver = teacher.knots(PIPELINES[name].solver_steps)
     knots = select_knots(solver, (0, 6, 15, 21, 24)) if PIPELINES[name].given_times else stock_knots(teacher, solver, 4)
     student = Student.from_teacher(teacher, StudentConfig(knots, 0, lora_rank=2, teacher=str(folder))).eval()
     torch.manual_seed(0)

@@ -31,7 +31,7 @@ for folder, options in zip(sys.argv[1:-1:2], sys.argv[2:-1:2]):
     pipeline.set_progress_bar_config(disable=True)
     options = json.loads(options)
     result = pipeline(**options, generator=torch.Generator().manual_seed(0), output_type="pt")
-    images.append(result.frames.transpose(1, 2) if hasattr(result, "frames") else result.images)
+    images.append(result.frames.transpose(1, 2) if hasattr(result, "frames") else next(iter(result.values())))
     if "prompt" in options:
         try:
             pipeline(**options, negative_prompt="bad")
@@ -115,7 +115,8 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     folder, tiny = exported / name / "teacher", PIPELINES[name]
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    given = call(name) | tiny.guided | {"num_inference_steps": 4}
+    prompts = PROMPTS[: tiny.prompts]
+    given = call(name) | tiny.guided | {"prompt": prompts, "num_inference_steps": 4}
     if tiny.scheduler:
         pipeline.scheduler = tiny.scheduler(pipeline.scheduler)
     result = pipeline(**given, generator=torch.Generator().manual_seed(0), output_type="pt")
@@ -124,8 +125,8 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **tiny.size, **negative, device="cpu")
     if tiny.scheduler and TINY[tiny.tiny].flow:
         teacher.scheduler = pipeline.scheduler
-    noise = PIPELINES[name].noise(2, teacher.sample_shape)
-    solved = teacher.solve_ode(noise, teacher.encode(PROMPTS[:2]), teacher.knots(4))
+    noise = tiny.noise(len(prompts), teacher.sample_shape)
+    solved = teacher.solve_ode(noise, teacher.encode(prompts), teacher.knots(4))
     expected = teacher.decode(solved.states[:, -1], frames=True) / 2 + 0.5
     assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4)
 
@@ -142,19 +143,11 @@ def test_prompts_are_encoded_once_and_stored_once(exported, name):
 
 
 def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
-    (tmp_path / "two").mkdir()
-    index = json.loads((exported / "wan" / "teacher" / "model_index.json").read_text())
-    index["transformer_2"] = ["diffusers", "WanTransformer3DModel"]
-    (tmp_path / "two" / "model_index.json").write_text(json.dumps(index))
-    for part in ("transformer", "scheduler"):
-        (tmp_path / "two" / part).symlink_to(exported / "wan" / "teacher" / part)
-    with pytest.raises(ValueError, match="second transformer"):
-        Teacher.from_pretrained(tmp_path / "two")
-    (tmp_path / "ltx" / "model_index.json").parent.mkdir()
+    (tmp_path / "ltx").mkdir()
     (tmp_path / "ltx" / "model_index.json").write_text('{"_class_name": "LTXConditionPipeline"}')
     (tmp_path / "ltx" / "scheduler").symlink_to(exported / "ltx" / "teacher" / "scheduler")
     (tmp_path / "ltx" / "transformer").symlink_to(exported / "ltx" / "teacher" / "transformer")
-    with pytest.raises(ValueError, match="LTXConditionPipeline, which is not supported: it places a video's frames"):
+    with pytest.raises(ValueError, match="LTXConditionPipeline places a video's frames elsewhere in time"):
         Teacher.from_pretrained(tmp_path / "ltx")
     pixart = Teacher.from_pretrained(exported / "pixart" / "teacher")
     with pytest.raises(ValueError, match="conditioned on text: give it prompts"):

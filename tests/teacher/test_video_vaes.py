@@ -77,3 +77,23 @@ def test_factors_of_space_and_time(name):
         latent_shape(transformer, vae, space, **size | {"num_frames": 2 * time + 2})
     encoded = vaes.encode(vae, torch.zeros(1, 3, 2 * space, 2 * space))
     assert encoded.shape == (1, 4, 1, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan-video"])
+def test_out_of_memory_it_decodes_one_by_one_then_in_tiles(name):
+    vae, latents = make(name), torch.randn(2, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    expected, decode, limit = vaes.decode(vae, latents, 2, frames=True), vae.decode, 1
+
+    def within(x):
+        if len(x) > limit or (limit == 0 and not vae.use_tiling):
+            raise torch.OutOfMemoryError("too large")
+        return decode(x)
+
+    vae.decode = within
+    assert torch.allclose(vaes.decode(vae, latents, 2, frames=True), expected, atol=1e-5) and not vae.use_tiling
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="in tiles"):
+        vaes.decode(vae, latents, 1)
+    assert vae.use_tiling
+    vae.decode = decode
+    assert torch.allclose(vaes.decode(vae, latents, 1, frames=True), expected, atol=1e-5)  # smaller than a tile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from pathlib import Path
 
@@ -18,7 +19,11 @@ _FILES = {x.replace("_", "-"): importlib.import_module(f"tiny.{x}") for x in sor
 
 TINY: dict[str, Tiny] = {name: tiny for file in _FILES.values() for name, tiny in file.INSTANCES.items()}
 """Name of a test -> instance."""
-PIPELINES: dict[str, TinyPipeline] = {name: file.PIPELINE for name, file in _FILES.items()}
+PIPELINES: dict[str, TinyPipeline] = {
+    name: file.PIPELINE
+    for name, file in _FILES.items()
+    if not file.PIPELINE.needs or importlib.util.find_spec(file.PIPELINE.needs)
+}
 """Name of a family's file -> its pipeline."""
 PROMPTED = [name for name in PIPELINES if name != "dit"]
 """Pipelines that draw prompts."""

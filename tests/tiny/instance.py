@@ -58,6 +58,15 @@ class TinyPipeline:
     """Negative prompt of both, where the pipeline does not guide without one."""
     scheduler: Callable[[Any], Any] | None = None
     """(Its own scheduler) -> the one under which its loop takes the solver's steps; None: its own."""
+    prompts: int = 2
+    """How many prompts a guided call takes."""
+    solver_steps: int = 24
+    """Steps of a solver, among whose states are those of the pipeline's own grid of 4."""
+    channels_last: bool = False
+    """Whether it draws its noise with the channels last."""
+    needs: str = ""
+    """Package beside diffusers and transformers that the pipeline cannot draw without; no test draws where it is not
+    installed."""
     given_times: bool = True
     """Whether its call takes times."""
     lora_loader: bool = True
@@ -71,15 +80,16 @@ class TinyPipeline:
         return {key: x for key, x in self.call.items() if key in ("height", "width", "num_frames")}
 
     def noise(self, count: int, shape: tuple[int, ...]) -> Tensor:
-        """What a call with a generator of seed 0 starts from, as latents of this shape."""
-        drawn = (shape[1], shape[0], *shape[2:]) if self.frames_first else shape
-        noise = torch.randn(count, *drawn, generator=torch.Generator().manual_seed(0))
-        return noise.transpose(1, 2) if self.frames_first else noise
+        """What the pipeline draws with a generator of seed 0, as the ODE starts from it."""
+        axis = 2 if self.frames_first else -1 if self.channels_last else 1
+        drawn = torch.empty(1, *shape, device="meta").movedim(1, axis).shape[1:]
+        found = torch.randn((count, *drawn), generator=torch.Generator().manual_seed(0))
+        return found.movedim(axis, 1)
 
 
 def drawn_by(result: Any) -> Tensor:
     """The images of a pipeline's result, or its videos as `Teacher.decode` has them, (b, c, f, h, w)."""
-    return result.frames.transpose(1, 2) if hasattr(result, "frames") else result.images
+    return result.frames.transpose(1, 2) if hasattr(result, "frames") else next(iter(result.values()))
 
 
 def normal(*shape: int) -> Tensor:

@@ -24,7 +24,8 @@ INSTANCES = {
 
 def _make() -> Any:
     autoencoder = diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+        base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
+        scale_factor_spatial=2, scale_factor_temporal=2,
         latents_mean=[0.1] * 4, latents_std=[1.5] * 4,
     )  # fmt: skip
     config = transformers.UMT5Config(vocab_size=60, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=2)

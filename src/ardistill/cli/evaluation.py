@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +29,14 @@ def sample(
     machine: ComputeDevice,
     precision: ComputePrecision,
 ) -> Result:
-    """Draw samples from a student, as a grid or for an evaluation suite.
+    """Draw samples from a student: a grid, a clip, or an archive for an evaluation suite.
 
     The teacher's VAE decodes them. An export in bfloat16 stays in it where products are computed in bfloat16.
     """
     from ardistill.devices import resolve_device, resolve_precision
     from ardistill.evaluation import draw_samples
     from ardistill.student import Student
-    from ardistill.teacher import load_recorded_teacher
+    from ardistill.teacher import load_recorded_teacher, pixel_size
     from ardistill.trajectories import load_prompts
 
     if options.prompt is not None and options.prompts:
@@ -45,8 +46,10 @@ def sample(
     narrow = resolve_precision(precision.mixed_precision, device) == "bf16"
     student = Student.from_pretrained(options.student, device, keep_dtype=narrow)
     teacher = load_recorded_teacher(student.config, recorded.teacher, device, in_parts=True)  # it is not run
-    if size.height is not None or size.width is not None:
-        teacher.sample_shape = teacher.latent_shape(size.height, size.width)
+    asked = asdict(size) | {"num_frames": options.num_frames}
+    if asked := {key: x for key, x in asked.items() if x is not None}:
+        own = pixel_size(teacher.sample_shape, teacher.vae, teacher.pixels_per_latent)
+        teacher.sample_shape = teacher.latent_shape(**own | asked)
     if options.compile:
         student.compile()
     draw_samples(
@@ -59,6 +62,7 @@ def sample(
         prompts=prompts if options.prompt is None else [options.prompt],
         guidance_scale=options.guidance_scale,
         mixed_precision=precision.mixed_precision,
+        fps=options.fps,
     )
     return Result({"out": options.out, "count": options.count}, f"{options.count} samples in {options.out}")
 

@@ -246,9 +246,14 @@ class SampleOptions:
     student: str
     """Run folder of distill or finetune, one of its checkpoints, or a folder that export wrote."""
     out: str = "samples.png"
-    """File to write: a .png of a grid, or an .npz of all images for the ADM evaluation suite."""
+    """File to write: a .png of a grid, a .gif or .mp4 of videos, or an .npz of all images for the ADM evaluation
+    suite."""
     count: int = 20
-    """Number of images."""
+    """Number of images or videos."""
+    num_frames: int | None = None
+    """Number of frames of a video; that of the trajectories if not given."""
+    fps: int = 16
+    """Frames per second of a .gif or .mp4."""
     class_labels: list[int] | None = None
     """Classes to draw, in turn; all classes if not given."""
     prompt: str | None = None

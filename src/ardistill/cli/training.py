@@ -135,7 +135,7 @@ def _compare_with_solver(
     if in_parts:
         training.shard(student, device)
     else:
-        teacher.transformer.to("cpu")
+        teacher.move_transformer("cpu")
         student.to(device)
     teacher.move_vae(device)
     if solved is None:

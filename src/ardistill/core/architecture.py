@@ -22,7 +22,7 @@ class Architecture:
     block_lists: tuple[str, ...]
     """Attributes that hold the blocks, in the order in which the blocks run."""
     attention: tuple[str, ...]
-    """Attributes of a block that are its self-attention; a block may lack the second of a pair."""
+    """Names of a block's self-attention, with dots if it is deeper; a block may lack the second of a pair."""
     head: tuple[str, ...]
     """The linear layers after the last block, which the direct output has once per step."""
     text: str = ""
@@ -47,7 +47,7 @@ class Architecture:
     def blocks(self, transformer: nn.Module) -> list[tuple[nn.Module, list[str]]]:
         """Every block, lowest first, with the names of its self-attention modules."""
         found = [block for name in self.block_lists for block in getattr(transformer, name)]
-        return [(x, [name for name in self.attention if getattr(x, name, None) is not None]) for x in found]
+        return [(x, [name for name in self.attention if name in dict(x.named_modules())]) for x in found]
 
     @staticmethod
     def embeds_guidance(transformer: Any) -> bool:

@@ -25,7 +25,8 @@ class _GuidedEmbedding(MixedIn):
         (low, high), guidance = self.guidance_range, self.history.current().guidance  # type: ignore[attr-defined]
         features = get_timestep_embedding(1000 * (guidance - low) / (high - low), 256)
         kind = getattr(self.guidance_proj.weight, "dtype", embedded.dtype)  # type: ignore[attr-defined]
-        return embedded + self.guidance_proj(features.to(kind)).to(embedded)  # type: ignore[attr-defined]
+        added = self.guidance_proj(features.to(kind)).to(embedded)  # type: ignore[attr-defined]
+        return embedded + (added if embedded.ndim == 2 else added[:, None])  # Chroma embeds one for each modulation
 
 
 def embed_guidance(modules: list[Any], history: History, guidance_range: tuple[float, float]) -> None:

@@ -244,7 +244,7 @@ class _HistoryBlock(MixedIn):
     def history_run(self: Any, layout: Layout, earlier: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
         """Run the block's own forward; returns its output, and keys and values of each of its attention calls."""
         now = _TRACED if torch.compiler.is_compiling() else _NOW
-        now.block = call = _BlockCall(self.history, layout, [getattr(self, x) for x in self.history_attention], earlier)
+        now.block = call = _BlockCall(self.history, layout, [*map(self.get_submodule, self.history_attention)], earlier)
         output = super().forward(*args, **kwargs)  # type: ignore[misc]
         now.block = None
         if len(call.made) != len(call.modules):
@@ -256,7 +256,7 @@ class _HistoryBlock(MixedIn):
         layout, run = block.history.current(), type(block).history_run  # by its class: this module may be run again
         run = run if block.history_compile is None else _compiled(run, block.history_compile)
         for name in block.history_attention:
-            _bind(getattr(block, name))  # the user may have set another processor
+            _bind(block.get_submodule(name))  # the user may have set another processor
         if layout.cache is None:
             return run(block, layout, [], args, kwargs)[0]
         every = [layout.cache.setdefault(layer, []) for layer in block.history_layers]
@@ -289,7 +289,7 @@ def attach_history(blocks: Iterable[tuple[nn.Module, Sequence[str]]], mask: str,
         vars(block).update(history=history, history_attention=tuple(names))
         vars(block)["history_layers"] = tuple(range(layers, layers := layers + len(names)))
         _HistoryBlock.mix_into(block)
-        for module in (getattr(block, name) for name in names):
+        for module in (block.get_submodule(name) for name in names):
             _bind(module)
             gate = nn.Parameter(torch.zeros(1, **placement(module))) if gated else None
             module.register_parameter("history_gate", gate)

@@ -28,6 +28,7 @@ from ardistill.evaluation.metrics import (
 )
 from ardistill.evaluation.sampler import Sampler
 from ardistill.evaluation.tables import arm_label
+from ardistill.evaluation.videos import frames_of, motion, num_frames
 from ardistill.families import Condition
 from ardistill.progress import bar
 from ardistill.teacher import Teacher
@@ -57,8 +58,8 @@ def compare_samplers(
 
     Args:
         teacher: Decodes what the arms draw.
-        teacher_images: The teacher's images in [-1, 1] from the same noise and conditions, (n, c, h, w): the arm
-            ``teacher``.
+        teacher_images: The teacher's images in [-1, 1] from the same noise and conditions, (n, c, h, w), or videos, (n,
+            c, f, h, w): the arm ``teacher``. Metrics of videos are those of their frames.
         arms: The other arms; if one is called ``teacher``, only its cost is measured.
         noise: x_T, (n, c, h, w).
         condition: One row per sample.
@@ -76,19 +77,24 @@ def compare_samplers(
     """
     labels = (condition["class_labels"] if labels is None else labels).cpu()
     _check(teacher, teacher_images, arms, noise, judge, labels, prompts, baseline)
-    images = {"teacher": teacher_images.cpu()} | {
+    drawn = {"teacher": teacher_images.cpu()} | {
         arm: _drawn(arm, sampler, teacher, noise, condition, batch_size)
         for arm, sampler in arms.items()
         if arm != "teacher"
     }
+    frames = num_frames(teacher_images)
+    images = {arm: frames_of(x) for arm, x in drawn.items()}
+    of_frames = labels.repeat_interleave(frames)
+    prompts = [prompt for prompt in prompts for _ in range(frames)] if prompts else prompts
     features = {arm: extract_features(judge.network, x) for arm, x in images.items()}
-    pairs = _pairs(judge, images, features)
+    pairs = _pairs(judge, images, features, frames)
     scores = adherence(images, prompts) if prompts else {}
     to_teacher = _distances_to_teacher(features)
     figures = {
-        arm: _quality(judge, images[arm], features[arm], labels)
+        arm: _quality(judge, images[arm], features[arm], of_frames)
         | _text_quality(judge, images[arm], prompts, [by_arm[arm][-1] for by_arm in scores.values()])
         | {"fd_to_teacher": to_teacher[arm]}
+        | ({"motion": motion(drawn[arm]) / max(motion(drawn["teacher"]), 1e-12)} if frames > 1 else {})
         | _paired(pairs[arm])
         | (_cost(arms[arm], noise, condition) if arm in arms else {})
         for arm in images
@@ -105,18 +111,18 @@ def compare_samplers(
         floor = found.distance
         notes.append(f"Real-versus-real floor of FD: {found}.")
     notes += _adherence_notes(bool(scores), judge, prompts or ())
-    notes.append(_explanation(len(noise), judge, pairs["teacher"]))
+    notes.append(_explanation(len(noise), judge, pairs["teacher"], frames))
     return Comparison(
         arms=figures,
         intervals=intervals,
         baseline=baseline,
-        images=images,
+        images=drawn,
         labels=labels,
         feature_network=judge.network.name,
         floor=floor,
         notes=notes,
         adherence=scores,
-        prompts=[*(prompts or ())][:SHOWN],
+        prompts=[*(prompts or ())][::frames][:SHOWN],
     )
 
 
@@ -153,19 +159,22 @@ def _rows(noise: Tensor, condition: Condition, part: slice, device: torch.device
 def _drawn(
     arm: str, sampler: Sampler, teacher: Teacher, noise: Tensor, condition: Condition, batch_size: int
 ) -> Tensor:
-    """An arm's images in [-1, 1], (n, c, h, w)."""
+    """An arm's images in [-1, 1], (n, c, h, w), or videos, (n, c, f, h, w)."""
     starts = bar(range(0, len(noise), batch_size), desc=f"draw {arm}", disable=len(noise) <= batch_size)
     drawn = [
         sampler.draw(*_rows(noise, condition, slice(start, start + batch_size), sampler.device)) for start in starts
     ]
-    return torch.cat([teacher.decode(latents) for latents in drawn])
+    return torch.cat([teacher.decode(latents, frames=True) for latents in drawn])
 
 
-def _pairs(judge: Judge, images: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> dict[str, PairedDistance]:
+def _pairs(
+    judge: Judge, images: Mapping[str, Tensor], features: Mapping[str, Tensor], frames: int
+) -> dict[str, PairedDistance]:
     """Each arm's samples next to the teacher's from the same noise."""
     seen = {arm: predict_labels(judge.classifier, x) for arm, x in images.items()} if judge.classifier else {}
     return {
-        arm: paired_distance(x, features["teacher"], seen.get(arm), seen.get("teacher")) for arm, x in features.items()
+        arm: paired_distance(x, features["teacher"], seen.get(arm), seen.get("teacher"), frames)
+        for arm, x in features.items()
     }
 
 
@@ -262,9 +271,10 @@ def _adherence_notes(measured: bool, judge: Judge, prompts: Sequence[str]) -> li
     return []
 
 
-def _explanation(count: int, judge: Judge, teacher: PairedDistance) -> str:
+def _explanation(count: int, judge: Judge, teacher: PairedDistance, frames: int) -> str:
+    kind = "samples" if frames == 1 else f"videos of {frames} frames, which all metrics but motion see one by one,"
     return (
-        f"{count:,} samples per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
+        f"{count:,} {kind} per arm from the same noise; FD is {judge.network.fd_name}; distance to the teacher: "
         f"Euclidean, of paired features (unpaired samples of the teacher are {teacher.unpaired:.2f} apart); "
         "milliseconds at batch 10."
     )

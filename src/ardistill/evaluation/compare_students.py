@@ -118,7 +118,7 @@ def measure_students(
     states, _, condition = first.stacked()
     found = compare_samplers(
         teacher,
-        teacher.decode(states[:, -1]),
+        teacher.decode(states[:, -1], frames=True),
         arms,
         states[:, 0],
         condition,

@@ -16,6 +16,7 @@ from ardistill.evaluation.metrics import BootstrapInterval
 from ardistill.evaluation.plots import exposure_bias_plot, sample_grid
 from ardistill.evaluation.report import write_report
 from ardistill.evaluation.tables import arm_label, format_table, markdown_table
+from ardistill.evaluation.videos import film_strips, num_frames
 from ardistill.files import write_whole
 
 ErrorPerStep = dict[str, list[float]]
@@ -43,7 +44,7 @@ class Comparison:
     baseline: str | None
     """The arm that the others are compared with, pair by pair; None if there is none."""
     images: dict[str, Tensor]
-    """Arm -> images in [-1, 1], (n, c, h, w)."""
+    """Arm -> images in [-1, 1], (n, c, h, w), or videos, (n, c, f, h, w)."""
     labels: Tensor
     """Class, or number of the prompt, of each sample, (n,)."""
     feature_network: str
@@ -145,7 +146,7 @@ class Comparison:
     ) -> None:
         """Write ``metrics.json``, ``samples.png``, ``report.html``, and ``exposure_bias.png`` if errors were measured.
 
-        The grid shows the first 20 samples of each arm.
+        The grid shows the first 20 samples of each arm; of videos it is one of film strips.
 
         Args:
             folder: Created if missing.
@@ -159,6 +160,10 @@ class Comparison:
         write_whole(folder / "metrics.json", json.dumps(self.to_dict(), indent=1).encode())
         heads = [str(columns[int(i)]) if columns else str(int(i)) for i in self.labels[:SHOWN]]
         samples = {arm_label(arm): self.images[arm][:SHOWN] for arm in (shown or self.images)}
+        heading = "Samples: the same noise down each column"
+        if num_frames(next(iter(samples.values()))) > 1:
+            samples, heads = film_strips(samples, heads)
+            heading = "Samples: the same noise in lines of the same number"
         sample_grid(samples, folder / "samples.png", heads)
         plots = {}
         if self.error_per_step:
@@ -175,4 +180,5 @@ class Comparison:
             plots=plots,
             samples=samples,
             heads=heads,
+            samples_heading=heading,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ardistill.devices import Device, resolve_device
 from ardistill.evaluation.plots import PICTURES, sample_grid
+from ardistill.evaluation.videos import CLIPS, check_clip, draws_videos, film_strips, frames_of, save_clip
 from ardistill.families import Condition
 from ardistill.files import check_target, whole_file
 from ardistill.files.pixels import to_rgb
@@ -36,14 +37,18 @@ def draw_samples(
     batch_size: int = 50,
     device: Device = None,
     mixed_precision: str = "auto",
+    fps: int = 16,
 ) -> None:
     """Draw a student's samples into a PNG grid, ten per row, or into an ``.npz`` file for ADM's evaluation suite.
+
+    Videos go into a clip, or as film strips into the PNG, or with their frames into the archive.
 
     Args:
         student: Draws.
         teacher: Encodes conditions and decodes latents.
-        path: File to write: ``.png``, or ``.npz`` with ``arr_0``, bytes (count, h, w, 3), as ADM's evaluator.py reads.
-        count: Number of images.
+        path: File to write: ``.png``, or ``.npz`` with ``arr_0``, bytes (count, h, w, 3), as ADM's evaluator.py reads,
+            of videos (count, f, h, w, 3); ``.gif`` or ``.mp4`` for videos.
+        count: Number of images or videos.
         seed: Seed of the noise.
         class_labels: Classes to draw, repeated in turn; all classes if not given.
         prompts: Prompts to draw, repeated in turn, for a text-to-image teacher.
@@ -51,6 +56,7 @@ def draw_samples(
         batch_size: Images drawn at once.
         device: Where student and VAE are moved; where the student is if not given.
         mixed_precision: What the student computes in, as for ``ardistill.student.sample``.
+        fps: Frames per second of a clip.
 
     Raises:
         ValueError: ``count`` is below 1, the condition is not of the teacher's kind, the guidance scale is outside of
@@ -58,7 +64,8 @@ def draw_samples(
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
-    check_target(path, [*PICTURES, ".npz"])
+    check_target(path, [*PICTURES, ".npz", *(CLIPS if draws_videos(teacher) else ())])
+    check_clip(path)
     student.config.check_guidance(guidance_scale)
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
     where = resolve_device(device, student.device)
@@ -73,8 +80,15 @@ def draw_samples(
     drawn = bar(batches, total=total, desc="sample", disable=total == 1)
     if str(path).endswith(".npz"):
         _save_archive(path, count, drawn)
+        return
+    images, heads = torch.cat(list(drawn)), asked if teacher.takes_text else [f"class {x}" for x in asked]
+    if Path(path).suffix in CLIPS:
+        save_clip(images, path, fps)
+    elif draws_videos(teacher):
+        rows, columns = film_strips({"student": images}, [heads[i % len(heads)] for i in range(count)])
+        sample_grid(rows, path, columns)
     else:
-        _save_grid(path, torch.cat(list(drawn)), asked if teacher.takes_text else [f"class {x}" for x in asked])
+        _save_grid(path, images, heads)
 
 
 def _asked(teacher: Teacher, class_labels: Sequence[int] | None, prompts: Sequence[str] | None) -> list[Any]:
@@ -101,7 +115,7 @@ def _conditions(
 
     Prompts are encoded eight batches at a time, not all at once: an embedding takes megabytes.
     """
-    longest, ahead = teacher.longest_prompt(asked) if teacher.takes_text else None, 8 * batch_size
+    longest, ahead = teacher.text.longest_prompt(asked) if teacher.takes_text else None, 8 * batch_size
     for first in range(0, count, ahead):
         rows = [asked[i % len(asked)] for i in range(first, min(first + ahead, count))]
         table = (
@@ -122,13 +136,13 @@ def _images(
     seed: int,
     mixed_precision: str,
 ) -> Iterator[Tensor]:
-    """Images in [-1, 1], (b, c, h, w), for each batch of conditions."""
+    """Images in [-1, 1], (b, c, h, w), or videos, (b, c, f, h, w), for each batch of conditions."""
     generator = torch.Generator().manual_seed(seed)
     for condition in conditions:
         rows = len(next(iter(condition.values())))
         condition["guidance"] = torch.full((rows,), float(guidance_scale), dtype=torch.float32, device="cpu")
         noise = torch.randn(rows, *teacher.sample_shape, generator=generator, dtype=torch.float32, device="cpu")
-        yield teacher.decode(sample(student, noise, condition, mixed_precision)[:, -1])
+        yield teacher.decode(sample(student, noise, condition, mixed_precision)[:, -1], frames=True)
 
 
 def _save_grid(path: str | Path, images: Tensor, heads: Sequence[str], width: int = 10) -> None:
@@ -149,7 +163,8 @@ def _save_archive(path: str | Path, count: int, batches: Iterable[Tensor]) -> No
         archive.open("arr_0.npy", "w", force_zip64=True) as file,
     ):
         for number, images in enumerate(batches):
-            pixels = to_rgb(images)
+            pixels = to_rgb(frames_of(images))
+            pixels = pixels.unflatten(0, (len(images), -1)) if images.ndim == 5 else pixels
             if number == 0:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pixels.shape[1:])}
                 np.lib.format.write_array_header_1_0(file, header)

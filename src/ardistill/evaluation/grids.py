@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ardistill.devices import precision
 from ardistill.evaluation.plots import PICTURES, sample_grid
+from ardistill.evaluation.videos import draws_videos, film_strips, save_clip
 from ardistill.families import Condition
 from ardistill.files import check_target
 from ardistill.student import Student, sample
@@ -60,8 +61,8 @@ class ValidationGrid:
         teacher, before = self.teacher, self.teacher.device
         with precision("auto", teacher.to(device).transformer):
             solved = teacher.solve_ode(self._noise, self._condition(), self.data.manifest.knots)
-        self._rows["teacher"] = teacher.decode(solved.states[:, -1])
-        teacher.transformer.to(before)  # it is not needed again
+        self._rows["teacher"] = teacher.decode(solved.states[:, -1], frames=True)
+        teacher.move_transformer(before)  # it is not needed again
 
     def _condition(self) -> Condition:
         return self.data.condition(slice(self.count))
@@ -78,15 +79,21 @@ class ValidationGrid:
         drawn = sample(student, self._noise, self._condition())[:, -1]
         if dist.is_initialized() and dist.get_rank() != 0:
             return None
-        self._rows["student"] = self.teacher.decode(drawn)
+        self._rows["student"] = self.teacher.decode(drawn, frames=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.png"
-        sample_grid(self._rows, path, [str(int(i)) for i in self.data.labels[: self.count]])
+        rows, heads = self._rows, [str(int(i)) for i in self.data.labels[: self.count]]
+        if draws_videos(self.teacher):
+            save_clip(torch.cat([*rows.values()]), path.with_suffix(".gif"), columns=self.count)
+            rows, heads = film_strips(rows, heads)
+        sample_grid(rows, path, heads)
         return np.asarray(Image.open(path).convert("RGB"))
 
 
 def validation_grid(teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10) -> ValidationGrid:
     """A function that draws samples from fixed held-out noise into a grid: the teacher's row, then the student's.
+
+    Of videos, the grid is one of film strips, and beside it a GIF shows the first row above the second.
 
     Args:
         teacher: At the guidance of the trajectories; its row is drawn once, at the first call or by ``draw_teacher``.

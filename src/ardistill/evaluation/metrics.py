@@ -219,7 +219,7 @@ class PairedDistance:
     """Euclidean feature distances between two samplers' samples of the same noise and label; 0 is best."""
 
     values: Tensor
-    """Distance of each pair, float64, shape (n,)."""
+    """Distance of each pair, float64, shape (n,), of videos (n / frames,)."""
     mean: float
     """Mean over pairs."""
     median: float
@@ -233,7 +233,11 @@ class PairedDistance:
 
 
 def paired_distance(
-    features_a: Tensor, features_b: Tensor, labels_a: Tensor | None = None, labels_b: Tensor | None = None
+    features_a: Tensor,
+    features_b: Tensor,
+    labels_a: Tensor | None = None,
+    labels_b: Tensor | None = None,
+    frames: int = 1,
 ) -> PairedDistance:
     """Compare two samplers sample by sample, on the same noise.
 
@@ -242,6 +246,8 @@ def paired_distance(
         features_b: Features of the other's, shape (n, d); row i has the noise and class of row i of ``features_a``.
         labels_a: Classes that a classifier assigns to a's samples, integers, shape (n,).
         labels_b: Classes that it assigns to b's samples, integers, shape (n,).
+        frames: Rows in turn that are the frames of one video; a pair is then of two videos, at the mean distance of
+            their frames.
 
     Raises:
         ValueError: Shapes differ, values are not finite, or only one of the labels is given.
@@ -258,14 +264,14 @@ def paired_distance(
             raise ValueError(f"expected {len(features_a)} labels each, got {labels_a.shape[0]} and {labels_b.shape[0]}")
         flipped = (labels_a != labels_b).double().mean().item()
     a, b = features_a.double(), features_b.double()
-    values = torch.linalg.vector_norm(a - b, dim=1)
+    values = torch.linalg.vector_norm(a - b, dim=1).unflatten(0, (-1, frames)).mean(1)
     cut = len(values) // 10
     return PairedDistance(
         values=values,
         mean=values.mean().item(),
         median=values.quantile(0.5).item(),
         trimmed_mean=values.sort().values[cut : len(values) - cut].mean().item(),
-        unpaired=torch.linalg.vector_norm(a - b.roll(-1, dims=0), dim=1).mean().item(),
+        unpaired=torch.linalg.vector_norm(a - b.roll(-frames, dims=0), dim=1).mean().item(),
         flipped=flipped,
     )
 

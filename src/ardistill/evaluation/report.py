@@ -77,6 +77,7 @@ def write_report(
     plots: Mapping[str, str | Path] | None = None,
     samples: Mapping[str, Tensor] | None = None,
     heads: Sequence[str] = (),
+    samples_heading: str = "Samples",
 ) -> None:
     """Write one HTML page that contains all figures and pictures and needs no other file.
 
@@ -88,8 +89,10 @@ def write_report(
         notes: Sentences below the table, such as how two arms compare.
         tables: Heading -> head and lines of a further table, below the notes.
         plots: Caption -> PNG file of a plot on white.
-        samples: Arm -> its images in [-1, 1], shape (k, c, h, w), c = 1 or 3, the same noise in each arm.
+        samples: Arm -> its images in [-1, 1], shape (k, c, h, w), c = 1 or 3, the same noise in each arm; or label of a
+            video -> its frames.
         heads: Heads of the k columns of samples.
+        samples_heading: Heading of the samples.
 
     Raises:
         ValueError: A row has no ``arm`` or an unknown key.
@@ -101,7 +104,7 @@ def write_report(
     for heading, (head, *lines) in (tables or {}).items():
         body += [f"<h2>{html.escape(heading)}</h2>", *_table([html.escape(x) for x in head], lines)]
     if samples:
-        body += ["<h2>Samples: the same noise down each column</h2>", *_samples(samples, heads)]
+        body += [f"<h2>{html.escape(samples_heading)}</h2>", *_samples(samples, heads)]
     for caption, picture in (plots or {}).items():
         text, source = html.escape(caption), _data("png", Path(picture).read_bytes())
         body.append(f'<figure><figcaption>{text}</figcaption><img class="plot" alt="" src="{source}"></figure>')

@@ -87,6 +87,11 @@ COLUMNS: dict[str, Column] = {
         "Share of images that a classifier assigns to another class than the teacher's from the same noise; lower is "
         "better.",
     ),
+    "motion": Column(
+        "motion",
+        "{:.2f}".format,
+        "Mean difference of consecutive frames, as a share of the teacher's; 1 moves as much, 0 is a still.",
+    ),
     "nfe": Column(
         "NFE",
         "{:g}".format,

@@ -11,16 +11,21 @@ from torch import nn
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
     auraflow,
+    chroma,
     cogvideox,
     cogview4,
     dit,
     flux,
     flux2,
+    hidream,
     hunyuan_dit,
+    hunyuan_image,
     hunyuan_video,
+    kandinsky5,
     ltx,
     lumina2,
     pixart,
+    prx,
     qwen_image,
     sd3,
     wan,
@@ -43,6 +48,11 @@ FAMILIES: dict[str, Family] = {
     "QwenImageTransformer2DModel": qwen_image.FAMILY,
     "CogView4Transformer2DModel": cogview4.FAMILY,
     "Lumina2Transformer2DModel": lumina2.FAMILY,
+    "ChromaTransformer2DModel": chroma.FAMILY,
+    "PRXTransformer2DModel": prx.FAMILY,
+    "HunyuanImageTransformer2DModel": hunyuan_image.FAMILY,
+    "HiDreamImageTransformer2DModel": hidream.FAMILY,
+    "Kandinsky5Transformer3DModel": kandinsky5.FAMILY,
     "LTXVideoTransformer3DModel": ltx.FAMILY,
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
@@ -55,9 +65,9 @@ _LINEAR = (
     "softmax attention, such as PixArt or SD3"
 )
 _DIVIDED = (
-    "it attends within each frame and along the frames of each place by turns, and puts frames and places into the batch "
-    "axis (LatteTransformer3DModel.forward), where the history has its steps; use a teacher that attends to the whole "
-    "video, such as Wan or LTX-Video"
+    "it attends within each frame and along the frames of each place by turns, and puts frames and places into the "
+    "batch axis (LatteTransformer3DModel.forward), where the history has its steps; use a teacher that attends to the "
+    "whole video, such as Wan or LTX-Video"
 )
 UNFIT = {
     "SanaTransformer2DModel": _LINEAR,
@@ -65,12 +75,6 @@ UNFIT = {
     "LatteTransformer3DModel": _DIVIDED,
 }
 """Transformer class name -> why it cannot have a history, and what to do."""
-UNFIT_PIPELINES = {
-    "LTXConditionPipeline": (
-        "it places a video's frames elsewhere in time than LTXPipeline; use an LTX-Video whose folder names LTXPipeline"
-    )
-}
-"""Pipeline class of a known transformer -> why its folder cannot be a teacher, and what to do."""
 PUBLISHED_AS = {
     "Transformer2DModel": {
         "ada_norm_zero": "DiTTransformer2DModel",

@@ -26,6 +26,8 @@ _TEXT_WIDTHS = (
     "text_embed_dim",
     "cap_feat_dim",
     "cross_attention_dim",
+    "context_in_dim",
+    "in_text_dim",
 )
 """Config keys of the width of a prompt's embedding; where several are there, the first one of these holds."""
 _TEXT_LENGTHS = ("text_len", "max_text_seq_length")
@@ -94,8 +96,17 @@ class Family(Architecture):
     spaces them; a pipeline may leave the spacing to its scheduler."""
     shift_times: bool = True
     """Whether the network is conditioned on shifted times."""
+    result: str = ""
+    """Attribute of the pipeline's result that holds images, if not ``images``, or of videos ``frames``."""
+    ignores_vae_shift: bool = False
+    """Whether the pipeline decodes without the ``shift_factor`` of its VAE."""
+    left_out: tuple[str, ...] = ()
+    """Components and settings of the pipeline that a student replaces: what guides, or a second transformer. An export
+    has none of them."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided, conditional) -> guided, where the family's pipeline rescales the guided prediction."""
+    channels_key: str = "in_channels"
+    """Key of the transformer's config under which it has the number of its input's channels."""
     packing: int = 1
     """Side, in latents, of the square that is packed into one token before the network."""
     default_size: int = 128
@@ -155,6 +166,10 @@ class Family(Architecture):
         arguments = self.inputs(transformer, latents, timestep, condition)
         return self.output(transformer, transformer(**arguments, **self.options), latents)
 
+    def channels(self, transformer: Any) -> int:
+        """Number of channels of the transformer's input."""
+        return int(transformer.config[self.channels_key])
+
     def latent_shape(
         self, transformer: Any, height: int | None = None, width: int | None = None, frames: int = 1
     ) -> tuple[int, ...]:
@@ -167,7 +182,7 @@ class Family(Architecture):
             frames: Number of latent frames of a video, at least; patches in time may need more.
         """
         config = transformer.config
-        channels = config.in_channels // self.packing**2
+        channels = self.channels(transformer) // self.packing**2
         size = config.get("sample_size") or self.default_size
         high, wide = (config.get(f"sample_{side}") or size for side in ("height", "width"))
         patch = config.get("patch_size_t") or 1
@@ -181,6 +196,7 @@ class Family(Architecture):
             return {"class_labels": torch.zeros(count, dtype=torch.long)}
         text_tokens = next((config[key] for key in _TEXT_LENGTHS if config.get(key)), text_tokens)
         width = next(config[key] for key in _TEXT_WIDTHS if config.get(key))
+        width = width[0] if isinstance(width, (tuple, list)) else width  # HiDream: of T5, then of Llama
         example = {"encoder_hidden_states": torch.zeros(count, text_tokens, width)}
         example |= self.example_extras(config, count, text_tokens)
         if self.embeds_guidance(transformer):

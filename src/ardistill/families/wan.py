@@ -14,4 +14,5 @@ FAMILY = Family(
     grid=scheduler_grid,
     default_size=60,
     video=True,
+    left_out=("transformer_2", "boundary_ratio"),
 )

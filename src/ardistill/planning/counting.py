@@ -146,7 +146,7 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
     with _fake(class_name(facts), config.text_tokens):
         student = _student(make(facts, _narrow(config)), config).eval()
         teacher = make(facts, _narrow(config)).eval()
-        shape, guided = family.latent_shape(teacher, config.height, config.width), guided_rows(config)
+        shape, guided = family.latent_shape(teacher, config.height, config.width, config.frames), guided_rows(config)
 
         def run(rows: int, draw: Callable[[Tensor, dict[str, Any]], Any]) -> tuple[float, int]:
             condition = family.example_condition(teacher, rows, config.text_tokens)
@@ -200,7 +200,7 @@ def _activations(facts: dict[str, Any], family: Family, config: CostConfig) -> A
     """
     with _fake(class_name(facts), config.text_tokens):
         student = _trained(facts, family, config).train()
-        shape = family.latent_shape(student.transformer, config.height, config.width)
+        shape = family.latent_shape(student.transformer, config.height, config.width, config.frames)
         blocks = len(family.blocks(student.transformer))
 
         def saved(rows: int, sequential: bool) -> int:

@@ -21,7 +21,7 @@ from ardistill.publishing.layouts import HUNYUAN_DIT, LUMINA2, WAN, KeyLayout, l
 from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
 from ardistill.student import Student
 from ardistill.student.files import adapter_weights
-from ardistill.teacher import StockDrawing, Teacher
+from ardistill.teacher import StockDrawing, Teacher, start_from
 from ardistill.trajectories.parquet import PLACE
 
 COMFYUI: dict[str, KeyLayout | None] = {
@@ -56,8 +56,13 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
         Markdown that says how to load the adapters on the base model and draw.
 
     Raises:
-        ValueError: The student has no adapters.
+        ValueError: The student has no adapters, or they are those of a second transformer.
     """
+    if start_from(teacher, student.config.knots) is not teacher.transformer:
+        raise ValueError(
+            "form lora is for adapters of the base's transformer, these are of its transformer_2; export the student "
+            "with form pipeline"
+        )
     rank = student.config.lora_rank
     if not rank:
         raise ValueError(
@@ -70,7 +75,8 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
         for layer, a in weights.items()
         if layer.endswith(".lora_A.weight")
     }
-    if hasattr(getattr(diffusers, teacher.pipeline_class), "load_lora_weights"):
+    loadable = getattr(getattr(diffusers, teacher.pipeline_class), "_lora_loadable_modules", ())
+    if "transformer" in loadable:  # PRX's pipeline has the loader of a UNet
         _write_for_diffusers(weights, adapters, rank, folder)
         lines = f'pipeline.load_lora_weights("{PLACE}", weight_name="pytorch_lora_weights.safetensors")'
         reason, imports = "", ""
@@ -79,7 +85,7 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
         model = f'PeftModel.from_pretrained(pipeline.transformer, "{PLACE}")'
         lines, imports = f"pipeline.transformer = {model}.merge_and_unload()", "from peft import PeftModel"
         reason = f" PEFT\nadds the adapters to the transformer, as diffusers' {teacher.pipeline_class} loads none."
-    load = f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student.config)})\n{lines}"
+    load = f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student)})\n{lines}"
     loading = f"A LoRA of rank {rank} for the base model, which is loaded unchanged.{reason}\n\n"
     loading += python_lines(student, teacher, drawing, load, more=imports)
     if student.class_name not in COMFYUI:

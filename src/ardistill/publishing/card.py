@@ -17,23 +17,26 @@ from ardistill.trajectories.parquet import PLACE
 
 def result_name(student: Student) -> str:
     """Attribute of a pipeline's result that holds what was drawn."""
-    return "frames" if len(student.family.latent_shape(student.transformer)) == 4 else "images"
+    return student.family.result or ("frames" if student.family.video else "images")
 
 
-def loading_with_own_module(student: Student, module: Path, reason: str) -> str:
+def loading_with_own_module(student: Student, module: Path, reason: str, library: str = "diffusers") -> str:
     """Markdown that says how to load an export that carries its own pipeline module.
 
     Args:
         student: The student.
         module: The module's file.
         reason: A clause that says why diffusers' own pipeline cannot draw it.
+        library: Where the transformer's class is: diffusers, or a module beside its weights.
     """
     takes_text = student.family.encode is not None
     example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
     needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
-    source, more = module.read_bytes(), ""
+    source, own, more = module.read_bytes(), "", ""
     if student.has_own_weights:
         more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
+    if library != "diffusers":
+        own = f"\nIt also runs `transformer/{library}.py`, the file of the transformer's class."
     return f"""```python
 from diffusers import DiffusionPipeline
 
@@ -45,7 +48,7 @@ diffusers' own pipeline cannot draw this student: {reason}.
 `trust_remote_code` runs `{module.name}` of this folder, which needs {needs} alone. To review it, read its
 {len(source.splitlines())} lines, or make them anew with ardistill {version()}: they are what
 `ardistill.publishing.pipeline_source` writes for every student of a {student.class_name}. SHA-256:
-`{hashlib.sha256(source).hexdigest()}`.
+`{hashlib.sha256(source).hexdigest()}`.{own}
 
 With ardistill installed, `ardistill.load("{PLACE}")` runs the package's own code instead.{more}"""
 

@@ -23,6 +23,7 @@ from ardistill.publishing.adapters import stored_adapters, write_lora
 from ardistill.publishing.card import loading_with_own_module, model_card
 from ardistill.publishing.module import pipeline_source
 from ardistill.publishing.origin import Origin, find_origin
+from ardistill.publishing.own_class import own_file, write_own_class
 from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
 from ardistill.student import Student
@@ -53,7 +54,8 @@ def export(
 
     Where diffusers' own pipeline can draw the student (``stock_form``), it loads with
     ``DiffusionPipeline.from_pretrained(folder)``, and the card gives the arguments of the call. Otherwise the folder
-    has a module of its own and loads with ``trust_remote_code=True``; without a VAE, that pipeline draws pixels.
+    has a module of its own and loads with ``trust_remote_code=True``; without a VAE, that pipeline draws pixels. The
+    file of a transformer class that diffusers lacks lies beside its weights.
 
     The other forms are for students that diffusers' own pipeline can draw. Their folder has a scheduler, a card, a
     picture, and weights to load on the base model: ``lora`` the adapters of a student with adapters, as diffusers (or
@@ -80,17 +82,12 @@ def export(
         How diffusers' own pipeline draws the student; None where the folder has a module of its own.
 
     Raises:
-        ValueError: The folder is not empty, the student is of another teacher or of a class that diffusers lacks, the
-            form does not fit the student, or what the card would say is damaged or no licence.
+        ValueError: The folder is not empty, the student is of another teacher, its transformer's class cannot go with
+            the folder, the form does not fit the student, or what the card would say is damaged or no licence.
     """
     check_folder(folder)
     folder = Path(folder)
-    class_name = student.class_name
-    if not hasattr(diffusers, class_name):
-        raise ValueError(
-            f"diffusers has no class {class_name}, so that its folder would not load with diffusers alone; "
-            "Student.from_pretrained loads what distill wrote"
-        )
+    own_file(student.class_name)
     if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     remedy = "name the teacher that the student was distilled from"
@@ -177,14 +174,16 @@ def _write(
     except ValueError as error:
         drawing, reason = None, str(error)
     save_transformer(student, folder / "transformer", dtype, max_shard_size)
+    file = own_file(student.class_name)
+    library = "diffusers" if file is None else write_own_class(file, folder / "transformer")
     index: dict[str, Any] = {
         "_diffusers_version": diffusers.__version__,
-        "transformer": ["diffusers", student.class_name],
+        "transformer": [library, student.class_name],
         **{name: [None, None] for name in _missing_components(teacher)},
     }
     if drawing is None:
         module = _write_module(student, teacher, folder, index)
-        loading = loading_with_own_module(student, module, reason)
+        loading = loading_with_own_module(student, module, reason, library)
     else:  # diffusers ignores entries of the index that begin with an underscore
         index |= {"_class_name": teacher.pipeline_class, "_student": _published(student)}
         loading = loading_with_stock_pipeline(student, teacher, drawing)
@@ -222,9 +221,9 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
 
 
 def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
-    """Write the teacher's companions, and note them in the index."""
+    """Write the teacher's companions except those that a student replaces, and note them in the index."""
     companions = teacher.companions
-    for part in companions:
+    for part in (x for x in companions if x not in teacher.family.left_out):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):

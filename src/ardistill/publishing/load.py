@@ -9,6 +9,7 @@ import diffusers
 import torch
 
 from ardistill.core import pipeline
+from ardistill.families import transformer_class
 from ardistill.teacher import Companions, find_source
 
 
@@ -30,9 +31,11 @@ def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffuser
     if student is None:
         raise ValueError(f"expected an exported student in {folder}, found none")
     try:
-        classes = {part: getattr(diffusers, index[part][1]) for part in ("transformer", "scheduler")}
+        transformer, scheduler = (index[part][1] for part in ("transformer", "scheduler"))
+        kind = getattr(diffusers, transformer) if hasattr(diffusers, transformer) else transformer_class(transformer)
+        classes = {"transformer": kind, "scheduler": getattr(diffusers, scheduler)}
         base = getattr(diffusers, index.get("_base_class_name") or index["_class_name"])
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder}/model_index.json is damaged, or names a class that this diffusers lacks ({error}); update "
             "diffusers, or export again"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+
 from ardistill.core.history import MASKS
 from ardistill.publishing.card import result_name
 from ardistill.student import Student
@@ -22,6 +24,8 @@ def stock_form(student: Student, teacher: Teacher) -> StockDrawing:
         ValueError: It cannot; the message is a clause that says why.
     """
     config = student.config
+    if not hasattr(diffusers, student.class_name):
+        raise ValueError(f"diffusers has no class {student.class_name}")
     visible = MASKS[config.mask]
     if config.history_layers and any(len(visible(step)) > 1 for step in range(student.num_steps)):
         raise ValueError(f"{config.history_layers} of its layers attend to earlier steps")

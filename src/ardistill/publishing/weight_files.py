@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ardistill.publishing.stock import call_of
-from ardistill.student import Student, StudentConfig
+from ardistill.student import Student
 from ardistill.teacher import StockDrawing, Teacher, split_name
 from ardistill.trajectories.parquet import PLACE
 
@@ -21,16 +21,17 @@ ARCHITECTURES = {
 """Transformer class -> its name in the model specification; the class's own name where that has none."""
 
 
-def base_model(config: StudentConfig) -> str:
+def base_model(student: Student) -> str:
     """The arguments of ``from_pretrained`` that load a student's teacher, as source.
 
-    Of a folder the last part of its path alone is named, as others do not have the path.
+    Of a folder the last part of its path alone is named, as others do not have the path. What the student replaces is
+    left out.
     """
-    name, revision, variant = split_name(config.teacher)
+    name, revision, variant = split_name(student.config.teacher)
     name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
-    return ", ".join(words)
+    return ", ".join(words + [f"{part}=None" for part in student.family.left_out])
 
 
 def python_lines(

@@ -12,7 +12,14 @@ from ardistill.student import files
 from ardistill.student.graphed import GraphedSampler
 from ardistill.student.lora import add_adapters, check_trainable, merge_adapters, share_weights
 from ardistill.student.model import FewStepModel
-from ardistill.teacher import Teacher, check_same_teacher, load_recorded_teacher, load_trainable
+from ardistill.teacher import (
+    SECOND,
+    Teacher,
+    check_same_teacher,
+    load_recorded_teacher,
+    load_trainable,
+    start_from,
+)
 
 
 class Student(FewStepModel):
@@ -31,7 +38,8 @@ class Student(FewStepModel):
     def from_teacher(cls, teacher: Teacher, config: StudentConfig) -> Student:
         """Start from a copy of the teacher's weights or, with adapters, on the teacher's weights themselves.
 
-        A copy of a teacher that was loaded in bfloat16 is read from its files in float32, as training needs.
+        A copy of a teacher that was loaded in bfloat16 is read from its files in float32, as training needs. Of a
+        teacher of two transformers (Wan 2.2) it is the one that predicts at more of the student's steps.
 
         Args:
             teacher: The teacher that the student is distilled from.
@@ -42,13 +50,16 @@ class Student(FewStepModel):
         """
         if not config.lora_rank:
             check_trainable(teacher.weights, config.lora_rank)
+            base = start_from(teacher, config.knots)
             if teacher.source is not None and teacher.weights != "float32":
-                copied = load_trainable(teacher.source).to(teacher.device)
+                part = "transformer" if base is teacher.transformer else SECOND
+                copied = load_trainable(teacher.source, part).to(teacher.device)
             else:
-                copied = copy.deepcopy(teacher.transformer)
+                copied = copy.deepcopy(base).to(teacher.device)
             return cls(copied.requires_grad_(True), config)
-        student = cls(share_weights(teacher.transformer), config)
-        base, lists = teacher.transformer.parameters(), student.family.block_lists
+        base = start_from(teacher, config.knots)
+        student = cls(share_weights(base), config)
+        base, lists = base.parameters(), student.family.block_lists
         add_adapters(student.transformer, base, lists, config.lora_rank)
         return student
 
@@ -96,7 +107,7 @@ class Student(FewStepModel):
         where, there = resolve_device(device), files.locate_student(folder)
         if all((there / name).is_file() for name in (files.ADAPTERS, "student.json")):
             config, weights = files.read_adapters(there)
-            transformer = load_recorded_teacher(config, device="cpu", weights="float32").transformer
+            transformer = start_from(load_recorded_teacher(config, device="cpu", weights="float32"), config.knots)
             student = cls(transformer, replace(config, lora_rank=0))
             merge_adapters(student.transformer, weights)
             return student.eval().to(where)

@@ -65,6 +65,11 @@ class Companions(Mapping[str, Any]):
             self._loaded[name] = self.load(name)
         return self._loaded[name]
 
+    def move(self, name: str, device: torch.device | str) -> None:
+        """Move a component to a device, if it has been loaded."""
+        if name in self._loaded:
+            self._loaded[name].to(device)
+
     def is_component(self, name: str) -> bool:
         """Whether an entry is a component with a folder; otherwise it is a setting."""
         return isinstance(self.index[name], list) and (self.source / name).is_dir()
@@ -98,7 +103,7 @@ class Companions(Mapping[str, Any]):
                 options["torch_dtype"] = dtype or self.dtype
             elif dtype is not None or not self._is_kept(name):
                 options["dtype"] = dtype or self.dtype
-        part = part_class.from_pretrained(self.source, subfolder=name, **options)
+        part = part_class.from_pretrained(self.source / name, **options)
         return part.eval().requires_grad_(False) if isinstance(part, nn.Module) else part
 
     def _is_kept(self, name: str) -> bool:

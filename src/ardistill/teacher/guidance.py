@@ -31,6 +31,8 @@ class GuidedPrediction:
     """Guidance scale of each sample, (b,); None: the conditional prediction alone."""
     channels: int | None = None
     """Number of guided channels; all if None."""
+    second: tuple[Any, float] | None = None
+    """The transformer for low noise of a teacher of two, and the time below which it predicts."""
 
     @torch.no_grad()
     def __call__(self, states: Tensor, timestep: float) -> Tensor:
@@ -53,8 +55,10 @@ class GuidedPrediction:
     def _call(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
         """The network's prediction in float32, without the channels of a learned sigma."""
         times = torch.full((len(states),), timestep, dtype=torch.float32, device=states.device)
-        found = self.family.call(self.transformer, states, times, condition)
-        return found[:, : self.transformer.config.in_channels].float()
+        low, boundary = self.second or (self.transformer, 0.0)
+        transformer = low if timestep < boundary else self.transformer
+        found = self.family.call(transformer, states, times, condition)
+        return found[:, : self.family.channels(transformer)].float()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor, channels: int | None = None) -> Tensor:

@@ -46,21 +46,26 @@ def _read_class_config(path: Path, name: str | Path) -> dict[str, Any]:
     return found
 
 
-def read_transformer_config(folder: Path, name: str | Path) -> dict[str, Any]:
+def read_transformer_config(folder: Path, name: str | Path, part: str = "transformer") -> dict[str, Any]:
     """Read the transformer's configuration from a pipeline's folder.
 
     Args:
         folder: The pipeline's folder.
         name: Name of the teacher, for the message.
+        part: Its subfolder.
 
     Raises:
         ValueError: The folder has none.
     """
-    return _read_class_config(folder / "transformer" / "config.json", name)
+    return _read_class_config(folder / part / "config.json", name)
 
 
 def load_transformer(
-    source: Source, weights: str = "float32", device: torch.device | str | None = None, in_parts: bool = False
+    source: Source,
+    weights: str = "float32",
+    device: torch.device | str | None = None,
+    in_parts: bool = False,
+    part: str = "transformer",
 ) -> Any:
     """Load the teacher's transformer, whatever type its weights are stored in.
 
@@ -69,10 +74,12 @@ def load_transformer(
         weights: ``float32``, ``bfloat16``, ``int8`` or ``nf4``; none but the first is reached through float32.
         device: Where weights are quantised to ``nf4``, the best GPU if not given; all others are loaded on the CPU.
         in_parts: Leave the weights of the blocks in their files, if these are safetensors.
+        part: Its subfolder.
+
     Raises:
         ValueError: Its class is unknown, its weights are quantised or missing, or there are several variants of them.
     """
-    config = read_transformer_config(source.folder, source.name)
+    config = read_transformer_config(source.folder, source.name, part)
     found = transformer_class(config)
     if config.get("quantization_config"):  # fewer values than the teacher's: it would be another teacher
         kind = config["quantization_config"].get("quant_method", "")
@@ -80,7 +87,7 @@ def load_transformer(
             f"{source.name}: its weights are quantised ({kind}); name the model that they were made from, and quantise "
             "it with weights int8 or nf4"
         )
-    folder = source.folder / "transformer"
+    folder = source.folder / part
     options = weight_options(folder, source.variant)
     if source.variant and options["variant"] != source.variant:
         raise ValueError(
@@ -95,7 +102,7 @@ def load_transformer(
             return unread
     try:
         options |= _type_options(weights, device)
-        return found.from_pretrained(source.folder, subfolder="transformer", **options)
+        return found.from_pretrained(source.folder, subfolder=part, **options)
     except OSError as error:
         raise ValueError(
             f"{folder}: its weights cannot be loaded ({' '.join(str(error).split())}); download or save it again"
@@ -118,17 +125,17 @@ def _type_options(weights: str, device: torch.device | str | None) -> dict[str, 
     return options
 
 
-def transformer_fingerprint(source: Source) -> str:
+def transformer_fingerprint(source: Source, part: str = "transformer") -> str:
     """The fingerprint of a teacher's weights in a diffusers folder, read from its files: the same whatever type they
     are loaded in.
     """
-    config = read_transformer_config(source.folder, source.name)
+    config = read_transformer_config(source.folder, source.name, part)
     with init_empty_weights():
         state = transformer_class(config).from_config(config).state_dict()
-    folder = source.folder / "transformer"
+    folder = source.folder / part
     files = weight_files(folder, weight_options(folder, source.variant)["variant"])
     shapes = {name: tuple(x.shape) for name, x in state.items()}
-    return stored_fingerprint(files, shapes, lambda: load_transformer(source).state_dict())
+    return stored_fingerprint(files, shapes, lambda: load_transformer(source, part=part).state_dict())
 
 
 def load_scheduler(source: Source) -> Any:

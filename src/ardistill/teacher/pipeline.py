@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
 
-from ardistill.families import UNFIT_PIPELINES
 from ardistill.files import weight_fingerprint
 from ardistill.teacher.companions import Companions
+from ardistill.teacher.experts import SECOND, boundary_of
 from ardistill.teacher.loading import load_scheduler, load_transformer, transformer_fingerprint
 from ardistill.teacher.original_dit import load_original_dit
 from ardistill.teacher.source import Source
+
+_UNFIT = {
+    "PRXPixelPipeline": "starts from noise of scale 2 and reads its network's output as the image, which is not "
+    "followed; use a teacher of PRXPipeline",
+    "Kandinsky5T2VPipeline": "draws videos, with positions, masks and sparse attention of its own, which are not "
+    "followed; use a teacher of Kandinsky5T2IPipeline",
+    "LTXConditionPipeline": "places a video's frames elsewhere in time than LTXPipeline, which is not followed; use a "
+    "teacher of LTXPipeline",
+}
+"""Pipeline class -> why its path from noise to image is not followed, though its transformer is of a known class."""
 
 
 def load_pipeline(
@@ -44,23 +55,25 @@ def load_pipeline(
     scheduler = load_scheduler(source)
     companions = Companions(source.folder, source.variant, torch.float32 if weights == "float32" else torch.bfloat16)
     companions.check()
-    if reason := UNFIT_PIPELINES.get(companions.pipeline_class):
-        raise ValueError(f"{source.name} is of {companions.pipeline_class}, which is not supported: {reason}")
-    if "transformer_2" in companions:
-        raise ValueError(f"{source.name} has a second transformer for a part of the path (as Wan 2.2): not supported")
+    if companions.pipeline_class in _UNFIT:
+        raise ValueError(f"{source.name}: {companions.pipeline_class} {_UNFIT[companions.pipeline_class]}")
+    if boundary_of(companions, scheduler) is not None and weights not in ("float32", "bfloat16"):
+        raise ValueError(f"{source.name} has two transformers: expected weights float32 or bfloat16, got {weights}")
     return load_transformer(source, weights, device, in_parts), scheduler, companions
 
 
-def load_trainable(source: Source) -> Any:
-    """A teacher's transformer in float32, on the CPU, read from its files."""
-    return load_original_dit(source.folder)[0] if _is_original_dit(source) else load_transformer(source)
+def load_trainable(source: Source, part: str = "transformer") -> Any:
+    """A teacher's transformer, or its second one, in float32, on the CPU, read from its files."""
+    return load_original_dit(source.folder)[0] if _is_original_dit(source) else load_transformer(source, part=part)
 
 
 def fingerprint_of(source: Source) -> str:
     """The fingerprint of the weights in a teacher's files, in float32."""
     if _is_original_dit(source):
         return weight_fingerprint(load_trainable(source).state_dict())
-    return transformer_fingerprint(source)
+    parts = [part for part in ("transformer", SECOND) if part in {"transformer", *Companions(source.folder)}]
+    found = [transformer_fingerprint(source, part) for part in parts]
+    return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
 def _is_original_dit(source: Source) -> bool:

@@ -17,7 +17,7 @@ import diffusers
 import numpy as np
 
 from ardistill.core.knots import Knots
-from ardistill.families.grids import uniform_grid
+from ardistill.families.grids import scheduler_grid, uniform_grid
 from ardistill.teacher.schedule import select_knots
 from ardistill.teacher.teacher import Teacher
 
@@ -81,6 +81,8 @@ def call_parameters(pipeline_class: str) -> set[str]:
 
 def given_times(pipeline_class: str) -> list[str]:
     """Lists of times that a pipeline's call takes: ``sigmas``, ``timesteps``, both or none."""
+    if pipeline_class == "LTXPipeline":  # passes timesteps on beside sigmas of its own, which diffusers refuses
+        return []
     return sorted({"sigmas", "timesteps"} & call_parameters(pipeline_class))
 
 
@@ -96,10 +98,10 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
             given = {"timesteps": [round(t) for t in knots.timesteps]}
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
-    elif "sigmas" in taken:
-        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]}
-        if "timesteps" in taken:
-            given["timesteps"] = [round(t) for t in knots.timesteps]
+    elif taken:
+        given = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]} if "sigmas" in taken else {}
+        if "timesteps" in taken:  # alone, the sigmas follow from them
+            given["timesteps"] = [round(t) if given else round(t, 5) for t in knots.timesteps]
         solver = _flow_matching(scheduler)
         solver.set_timesteps(**given)
         yield StockDrawing(solver, given)
@@ -116,6 +118,10 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
         solver = _flow_matching(scheduler, *_static_shift(knots, bool(scheduler.config.get("shift_terminal"))))
         solver.set_timesteps(sigmas=uniform_grid(solver, steps))
         yield solver
+    elif teacher.family.grid is scheduler_grid and _is_plain_flow_matching(scheduler):
+        solver = _flow_matching(scheduler, scheduler.config.shift)
+        solver.set_timesteps(steps)
+        yield solver
     elif scheduler.config.get("use_flow_sigmas"):
         options: dict[str, Any] = {"solver_order": 1, "final_sigmas_type": "zero"}
         if "UniPC" in type(scheduler).__name__:
@@ -123,6 +129,11 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
         solver = type(scheduler).from_config(scheduler.config, **options)
         solver.set_timesteps(steps)
         yield solver
+
+
+def _is_plain_flow_matching(scheduler: Any) -> bool:
+    config = scheduler.config
+    return isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler) and not config.use_dynamic_shifting
 
 
 def _static_shift(knots: Knots, has_terminal: bool) -> tuple[float, float | None]:

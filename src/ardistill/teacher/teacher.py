@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from ardistill.devices import Device, device_of, resolve_device, resolve_weights
 from ardistill.families import Condition, Family, family_of
 from ardistill.families.grids import uniform_grid
 from ardistill.files import remembered_fingerprint
-from ardistill.teacher import sizes
-from ardistill.teacher import vae as vaes
+from ardistill.teacher import sizes, vae
+from ardistill.teacher.experts import SECOND, boundary_of, move_second
 from ardistill.teacher.guidance import GuidedPrediction
 from ardistill.teacher.ode import Trajectory, integrate
 from ardistill.teacher.padding import can_join, join_conditions
@@ -64,10 +63,10 @@ class Teacher:
     ) -> None:
         if guidance_scale < 1:
             raise ValueError(f"expected a guidance scale of 1 (none) or more, got {guidance_scale}")
-        channels = transformer.config.in_channels
+        self.family: Family = family_of(transformer)
+        channels = self.family.channels(transformer)
         if guidance_channels is not None and not 1 <= guidance_channels <= channels:
             raise ValueError(f"expected 1 to {channels} guided channels, got {guidance_channels}")
-        self.family: Family = family_of(transformer)
         self.transformer = transformer.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.guidance_scale = guidance_scale
@@ -100,18 +99,17 @@ class Teacher:
         """Load a zoo teacher (``zoo/fashion``), a diffusers folder, a Hub id or an original DiT's ``.pt`` file.
 
         Args:
-            name: ``zoo/fashion``, ``zoo/emoji``, ``zoo/scenes``, a folder, a Hub id or a file. A Hub id is downloaded
-                once, whole. ``@REVISION`` may follow a Hub id, and ``:VARIANT`` where there are several variants of the
-                weights, as in ``org/model@main:fp16``. The teacher's ``name`` will find it from any folder.
+            name: Any of these. A Hub id is downloaded once, whole. ``@REVISION`` may follow a Hub id, and ``:VARIANT``
+                where there are several variants of the weights, as in ``org/model@main:fp16``. The teacher's ``name``
+                will find it from any folder.
             height: Image height in pixels; the model's default if not given.
             width: Image width in pixels; the model's default if not given.
             num_frames: Number of frames of a video.
             device: Device of the transformer, and of VAE and text encoders while they work; the best if not given.
-            guidance_scale: Scale of classifier-free guidance; 1 means none.
-            guidance_channels: The class documents this and the following options.
-            latent_shape: Shape of a sample in latents; may not stand beside height, width or num_frames.
-            weights: ``float32``; ``bfloat16``; ``int8`` or ``nf4``, in which the linear layers of the transformer are
-                quantised and all else is bfloat16; ``auto``: bfloat16 on a GPU that computes in it, else float32.
+            guidance_scale: The class documents this and the following options.
+            latent_shape: May not stand beside height, width or num_frames.
+            weights: ``float32``, ``bfloat16``, ``int8`` or ``nf4`` (linear layers quantised, all else bfloat16), or
+                ``auto``: bfloat16 on a GPU that computes in it, else float32.
             in_parts: Leave the blocks' weights in their files: with ``shard``, each process reads its part of them.
 
         Raises:
@@ -126,8 +124,8 @@ class Teacher:
         transformer, scheduler, companions = load_pipeline(source, weights, where, in_parts)
         if is_sized and companions is None:
             raise ValueError(f"{source.folder} has no VAE that turns pixels into latents; give latent_shape instead")
-        guidance = guidance_scale, guidance_channels
-        teacher = cls(transformer, scheduler, *guidance, companions, source.name, latent_shape, negative_prompt)
+        options = guidance_scale, guidance_channels, companions, source.name, latent_shape, negative_prompt
+        teacher = cls(transformer, scheduler, *options)
         teacher.source = source
         if is_sized:
             teacher.sample_shape = teacher.latent_shape(height, width, num_frames)
@@ -149,7 +147,7 @@ class Teacher:
     @property
     def draws_images(self) -> bool:
         """Whether its samples can be shown as images: through its VAE, or because it draws pixels."""
-        return self.vae is not None or self.transformer.config.in_channels in (1, 3)
+        return self.vae is not None or self.family.channels(self.transformer) in (1, 3)
 
     @property
     def image_channels(self) -> int:
@@ -185,8 +183,14 @@ class Teacher:
         return named if hasattr(diffusers, named) else self.family.pipeline
 
     @property
+    def second(self) -> tuple[Any, float] | None:
+        """The transformer for low noise of a teacher of two (Wan 2.2), and the time below which it predicts."""
+        boundary = boundary_of(self.companions, self.scheduler)
+        return None if boundary is None else (self.companions[SECOND].to(self.device), boundary)
+
+    @property
     def device(self) -> torch.device:
-        """The device of the transformer, where the teacher's work is done."""
+        """The device of the transformer, where the work is done."""
         return device_of(self.transformer)
 
     @property
@@ -196,9 +200,14 @@ class Teacher:
 
     def to(self, device: torch.device | str) -> Teacher:
         """Move the transformer now, unless it was loaded ``in_parts``, and the VAE whenever it is used."""
-        move(self.transformer, device)
+        self.move_transformer(device)
         self.move_vae(device)
         return self
+
+    def move_transformer(self, device: torch.device | str) -> None:
+        """Move the transformer now, unless it was loaded ``in_parts``; of two, also the second one if it was used."""
+        move(self.transformer, device)
+        move_second(self.companions, device)
 
     def move_vae(self, device: torch.device | str) -> None:
         """Move the VAE whenever it is used; it then returns to the CPU."""
@@ -207,18 +216,17 @@ class Teacher:
     @property
     def vae(self) -> Any:
         """The VAE, where it rests; None for a teacher that draws pixels."""
-        return self.companions.get("vae")
+        found = self.companions.get("vae")
+        if self.family.ignores_vae_shift and found is not None:
+            found.register_to_config(shift_factor=None)
+        return found
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode images to latents, on the CPU: the inverse of ``decode``, the mean of the VAE's distribution.
-
-        Args:
-            images: In [-1, 1], (b, c, h, w).
-        """
+        """Encode images in [-1, 1], (b, c, h, w), to latents, on the CPU: to the mean of the VAE's distribution."""
         if self.vae is None:
             return images.cpu()
-        latents = vaes.encode(self.vae, images, self._vae_device)
+        latents = vae.encode(self.vae, images, self._vae_device)
         return latents[:, :, 0] if latents.ndim > 1 + len(self.sample_shape) else latents
 
     @torch.no_grad()
@@ -231,20 +239,21 @@ class Teacher:
             frames: Whether to return all frames of videos instead of the first.
 
         Returns:
-            In [-1, 1], on the CPU: images, (b, c, h, w), or with ``frames`` videos, (b, c, f, h, w).
+            In [-1, 1], on the CPU: images, (b, c, h, w); with ``frames``, of several latent frames, (b, c, f, h, w).
 
         Raises:
             ValueError: There is no VAE, and the latents are not pixels.
         """
         if self.vae is not None:
-            return vaes.decode(self.vae, latents, batch_size, self._vae_device, frames)
+            return vae.decode(self.vae, latents, batch_size, self._vae_device, frames)
         if not self.draws_images:
-            name, channels = self.name or "the teacher", self.transformer.config.in_channels
+            name, channels = self.name or "the teacher", self.family.channels(self.transformer)
             raise ValueError(f"{name} draws latents of {channels} channels, and there is no VAE beside it")
         return latents.float().clamp(-1, 1).cpu()
 
     @functools.cached_property
-    def _text(self) -> TextEncoders:
+    def text(self) -> TextEncoders:
+        """The text encoders of a teacher that is conditioned on prompts."""
         return TextEncoders(self.family, self.pipeline_class, self.companions, self.scheduler, self.transformer.config)
 
     def encode(
@@ -264,8 +273,8 @@ class Teacher:
             batch_size: Prompts encoded at once.
             negative: Whether the prompts belong to the unconditional branch.
             device: Where the text encoders run before they return to the CPU; the transformer's device if not given.
-            longest: For a pipeline that pads to the longest prompt: the longest prompt of the whole set that these
-                belong to, from ``longest_prompt``; the longest of these if not given.
+            longest: For a pipeline that pads to the longest prompt: the longest one of the whole set that these belong
+                to, from ``text.longest_prompt``; the longest of these if not given.
             dtype: Dtype of the embeddings; None: the dtype that the text encoders were saved in.
             first: Number of the first prompt if these are consecutive prompts of a larger set. Each prompt then has a
                 fixed place in a full batch, so that its embedding is the same to the last bit in any selection.
@@ -282,19 +291,7 @@ class Teacher:
         if not prompts:
             raise ValueError("expected one prompt or more, got none")
         where = resolve_device(device, self.device)
-        return self._text.encode(prompts, where, batch_size, negative, longest, dtype, first)
-
-    def text_encoders(self, device: Device = None) -> contextlib.AbstractContextManager[None]:
-        """Keep the text encoders on a device, the transformer's if not given, inside a ``with`` block."""
-        return self._text.on(resolve_device(device, self.device))
-
-    def longest_prompt(self, prompts: Sequence[str]) -> str | None:
-        """The longest prompt in tokens if the pipeline pads a batch to its longest prompt without a mask; else None."""
-        return self._text.longest_prompt(prompts)
-
-    def warn_of_cut_prompts(self, prompts: Sequence[str]) -> None:
-        """Log how many prompts are longer than each of the text encoders reads; the rest of a prompt has no effect."""
-        self._text.warn_of_cut_prompts(prompts)
+        return self.text.encode(prompts, where, batch_size, negative, longest, dtype, first)
 
     def encode_negative(self, device: torch.device | str | None = None) -> Condition:
         """The condition of the negative prompt, one row; encoded once."""
@@ -324,7 +321,8 @@ class Teacher:
 
     def fingerprint(self) -> str:
         """SHA-256 of the transformer's weights in float32, with names and shapes; of others loaded, the files' own."""
-        if self.source is not None and (self.weights != "float32" or unread_files(self.transformer) is not None):
+        changed = self.weights != "float32" or unread_files(self.transformer) is not None
+        if self.source is not None and (changed or SECOND in self.companions):
             return fingerprint_of(self.source)
         return remembered_fingerprint(self.transformer.state_dict())
 
@@ -349,10 +347,9 @@ class Teacher:
         return torch.randn(count, *shape, generator=generator, dtype=torch.float32, device="cpu")
 
     def predict(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
-        """The guided prediction at one time, (b, c, h, w), in float32, on the teacher's device.
+        """The guided prediction at one time without a learned sigma, (b, c, h, w), float32, on the teacher's device.
 
-        Each row is guided by its ``guidance`` in the condition, or by the teacher's scale if the condition has none;
-        in float32, whatever the dtype of the weights. Channels of a learned sigma are cut off.
+        Each row is guided by its ``guidance`` in the condition, or by the teacher's scale if the condition has none.
         """
         return self.guided(states, condition)(states.to(self.device), timestep)
 
@@ -366,12 +363,13 @@ class Teacher:
         """
         condition, scale = self.family.take_guidance(self.transformer, states, condition, self.guidance_scale)
         is_guided = not self.embeds_guidance and bool((scale != 1).any())
-        condition, scale = self._on_device((condition, scale))
+        second, (condition, scale) = self.second, self._on_device((condition, scale))
         if not is_guided:
-            return GuidedPrediction(self.family, self.transformer, condition)
+            return GuidedPrediction(self.family, self.transformer, condition, second=second)
         halves = condition, self.null_condition(condition)
-        first, second = (join_conditions(halves), None) if can_join(halves) else halves
-        return GuidedPrediction(self.family, self.transformer, first, second, scale, self.guidance_channels)
+        positive, negative = (join_conditions(halves), None) if can_join(halves) else halves
+        channels = self.guidance_channels
+        return GuidedPrediction(self.family, self.transformer, positive, negative, scale, channels, second)
 
     def _on_device(self, tensors: Any) -> Any:
         """Tensors on the teacher's device; pinned ones are copied there without a wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ def is_video_vae(vae: Any) -> bool:
 
 def pixels_per_latent(vae: Any) -> int:
     """Edge in pixels of the square that one latent stands for."""
-    if found := vae.config.get("scale_factor_spatial") or getattr(vae, "spatial_compression_ratio", None):
+    found = vae.config.get("scale_factor_spatial") or vae.config.get("spatial_compression_ratio")
+    if found := found or getattr(vae, "spatial_compression_ratio", None):
         return int(found)
     return 2 ** len(vae.config.block_out_channels[1:]) * (2 if hasattr(vae, "bn") else 1)
 
@@ -55,21 +57,33 @@ def decode(
         frames: Whether to return all frames of videos instead of the first.
 
     Returns:
-        Images in [-1, 1], (b, c, h, w), or videos, (b, c, f, h, w), if latents have frames and ``frames`` is set;
-        float32, on the CPU.
+        Images in [-1, 1], (b, c, h, w), or videos, (b, c, f, h, w), if latents have several frames and ``frames`` is
+        set; float32, on the CPU.
     """
-    whole = frames and latents.ndim == 5
+    whole = frames and latents.ndim == 5 and latents.shape[2] > 1
     with _placed(vae, device):
         scaled = unscale(vae, latents.to(vae.device, torch.float32)).to(vae.dtype)
-        found = [_decoded(vae, x).float().clamp(-1, 1) for x in scaled.split(batch_size)]
-        return torch.cat([(x if whole or x.ndim == 4 else x[:, :, 0]).cpu() for x in found])
+        found = (_decoded(vae, x) for x in scaled.split(batch_size))
+        return torch.cat([x if whole or x.ndim == 4 else x[:, :, 0] for x in found])
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:
-    """The VAE's output. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
-    if vae.config.get("timestep_conditioning"):
-        return vae.decode(latents, latents.new_zeros(len(latents))).sample
-    return vae.decode(latents).sample
+    """The VAE's output in [-1, 1], on the CPU: in one call, or if memory runs out one by one, or else in tiles."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return _output(vae, latents)
+    if len(latents) > 1:
+        return torch.cat([_decoded(vae, x) for x in latents.split(1)])
+    if not hasattr(vae, "enable_tiling") or getattr(vae, "use_tiling", False):
+        return _output(vae, latents)
+    warnings.warn("the VAE ran out of memory and decodes in tiles; look for seams, or draw smaller", stacklevel=2)
+    vae.enable_tiling()
+    return _output(vae, latents)
+
+
+def _output(vae: Any, latents: Tensor) -> Tensor:
+    """One call. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
+    time = (latents.new_zeros(len(latents)),) if vae.config.get("timestep_conditioning") else ()
+    return vae.decode(latents, *time).sample.float().clamp(-1, 1).cpu()
 
 
 def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -> Tensor:

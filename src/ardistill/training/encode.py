@@ -64,7 +64,7 @@ def encode(source: str, teacher: Teacher, path: str | Path, *, limit: int | None
 def _encode_values(found: LabelledImages, teacher: Teacher, source: str) -> Condition:
     """Condition of each image: embeddings of its caption, or its class."""
     if teacher.takes_text:
-        teacher.warn_of_cut_prompts(list(found.values))
+        teacher.text.warn_of_cut_prompts(list(found.values))
         condition = teacher.encode(list(found.values))
     else:
         condition = {"class_labels": torch.tensor(found.values, device="cpu")}

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ardistill.devices import resolve_device
 from ardistill.families import Condition
 from ardistill.files import SEAL, Store, check_seal, seal
 from ardistill.progress import bar as progress_bar
@@ -109,11 +110,11 @@ def publish_conditions(
     if not missing:
         return
     used = num_used(manifest)
-    longest = teacher.longest_prompt(prompts)
-    teacher.warn_of_cut_prompts(prompts[:used])
+    longest = teacher.text.longest_prompt(prompts)
+    teacher.text.warn_of_cut_prompts(prompts[:used])
     dtype = torch.float16 if manifest.dtype == "float16" else None
     with (
-        teacher.text_encoders(device),
+        teacher.text.on(resolve_device(device, teacher.device)),
         progress_bar(total=used, desc="encode prompts", unit="prompt", disable=not progress) as bar,
     ):
         while missing:
