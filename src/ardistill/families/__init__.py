@@ -23,6 +23,7 @@ from ardistill.families import (
     pixart,
     qwen_image,
     sd3,
+    skyreels_v2,
     wan,
     z_image,
 )
@@ -46,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "LTXVideoTransformer3DModel": ltx.FAMILY,
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
