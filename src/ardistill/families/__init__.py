@@ -35,6 +35,7 @@ from ardistill.families import (
     qwen_image,
     sana,
     sd3,
+    skyreels_v2,
     wan,
     z_image,
 )
@@ -70,6 +71,7 @@ FAMILIES: dict[str, Family] = {
     "LTXVideoTransformer3DModel": ltx.FAMILY,
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
+    "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
