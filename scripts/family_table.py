@@ -23,6 +23,7 @@ def table() -> list[str]:
     lines.append("|---|---|---|---|---|---|")
     whole = {TINY[x.tiny].class_name: PIPELINE_OF.get(name) for name, x in PIPELINES.items()}
     whole = {name: pipeline or FAMILIES[name].pipeline for name, pipeline in whole.items()}
+    timed = {TINY[x.tiny].class_name for x in PIPELINES.values() if x.given_times}
     for name, family in FAMILIES.items():
         if not hasattr(diffusers, name):  # registered by the tests
             continue
@@ -33,7 +34,7 @@ def table() -> list[str]:
             (family.text or "apart") if family.encode else "–",
             ", ".join(cases),
             f"tiny `{whole[name]}`" if name in whole else "not run",
-            ", ".join(f"`{name}=`" for name in given_times(whole.get(name, family.pipeline))) or "own grid",
+            ", ".join(f"`{x}=`" for x in given_times(whole.get(name, family.pipeline)) if name in timed) or "own grid",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
