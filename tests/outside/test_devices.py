@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
 from refusals import Refusal, check_refusal
-from tiny import PIPELINES, TINY, open_gates, save
+from tiny import ONE_EACH, PIPELINES, TINY, open_gates, save
 
 import ardistill
 from ardistill.config import AdversarialConfig, TrainingConfig
@@ -130,7 +130,31 @@ SIZES = {"cogview4": {"height": 96, "width": 96}, "flux2": {"height": 32, "width
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_case_01_the_whole_way_of_every_family_on_an_accelerator(name, tmp_path):
+def test_case_01_every_family_encodes_solves_draws_and_decodes_on_an_accelerator(name, tmp_path):
+    """No device is named; all is done on the accelerator, and what is kept is on the CPU and as a CPU makes it."""
+
+    def drawn():
+        teacher = Teacher.from_pretrained(
+            save(name, tmp_path / "teacher"), guidance_scale=1.5, **(SIZES.get(name) or PIPELINES[name].size)
+        )
+        texts = ["a red cat", "a dog on the moon"][: PIPELINES[name].prompts]
+        condition = teacher.encode(texts) if teacher.takes_text else {"class_labels": torch.tensor([1, 2])}
+        noise = teacher.noise(0, 0, len(next(iter(condition.values()))))
+        student = Student.from_teacher(teacher, StudentConfig(teacher.knots(2), 2)).eval()
+        open_gates(student)
+        solved = teacher.solve_ode(noise, condition, teacher.knots(1)).states[:, -1]
+        sampled = sample(student, noise, condition)[:, -1]
+        return [solved, sampled, teacher.decode(solved, frames=True)]
+
+    expected = drawn()
+    with PretendDevice():
+        found = drawn()
+    assert [x.device for x in found] == [DEVICE, DEVICE, torch.device("cpu")]
+    assert all(torch.allclose(x.cpu(), y, atol=1e-3) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "flux", "wan"])
+def test_case_01_the_whole_way_on_an_accelerator(name, tmp_path):
     """No device is named, and all is done on the accelerator; what is kept is on the CPU and as a CPU makes it."""
     save(name, tmp_path / "teacher")
     expected = _way(name, tmp_path / "cpu", tmp_path / "teacher")
@@ -220,7 +244,7 @@ def exact():
     return {}
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ONE_EACH)
 @pytest.mark.parametrize("weights", DTYPES)
 def test_case_02_weights_noise_and_autocast_of_any_dtype_draw(name, weights, exact):
     """Samples and solver states are float32 and near those of float32 weights, whatever the dtypes that meet."""

@@ -249,5 +249,5 @@ def test_case_03_exported_companions_load_in_one_dtype_with_diffusers_alone(tmp_
     assert not [x for x in exported.rglob("*") if ".fp16" in x.name]
 
 
-def test_every_family_is_published():
-    assert set(STORAGE) == set(PIPELINES) and all(dataclasses.is_dataclass(x) for x in STORAGE.values())
+def test_every_published_form_is_of_a_known_pipeline():
+    assert set(STORAGE) <= set(PIPELINES) and all(dataclasses.is_dataclass(x) for x in STORAGE.values())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from publish import STORAGE
 from tiny import PIPELINES, PROMPTED, open_gates, save
 
 from ardistill.publishing import export
@@ -10,7 +11,7 @@ from ardistill.student import Student, StudentConfig
 from ardistill.teacher import Teacher
 
 TEXT = {"prompt": ["a red cat", "the moon"]}
-ALL_CALLS = {name: (TEXT if name in PROMPTED else {"class_labels": [1, 2]}) | x.call for name, x in PIPELINES.items()}
+ALL_CALLS = {name: (TEXT if name in PROMPTED else {"class_labels": [1, 2]}) | PIPELINES[name].call for name in STORAGE}
 ALL_CALLS["wan"]["num_frames"] = 5
 CALLS = {name: ALL_CALLS[name] for name in ("dit", "sd3", "flux", "pixart")}
 """Arguments of a call of every family's tiny pipeline; `CALLS` has four of different kinds."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from original_dit import ROW, DiT
-from tiny import TINY
+from tiny import ONE_EACH, TINY
 
 from ardistill.cli import main
 from ardistill.config import CostConfig
@@ -17,9 +17,7 @@ from ardistill.planning.memory import Activations, Memory, Weights
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "steps,layers,macs", [(4, 0, 474.67), (4, 6, 480.10), (4, 28, 500.03), (2, 6, 238.24), (2, 28, 241.56)]
-)
+@pytest.mark.parametrize("steps,layers,macs", [(4, 0, 474.67), (4, 6, 480.10), (2, 28, 241.56)])
 def test_macs_of_dit_xl2_are_the_papers(capsys, steps, layers, macs):
     n = ["--num-steps", str(steps), "--history-layers", str(layers)]
     main(["cost", "--teacher", "DiT-XL/2", *n, "--mask", "M4", "--json"])
@@ -48,7 +46,7 @@ def test_what_cannot_be_counted_says_so(tmp_path):
         cost(CostConfig(str(tmp_path / "config.json"), history_layers=2))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_every_family_is_counted_from_its_config_alone(name, tmp_path):
     TINY[name].transformer().save_config(tmp_path)
     options = CostConfig(str(tmp_path / "config.json"), history_layers=2, num_prompts=10, text_tokens=6, batch_size=2)

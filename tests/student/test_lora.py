@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny import TINY, open_gates, save
+from tiny import ONE_EACH, TINY, open_gates, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ardistill.config import CostConfig, TrainingConfig
@@ -40,7 +40,7 @@ def fill(student):
     open_gates(student)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "-" not in name or name == "dit-timm"])
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_adapters_off_is_the_teacher_and_merged_is_the_student(name, tmp_path):
     tiny = TINY[name]
     teacher = Teacher(tiny.transformer(), DDIMScheduler())

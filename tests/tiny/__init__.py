@@ -18,6 +18,8 @@ _FILES = {x.replace("_", "-"): importlib.import_module(f"tiny.{x}") for x in sor
 
 TINY: dict[str, Tiny] = {name: tiny for file in _FILES.values() for name, tiny in file.INSTANCES.items()}
 """Name of a test -> instance."""
+ONE_EACH = [*{tiny.class_name: name for name, tiny in TINY.items()}.values()]
+"""One instance of each class: of several the last, which has a second attention, masks or prompts of unequal length."""
 PIPELINES: dict[str, TinyPipeline] = {name: file.PIPELINE for name, file in _FILES.items()}
 """Name of a family's file -> its pipeline."""
 PROMPTED = [name for name in PIPELINES if name != "dit"]

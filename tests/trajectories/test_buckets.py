@@ -6,7 +6,7 @@ from collections import Counter
 import diffusers
 import pytest
 import torch
-from tiny import TINY, open_gates, save
+from tiny import ONE_EACH, TINY, open_gates, save
 
 from ardistill.cli import main
 from ardistill.config import TrainingConfig
@@ -39,7 +39,7 @@ def batch(name):
     return inputs, condition
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_a_student_is_told_of_the_guidance_of_each_row(name, tmp_path):
     student, absorbed = told(name)
     inputs, condition = batch(name)
