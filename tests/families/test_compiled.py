@@ -1,6 +1,7 @@
 """Compiled blocks: the same results, no graph break, and as many graphs whatever the number of layers with history."""
 
 import copy
+import dataclasses
 import gc
 import pickle
 import weakref
@@ -53,7 +54,7 @@ def test_compiled_blocks_give_the_same_in_one_graph_each(name):
     assert all(map(torch.equal, gradients, [p.grad for p in student.parameters() if p.grad is not None]))
 
 
-@pytest.mark.parametrize("name", ["dit-timm", "pixart-alpha", "sd3.5", "flux", "lumina2-ragged", "sana", "prx"])
+@pytest.mark.parametrize("name", ["dit-timm", "sd3.5", "flux", "sana"])
 def test_compiled_blocks_draw_the_same(name):
     student = make(name, 3, steps=3)  # no, one and two earlier steps: each kind of attention
     expected = passes(student, name)
@@ -71,7 +72,7 @@ def test_the_number_of_graphs_does_not_depend_on_the_layers_with_history(name, g
         two_kinds = "num_single_layers" in tiny.options  # of three layers with history, two are of the second kind
         depth = {"num_layers": 1, "num_single_layers": 7} if two_kinds else {"num_layers": 8}
         try:
-            TINY[name] = type(tiny)(tiny.class_name, tiny.options | depth, tiny.latents, tiny.condition)
+            TINY[name] = dataclasses.replace(tiny, options=tiny.options | depth)
             student = make(name, layers, gated=gated)
         finally:
             TINY[name] = tiny

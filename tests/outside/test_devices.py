@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
 from refusals import Refusal, check_refusal
-from tiny import ONE_EACH, PIPELINES, TINY, open_gates, save
+from tiny import PIPELINES, TINY, open_gates, save
 
 import ardistill
 from ardistill.config import AdversarialConfig, TrainingConfig
@@ -153,7 +153,7 @@ def test_case_01_every_family_encodes_solves_draws_and_decodes_on_an_accelerator
     assert all(torch.allclose(x.cpu(), y, atol=1e-3) for x, y in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "flux", "wan"])
+@pytest.mark.parametrize("name", ["dit", "sd3", "wan"])
 def test_case_01_the_whole_way_on_an_accelerator(name, tmp_path):
     """No device is named, and all is done on the accelerator; what is kept is on the CPU and as a CPU makes it."""
     save(name, tmp_path / "teacher")
@@ -233,50 +233,6 @@ def test_case_01_a_student_with_a_head_per_step_trains_on_an_accelerator(pretend
     student = Student.from_teacher(teacher, data.student_config(history_layers=1, output="direct"))
     settings = TrainingConfig(max_steps=1, batch_size=2, tracker=None)
     assert distill(student, data, tmp_path / "run", settings, progress=False).device == DEVICE
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
-@pytest.fixture(scope="module")
-def exact():
-    """Family to the samples and the solver's states of its weights and noise in float32."""
-    return {}
-
-
-@pytest.mark.parametrize("name", ONE_EACH)
-@pytest.mark.parametrize("weights", DTYPES)
-def test_case_02_weights_noise_and_autocast_of_any_dtype_draw(name, weights, exact):
-    """Samples and solver states are float32 and near those of float32 weights, whatever the dtypes that meet."""
-    tiny = TINY[name]
-    knots = Knots("flow", (1000.0, 500.0), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))
-    transformer = tiny.transformer().to(DTYPES[weights])
-    teacher = Teacher(transformer, DDIMScheduler(), latent_shape=tiny.latents)
-    student = Student.from_teacher(teacher, StudentConfig(knots, 2)).eval()
-    open_gates(student)
-    noise = torch.randn(2, *tiny.latents, generator=torch.Generator().manual_seed(0))
-    condition = tiny.condition(2)
-    if "guidance" in condition:
-        condition["guidance"].fill_(4.0)  # Flux embeds 1000 times it in 16 bits, where 3500 is 3504
-    if name not in exact:
-        plain = Student.from_teacher(Teacher(tiny.transformer(), DDIMScheduler()), student.config).eval()
-        open_gates(plain)
-        exact[name] = sample(plain, noise, condition)
-    for noise_dtype in DTYPES.values():
-        given = {key: x.to(noise_dtype) if x.is_floating_point() and x.ndim > 2 else x for key, x in condition.items()}
-        for autocast in (None, torch.bfloat16, torch.float16):
-            with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                if autocast is not None and weights.endswith("16") and autocast != DTYPES[weights]:
-                    with pytest.raises(ValueError, match="leave autocast out"):
-                        sample(student, noise, condition)
-                    continue
-                drawn = sample(student, noise.to(noise_dtype), given)
-                solved = teacher.solve_ode(noise.to(noise_dtype), given, knots)
-            assert drawn.dtype == solved.states.dtype == torch.float32
-            assert drawn.isfinite().all() and solved.states.isfinite().all()
-            error = (drawn - exact[name]).square().mean().sqrt() / exact[name].square().mean().sqrt()
-            exactly = weights == "float32" and noise_dtype == torch.float32 and autocast is None
-            assert float(error) < (1e-6 if exactly else 0.1), (noise_dtype, autocast)
 
 
 def _functions():

@@ -160,7 +160,7 @@ def test_many_samples_are_drawn_in_parts(pixart, encoded, monkeypatch, tmp_path)
     encoded.clear()
     known = []
     decode = Teacher.decode
-    monkeypatch.setattr(Teacher, "decode", lambda self, x: (known.append(len(encoded)), decode(self, x))[1])
+    monkeypatch.setattr(Teacher, "decode", lambda self, x, **more: (known.append(len(encoded)), decode(self, x))[1])
     options = {"prompts": words(30), "batch_size": 2}
     draw_samples(student, pixart, tmp_path / "a.npz", count=41, **options)
     assert known[:9] == [16] * 8 + [32] and len(known) == 21 and len(encoded) == 41

@@ -22,7 +22,7 @@ KINDS = {
     "softmax": {"history_layers": 2, "gated": False},
     "guided": {"history_layers": 1, "guidance_range": (1.0, 3.0)},
 }
-FULL = [(name, kind) for name in CALLS for kind in ("plain", "history")]
+FULL = [("dit", "plain"), ("flux", "plain"), *((name, "history") for name in CALLS)]
 MORE = [*FULL, ("dit", "heads"), ("flux", "heads"), ("dit", "softmax"), ("sd3", "guided")]
 
 

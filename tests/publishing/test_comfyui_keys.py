@@ -90,7 +90,8 @@ def test_the_page_says_who_loads_which_form():
     for name, family in FAMILIES.items():
         if not hasattr(diffusers, name):  # registered by a test
             continue
-        loader = "`load_lora_weights`" if hasattr(getattr(diffusers, family.pipeline), "load_lora_weights") else "PEFT"
+        loads = "transformer" in getattr(getattr(diffusers, family.pipeline), "_lora_loadable_modules", ())
+        loader = "`load_lora_weights`" if loads else "PEFT"
         names = "–" if name not in COMFYUI else "diffusers'" if COMFYUI[name] is None else "the original's"
         rows.append(f"| `{name}` | {loader} | {names} | {'yes' if name in LAYOUTS else '–'} |")
     assert "\n".join(rows) in (Path(__file__).parents[2] / "docs" / "lora.md").read_text()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -46,12 +47,14 @@ def test_adapters_off_is_the_teacher_and_merged_is_the_student(name, tmp_path):
     teacher = Teacher(tiny.transformer(), DDIMScheduler())
     config = StudentConfig(KNOTS, 2, lora_rank=2)
     inputs, condition = torch.randn(2, 2, *tiny.latents), tiny.condition(2)
+    # HiDream's linear layers get slices of tokens, which the adapters' own product makes whole: other sums.
+    same = torch.equal if name != "hidream-wide" else partial(torch.allclose, atol=1e-6)
     plain = Student.from_teacher(teacher, replace(config, lora_rank=0)).eval()
     student = Student.from_teacher(teacher, config).eval()
     assert storages(teacher.transformer) < storages(student) and not storages(teacher.transformer) & storages(plain)
     with torch.no_grad():
         expected = plain(inputs, condition)
-        assert torch.equal(student(inputs, condition), expected)  # B is zero
+        assert same(student(inputs, condition), expected)  # B is zero
         fill(student)
         changed = student(inputs, condition)
         assert not torch.allclose(changed, expected, atol=1e-3)
@@ -66,7 +69,7 @@ def test_adapters_off_is_the_teacher_and_merged_is_the_student(name, tmp_path):
                 module.enable_adapters(False)
         for parameter in (p for n, p in student.named_parameters() if n.endswith("history_gate")):
             parameter.zero_()
-        assert torch.equal(student(inputs, condition), expected)
+        assert same(student(inputs, condition), expected)
     trained = {n.rpartition(".")[2] for n, p in student.named_parameters() if p.requires_grad and ".lora_" not in n}
     assert trained == {"history_gate"} and not any(p.requires_grad for p in teacher.transformer.parameters())
 

@@ -19,7 +19,8 @@ _OPTIONS = {
 
 def _condition(layers: int, mask: Any) -> Any:
     return lambda count: {
-        "encoder_hidden_states": normal(count, 5, 8 * layers),
+        "encoder_hidden_states": normal(count, 5, 8 * layers)[..., -16:].roll(8, -1),  # the last layer, the one before
+        "text_encoder_layers": normal(count, 5, 8 * layers),
         "encoder_attention_mask": mask(count, 5),
     }
 

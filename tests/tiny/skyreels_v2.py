@@ -14,7 +14,7 @@ INSTANCES = {
     "skyreels-v2": Tiny(
         "SkyReelsV2Transformer3DModel",
         {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4,
-         "out_channels": 4, "text_dim": 12, "freq_dim": 16, "ffn_dim": 32, "num_layers": 3, "rope_max_seq_len": 32},
+         "out_channels": 4, "text_dim": 12, "freq_dim": 16, "ffn_dim": 32, "num_layers": 3, "rope_max_seq_len": 64},
         (4, 4, 4, 4),
         text(5, 12),
         ({0, 2}, slice(None), 16),

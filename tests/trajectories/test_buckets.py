@@ -51,7 +51,7 @@ def test_a_student_is_told_of_the_guidance_of_each_row(name, tmp_path):
         else:  # zero weights: not heeded before training
             assert torch.equal(student(inputs, high), absorbed(inputs, condition))
             for module in student.modules():
-                if hasattr(module, "guidance_proj"):
+                if isinstance(getattr(module, "guidance_proj", None), torch.nn.Linear):  # Chroma has another one
                     torch.nn.init.normal_(module.guidance_proj.weight, std=0.1)
         folded = student(inputs, high)
         assert torch.equal(folded[0], student(inputs, low)[0])
@@ -197,16 +197,16 @@ def test_a_video_students_frames(tmp_path):
     for arguments in (command, distill_, ["export", "--student", "run", "--out", "out"]):
         main([str(tmp_path / x) if x in ("teacher", "data", "prompts.txt", "run", "out") else x for x in arguments])
     student = Student.from_pretrained(tmp_path / "run", device="cpu")
-    assert student.config.sample_shapes == ((4, 2, 2, 2),)
+    assert student.config.sample_shapes == ((4, 3, 8, 8),)
     teacher = Teacher.from_pretrained(tmp_path / "teacher", height=16, width=16, num_frames=5, device="cpu")
-    noise = torch.randn(1, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     drawn = sample(student, noise, teacher.encode(["a red cat"]))[:, -1]
     pipeline = load(tmp_path / "out")
     pipeline.set_progress_bar_config(disable=True)
     given = {"prompt": "a red cat", "height": 16, "width": 16, "num_frames": 5, "output_type": "latent"}
     found = pipeline(**given, generator=torch.Generator().manual_seed(0)).frames
     assert found.shape == drawn.shape and torch.allclose(found, drawn, atol=1e-4)
-    with pytest.raises(ValueError, match="1 and a multiple of 4, got 4"):
+    with pytest.raises(ValueError, match="1 and a multiple of 2, got 4"):
         teacher.latent_shape(16, 16, 4)
     with pytest.raises(ValueError, match="expected both height and width"):
         Teacher.from_pretrained(tmp_path / "teacher", num_frames=5)

@@ -49,7 +49,9 @@ def sample(
     asked = asdict(size) | {"num_frames": options.num_frames}
     if asked := {key: x for key, x in asked.items() if x is not None}:
         own = pixel_size(teacher.sample_shape, teacher.vae, teacher.pixels_per_latent)
-        teacher.sample_shape = teacher.latent_shape(**own | asked)
+        if {"height", "width"} & {*asked}:  # both or neither
+            own = {key: x for key, x in own.items() if key == "num_frames"}
+        teacher.sample_shape = teacher.latent_shape(**{"height": None, "width": None} | own | asked)
     if options.compile:
         student.compile()
     draw_samples(

@@ -17,17 +17,18 @@ from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
     """Arguments of the transformer's forward: tokens of one latent each, text per block, a mask of keys.
 
-    ``encoder_hidden_states`` of the condition are the text encoder's layers side by side, (b, t, layers * d). Every
-    block gets one layer, the last blocks the last ones; if there are too few, the last layer serves the others.
+    The condition's ``text_encoder_layers`` are the text encoder's layers side by side, (b, t, layers * d), and
+    ``encoder_hidden_states`` the last two of them. Every block gets one layer, the last blocks the last ones; if there
+    are too few, the last layer serves the others.
     """
-    found, mask = condition["encoder_hidden_states"], condition["encoder_attention_mask"].bool()
+    found, mask = condition["text_encoder_layers"], condition["encoder_attention_mask"].bool()
     layers = [*found.unflatten(-1, (-1, transformer.config.text_encoder_dim)).unbind(-2)]
     blocks = len(transformer.caption_projection)
     image = mask.new_ones(len(latents), math.prod(latents.shape[-2:]))
     return {
         "hidden_states": pack(latents, 1),
         "timestep": timestep,
-        "encoder_hidden_states": torch.cat([layers[-1], layers[-2]], dim=-1),
+        "encoder_hidden_states": condition["encoder_hidden_states"],
         "text_encoder_layers": layers[-blocks:] + layers[-1:] * (blocks - len(layers)),
         "img_ids": grid_positions(latents.shape[-2], latents.shape[-1], 3, latents.device),
         "txt_ids": torch.zeros(found.shape[1], 3, dtype=torch.float32, device=latents.device),
@@ -41,9 +42,21 @@ def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
-    """All layers of the text encoder side by side, and a mask of the tokens that count."""
+    """All layers of the text encoder side by side, the last two of them, and a mask of the tokens that count."""
     found = encode_prompt(pipeline, prompts, guidance_scale=1.0)
-    return {"encoder_hidden_states": torch.cat(found[5], dim=-1), "encoder_attention_mask": found[3].bool()}
+    layers = found[5]
+    return {
+        "encoder_hidden_states": torch.cat([layers[-1], layers[-2]], dim=-1),
+        "text_encoder_layers": torch.cat(layers, dim=-1),
+        "encoder_attention_mask": found[3].bool(),
+    }
+
+
+def _example_extras(config: Any, count: int, text_tokens: int) -> Condition:
+    """A layer of the text encoder for each block, and a mask."""
+    layers = config.num_layers + config.num_single_layers
+    placeholder = torch.zeros(count, text_tokens, layers * config.text_encoder_dim)
+    return mask_condition(config, count, text_tokens) | {"text_encoder_layers": placeholder}
 
 
 def _mu(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
@@ -61,7 +74,7 @@ FAMILY = Family(
     output=_output,
     pipeline="BriaFiboPipeline",
     encode=_encode,
-    example_extras=mask_condition,
+    example_extras=_example_extras,
     mu=_mu,
     default_size=64,
 )

@@ -43,7 +43,8 @@ def multiply(first: Tensor, second: Tensor) -> Tensor:
     past = torch.matmul(sums, second)
     if gate is None:
         return product + past
-    own, seen = (x[:, :, :-1] / (x[:, :, -1:] + 1e-15) for x in (product, past))
+    wide = torch.promote_types(product.dtype, torch.float32)  # 1e-15 is 0 in float16
+    own, seen = ((x[:, :, :-1] / (x[:, :, -1:] + 1e-15)).to(product) for x in (product.to(wide), past.to(wide)))
     return torch.cat([own + gate.to(own) * seen, torch.ones_like(product[:, :, -1:])], dim=2)
 
 

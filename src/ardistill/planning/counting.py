@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
@@ -96,7 +101,7 @@ def _fake(name: str, text_tokens: int) -> Iterator[None]:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), _FullPrompts(text_tokens):
             yield
-    except DataDependentOutputException as error:
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(
             f"{name} asks for values of its inputs as it runs, so its cost cannot be counted without its weights"
         ) from error

@@ -85,7 +85,7 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
         model = f'PeftModel.from_pretrained(pipeline.transformer, "{PLACE}")'
         lines, imports = f"pipeline.transformer = {model}.merge_and_unload()", "from peft import PeftModel"
         reason = f" PEFT\nadds the adapters to the transformer, as diffusers' {teacher.pipeline_class} loads none."
-    load = f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student)})\n{lines}"
+    load = f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student, teacher)})\n{lines}"
     loading = f"A LoRA of rank {rank} for the base model, which is loaded unchanged.{reason}\n\n"
     loading += python_lines(student, teacher, drawing, load, more=imports)
     if student.class_name not in COMFYUI:

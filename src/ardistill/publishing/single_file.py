@@ -56,7 +56,7 @@ def write_single_file(
     file = f"{name}.safetensors"
     weights = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
     save_tensors(weights, folder / file, described(student, name))
-    kind, base = student.class_name, base_model(student)
+    kind, base = student.class_name, base_model(student, teacher)
     source = f'"{PLACE}/{file}", config={base.partition(",")[0]}, subfolder="transformer"'
     load = f"transformer = {kind}.from_single_file({source})\n"
     load += f"pipeline = {teacher.pipeline_class}.from_pretrained({base}, transformer=transformer)"

@@ -21,7 +21,7 @@ ARCHITECTURES = {
 """Transformer class -> its name in the model specification; the class's own name where that has none."""
 
 
-def base_model(student: Student) -> str:
+def base_model(student: Student, teacher: Teacher) -> str:
     """The arguments of ``from_pretrained`` that load a student's teacher, as source.
 
     Of a folder the last part of its path alone is named, as others do not have the path. What the student replaces is
@@ -31,7 +31,9 @@ def base_model(student: Student) -> str:
     name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
-    return ", ".join(words + [f"{part}=None" for part in student.family.left_out])
+    return ", ".join(
+        words + [f"{part}=None" for part in teacher.family.left_out if teacher.companions.get(part) is not None]
+    )
 
 
 def python_lines(

@@ -55,7 +55,7 @@ class Student(FewStepModel):
                 part = "transformer" if base is teacher.transformer else SECOND
                 copied = load_trainable(teacher.source, part).to(teacher.device)
             else:
-                copied = copy.deepcopy(base).to(teacher.device)
+                copied = copy.deepcopy(base)
             return cls(copied.requires_grad_(True), config)
         base = start_from(teacher, config.knots)
         student = cls(share_weights(base), config)
