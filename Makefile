@@ -42,12 +42,10 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: setup
 	.venv/bin/ardistill quickstart
 
-# Workers with one thread each take whole files of tests, as these share what they make. They are one more than there
-# are cores, since some tests wait for processes and servers.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+# A worker a core, each with one thread and whole files of tests, as these share what they make.
 test: export OMP_NUM_THREADS ?= 1
 test: setup
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 check: export OMP_NUM_THREADS ?= 1
 check: setup
@@ -55,7 +53,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	.venv/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 
 DOCS_STAMP := .venv/.docs-ready
 

@@ -17,7 +17,7 @@ from ardistill.planning.memory import Activations, Memory, Weights
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("steps,layers,macs", [(4, 0, 474.67), (4, 6, 480.10), (2, 28, 241.56)])
+@pytest.mark.parametrize("steps,layers,macs", [(4, 6, 480.10), (2, 28, 241.56)])
 def test_macs_of_dit_xl2_are_the_papers(capsys, steps, layers, macs):
     n = ["--num-steps", str(steps), "--history-layers", str(layers)]
     main(["cost", "--teacher", "DiT-XL/2", *n, "--mask", "M4", "--json"])

@@ -29,7 +29,7 @@ def _encode(pipeline: Any, prompts: list[str]) -> Condition:
         ValueError: ftfy is not installed.
     """
     if not is_ftfy_available():
-        raise ValueError("diffusers' PRXPipeline cleans prompts with ftfy: pip install ftfy")
+        raise ValueError("diffusers' PRXPipeline cleans prompts with ftfy: pip install 'ardistill[text]'")
     embeddings, mask = encode_prompt(pipeline, prompts)[:2]
     return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
 
