@@ -9,7 +9,7 @@ import diffusers
 import transformers
 
 from tiny.instance import Tiny, TinyPipeline, normal, ragged, text
-from tiny.parts import WORDS, t5_encoder, t5_tokenizer, vae
+from tiny.parts import WORDS, t5_encoder, t5_tokenizer, trailing_ddim, vae
 
 INSTANCES = {
     "hunyuandit": Tiny(
@@ -49,17 +49,11 @@ def _make() -> Any:
     )
 
 
-def _scheduler(own: Any) -> Any:
-    """A solver of the first order, from pure noise to the image."""
-    options = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-    return diffusers.DDIMScheduler.from_config(own.config, **options)
-
-
 PIPELINE = TinyPipeline(
     _make,
     "hunyuandit",
     call={"height": 64, "width": 64, "use_resolution_binning": False},
     given_times=False,
     lora_loader=False,
-    scheduler=_scheduler,
+    scheduler=trailing_ddim,
 )

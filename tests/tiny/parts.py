@@ -1,4 +1,4 @@
-"""Tokenizers, text encoders and autoencoders of the tiny pipelines."""
+"""Tokenizers, text encoders, autoencoders and schedulers of the tiny pipelines."""
 
 from __future__ import annotations
 
@@ -64,3 +64,14 @@ def vae(channels: int = 4, levels: int = 2, **options: Any) -> Any:
         block_out_channels=(8,) * levels, norm_num_groups=4, latent_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **options,
     )  # fmt: skip
+
+
+def trailing_ddim(own: Any) -> Any:
+    """A solver of the first order, from pure noise to the image."""
+    options = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+    return diffusers.DDIMScheduler.from_config(own.config, **options)
+
+
+def euler(own: Any) -> Any:
+    """A solver of the first order, where the published one is of a higher order."""
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=own.config.flow_shift)

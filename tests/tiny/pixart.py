@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 
 from tiny.instance import Tiny, TinyPipeline, ragged, text
-from tiny.parts import t5_encoder, t5_tokenizer, vae
+from tiny.parts import t5_encoder, t5_tokenizer, trailing_ddim, vae
 
 INSTANCES = {
     "pixart-alpha": Tiny(
@@ -41,16 +41,10 @@ def _make() -> Any:
     )
 
 
-def _scheduler(own: Any) -> Any:
-    """A solver of the first order, from pure noise to the image."""
-    options = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-    return diffusers.DDIMScheduler.from_config(own.config, **options)
-
-
 PIPELINE = TinyPipeline(
     _make,
     "pixart-sigma",
     call={"use_resolution_binning": False, "clean_caption": False},
     lora_loader=False,
-    scheduler=_scheduler,
+    scheduler=trailing_ddim,
 )

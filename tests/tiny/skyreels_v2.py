@@ -8,7 +8,7 @@ import diffusers
 import transformers
 
 from tiny.instance import Tiny, TinyPipeline, text
-from tiny.parts import t5_tokenizer
+from tiny.parts import euler, t5_tokenizer
 
 INSTANCES = {
     "skyreels-v2": Tiny(
@@ -37,15 +37,10 @@ def _make() -> Any:
     )
 
 
-def _scheduler(own: Any) -> Any:
-    """The published one is of a higher order."""
-    return diffusers.FlowMatchEulerDiscreteScheduler(shift=own.config.flow_shift)
-
-
 PIPELINE = TinyPipeline(
     _make,
     "skyreels-v2",
     call={"height": 16, "width": 16, "num_frames": 3},
     given_times=False,
-    scheduler=_scheduler,
+    scheduler=euler,
 )

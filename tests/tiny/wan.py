@@ -8,7 +8,7 @@ import diffusers
 import transformers
 
 from tiny.instance import Tiny, TinyPipeline, text
-from tiny.parts import t5_tokenizer
+from tiny.parts import euler, t5_tokenizer
 
 INSTANCES = {
     "wan": Tiny(
@@ -38,11 +38,6 @@ def _make() -> Any:
     )
 
 
-def _scheduler(own: Any) -> Any:
-    """The published one is of a higher order."""
-    return diffusers.FlowMatchEulerDiscreteScheduler(shift=own.config.flow_shift)
-
-
 PIPELINE = TinyPipeline(
-    _make, "wan", call={"height": 16, "width": 16, "num_frames": 1}, given_times=False, scheduler=_scheduler
+    _make, "wan", call={"height": 16, "width": 16, "num_frames": 1}, given_times=False, scheduler=euler
 )

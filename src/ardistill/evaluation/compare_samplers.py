@@ -210,7 +210,7 @@ def _text_quality(judge: Judge, images: Tensor, prompts: Sequence[str] | None, o
 
 
 def _motion(drawn: Tensor, teachers: Tensor) -> Figures:
-    """How much moves in an arm's videos, as a share of the teacher's; nothing of images."""
+    """The metric ``motion``: that of an arm's videos divided by that of the teacher's; no metric for images."""
     return {"motion": motion(drawn) / max(motion(teachers), 1e-12)} if num_frames(drawn) > 1 else {}
 
 

@@ -103,7 +103,7 @@ def save_clip(videos: Tensor, path: str | Path, fps: int = 16, columns: int = 4)
 
 
 def _save_mp4(pictures: Sequence[Image.Image], path: Path, fps: int) -> None:
-    """By diffusers, whose codec wants a suffix and sides of an even number of pixels."""
+    """Write an .mp4 by diffusers. H.264 takes an even number of rows and columns: an odd one gets a black one more."""
     from diffusers.utils import export_to_video
 
     width, height = (side + side % 2 for side in pictures[0].size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ardistill.families.encoding import Condition, encode_plain, encode_unless_empty
 from ardistill.families.family import HEAD, Family
 from ardistill.families.grids import uniform_grid
-from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -21,11 +21,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
         "txt_ids": torch.zeros(tokens, 3, dtype=torch.float32, device=latents.device),
     }
     return {"hidden_states": pack(latents, 2), "timestep": timestep, **ids, **condition}
-
-
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 2)
 
 
 def _grid(scheduler: Any, num_steps: int) -> list[float]:
@@ -43,7 +38,7 @@ FAMILY = Family(
     text="first",
     image_tokens=count_packed,
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="BriaPipeline",
     encode=encode_plain,
     encode_negative=encode_unless_empty,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import HEAD, Family, mask_condition
 from ardistill.families.grids import linear_mu
-from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -34,11 +34,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
         "txt_ids": torch.zeros(found.shape[1], 3, dtype=torch.float32, device=latents.device),
         "joint_attention_kwargs": {"attention_mask": torch.cat([mask, image], dim=1)[:, None, None]},
     }
-
-
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 1)
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
@@ -71,7 +66,7 @@ FAMILY = Family(
     text="first",
     image_tokens=count_packed,
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="BriaFiboPipeline",
     encode=_encode,
     example_extras=_example_extras,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import Family, mask_condition
-from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -30,11 +30,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     }
 
 
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 2)
-
-
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
     """T5's embeddings and a mask of the prompt and of one token of padding."""
     embeddings, _text_ids, mask = encode_prompt(pipeline, prompts)[:3]
@@ -49,7 +44,7 @@ FAMILY = Family(
     image_tokens=count_packed,
     time_embedding="distilled_guidance_layer",
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="ChromaPipeline",
     encode=_encode,
     example_extras=mask_condition,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import HEAD, Family, pooled_condition
-from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed
 
 PACKING = 2
 """Side, in latents, of the square that is packed into one token."""
@@ -31,11 +31,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     return {"hidden_states": pack(latents, PACKING), "timestep": timestep / 1000, **ids, **condition}
 
 
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction (noise minus image, the flow), (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, PACKING)
-
-
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
     """T5's embeddings, (b, t, d), and CLIP's pooled ones, (b, d).
 
@@ -53,7 +48,7 @@ FAMILY = Family(
     image_tokens=count_packed,
     scale_is_input_of=("FluxPipeline",),
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="FluxPipeline",
     encode=_encode,
     example_extras=pooled_condition,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_plain
 from ardistill.families.family import HEAD, Family
-from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -21,11 +21,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     image_ids = grid_positions(latents.shape[-2], latents.shape[-1], 4, latents.device)
     ids = {"img_ids": image_ids.repeat(batch, 1, 1), "txt_ids": text_ids.repeat(batch, 1, 1)}
     return {"hidden_states": pack(latents, 1), "timestep": timestep / 1000, **ids, **condition}
-
-
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 1)
 
 
 def _mu(config: Any, sample_shape: tuple[int, ...], num_steps: int) -> float:
@@ -47,7 +42,7 @@ FAMILY = Family(
     image_tokens=count_packed,
     scale_is_input_of=("Flux2Pipeline",),
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="Flux2Pipeline",
     encode=encode_plain,
     mu=_mu,

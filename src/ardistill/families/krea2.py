@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import Family, mask_condition
-from ardistill.families.tokens import count_packed, grid_positions, pack, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -27,11 +27,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
         "position_ids": torch.cat([text_ids, image_ids]),
         "encoder_attention_mask": condition["encoder_attention_mask"],
     }
-
-
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 2)
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
@@ -55,7 +50,7 @@ FAMILY = Family(
     time_embedding="time_embed",
     guidance_off=("guidance_scale", 0.0),
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="Krea2Pipeline",
     encode=_encode,
     example_extras=_example_extras,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_plain
 from ardistill.families.family import HEAD, Family
-from ardistill.families.tokens import count_packed, grid_positions, pack, text_positions, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed, text_positions, unpack
 
 IMAGE_START = 512
 """Row and column of the first image token: the pipeline's longest prompt, whatever the length of the prompt."""
@@ -27,11 +27,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     return {"hidden_states": pack(latents, 2), "timestep": timestep / 1000, **ids, **condition}
 
 
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 2)
-
-
 def _limit_token_norms(guided: Tensor, conditional: Tensor) -> Tensor:
     """Guidance does not raise the norm of a token, as in LongCat's pipeline (``enable_cfg_renorm``)."""
     guided_tokens, conditional_tokens = pack(guided, 2), pack(conditional, 2)
@@ -46,7 +41,7 @@ FAMILY = Family(
     text="first",
     image_tokens=count_packed,
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="LongCatImagePipeline",
     encode=encode_plain,
     rescale_guided=_limit_token_norms,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_plain
 from ardistill.families.family import HEAD, Family
-from ardistill.families.tokens import count_packed, grid_positions, pack, text_positions, unpack
+from ardistill.families.tokens import count_packed, grid_positions, pack, take_packed, text_positions
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -20,11 +20,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     return {"hidden_states": pack(latents, 2), "timestep": timestep / 1000, **ids, **condition}
 
 
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 2)
-
-
 FAMILY = Family(
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     attention=("attn",),
@@ -32,7 +27,7 @@ FAMILY = Family(
     text="first",
     image_tokens=count_packed,
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="OvisImagePipeline",
     encode=encode_plain,
     packing=2,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition, encode_prompt
 from ardistill.families.family import HEAD, Family
-from ardistill.families.tokens import count_packed, pack, unpack
+from ardistill.families.tokens import count_packed, pack, take_packed, unpack
 
 
 def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Condition) -> dict[str, Any]:
@@ -17,11 +17,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     height, width = (n // 2 for n in latents.shape[-2:])
     shapes = [[(1, height, width)]] * len(latents)
     return {"hidden_states": pack(latents, 2), "timestep": timestep / 1000, "img_shapes": shapes, **condition}
-
-
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction, (b, tokens, 4 c) -> (b, c, h, w)."""
-    return unpack(result[0], latents, 2)
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
@@ -46,7 +41,7 @@ FAMILY = Family(
     image_tokens=count_packed,
     guidance_off=("true_cfg_scale", 1.0),
     inputs=_inputs,
-    output=_output,
+    output=take_packed,
     pipeline="QwenImagePipeline",
     encode=_encode,
     rescale_guided=_keep_token_norms,

@@ -21,6 +21,12 @@ def unpack(tokens: Tensor, latents: Tensor, size: int) -> Tensor:
     return tokens.view(b, h // size, w // size, -1, size, size).permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h, w)
 
 
+def take_packed(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+    """The prediction of a transformer that is given packed latents, shaped as the latents before they were packed."""
+    size = math.isqrt(result[0].shape[-1] // latents.shape[1])
+    return unpack(result[0], latents, size)
+
+
 def grid_positions(height: int, width: int, axes: int, device: torch.device) -> Tensor:
     """Positions (height * width, axes): row and column in axes 1 and 2, else 0."""
     ids = torch.zeros(height, width, axes, dtype=torch.float32, device=device)

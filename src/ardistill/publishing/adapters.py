@@ -21,7 +21,7 @@ from ardistill.publishing.layouts import HUNYUAN_DIT, LUMINA2, WAN, KeyLayout, l
 from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
 from ardistill.student import Student
 from ardistill.student.files import adapter_weights
-from ardistill.teacher import StockDrawing, Teacher, start_from
+from ardistill.teacher import StockDrawing, Teacher, part_to_start_from
 from ardistill.trajectories.parquet import PLACE
 
 COMFYUI: dict[str, KeyLayout | None] = {
@@ -58,7 +58,7 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     Raises:
         ValueError: The student has no adapters, or they are those of a second transformer.
     """
-    if start_from(teacher, student.config.knots) is not teacher.transformer:
+    if part_to_start_from(teacher, student.config.knots) != "transformer":
         raise ValueError(
             "form lora is for adapters of the base's transformer, these are of its transformer_2; export the student "
             "with form pipeline"

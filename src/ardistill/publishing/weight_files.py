@@ -31,9 +31,9 @@ def base_model(student: Student, teacher: Teacher) -> str:
     name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
-    return ", ".join(
-        words + [f"{part}=None" for part in teacher.family.left_out if teacher.companions.get(part) is not None]
-    )
+    given = getattr(teacher.companions, "index", teacher.companions)  # the index alone: no component is loaded for this
+    absent = [part for part in teacher.family.left_out if part in teacher.companions and given[part] is not None]
+    return ", ".join(words + [f"{part}=None" for part in absent])
 
 
 def python_lines(

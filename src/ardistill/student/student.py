@@ -13,11 +13,11 @@ from ardistill.student.graphed import GraphedSampler
 from ardistill.student.lora import add_adapters, check_trainable, merge_adapters, share_weights
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import (
-    SECOND,
     Teacher,
     check_same_teacher,
     load_recorded_teacher,
     load_trainable,
+    part_to_start_from,
     start_from,
 )
 
@@ -50,17 +50,15 @@ class Student(FewStepModel):
         """
         if not config.lora_rank:
             check_trainable(teacher.weights, config.lora_rank)
-            base = start_from(teacher, config.knots)
             if teacher.source is not None and teacher.weights != "float32":
-                part = "transformer" if base is teacher.transformer else SECOND
+                part = part_to_start_from(teacher, config.knots)
                 copied = load_trainable(teacher.source, part).to(teacher.device)
             else:
-                copied = copy.deepcopy(base)
+                copied = copy.deepcopy(start_from(teacher, config.knots))
             return cls(copied.requires_grad_(True), config)
         base = start_from(teacher, config.knots)
         student = cls(share_weights(base), config)
-        base, lists = base.parameters(), student.family.block_lists
-        add_adapters(student.transformer, base, lists, config.lora_rank)
+        add_adapters(student.transformer, base.parameters(), student.family.block_lists, config.lora_rank)
         return student
 
     def graphed(self, batch_size: int, mixed_precision: str = "auto") -> GraphedSampler:

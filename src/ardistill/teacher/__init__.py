@@ -1,7 +1,7 @@
 """The teacher: a frozen diffusion transformer, its guidance and the ODE that it defines."""
 
 from ardistill.teacher.companions import Companions as Companions
-from ardistill.teacher.experts import SECOND as SECOND
+from ardistill.teacher.experts import part_to_start_from as part_to_start_from
 from ardistill.teacher.experts import start_from as start_from
 from ardistill.teacher.identity import Identity as Identity
 from ardistill.teacher.identity import check_same_teacher as check_same_teacher

@@ -40,10 +40,13 @@ def move_second(companions: Mapping[str, Any], device: Any) -> None:
         companions.move(SECOND, device)
 
 
+def part_to_start_from(teacher: Any, knots: Knots) -> str:
+    """The component that a student of these knots starts from; of two that cover as many steps, the first."""
+    boundary = boundary_of(teacher.companions, teacher.scheduler) or 0.0
+    low = sum(timestep < boundary for timestep in knots.timesteps)
+    return SECOND if 2 * low > knots.num_steps else "transformer"
+
+
 def start_from(teacher: Any, knots: Knots) -> Any:
-    """The transformer that a student of these knots starts from; of two that cover as many steps, the first."""
-    second = teacher.second
-    if second is None:
-        return teacher.transformer
-    low = sum(timestep < second[1] for timestep in knots.timesteps)
-    return second[0] if 2 * low > knots.num_steps else teacher.transformer
+    """The transformer that a student of these knots starts from; a second one is loaded only if it is that."""
+    return teacher.second[0] if part_to_start_from(teacher, knots) == SECOND else teacher.transformer

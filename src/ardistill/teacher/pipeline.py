@@ -62,9 +62,10 @@ def fingerprint_of(source: Source) -> str:
     """The fingerprint of the weights in a teacher's files, in float32."""
     if _is_original_dit(source):
         return weight_fingerprint(load_trainable(source).state_dict())
-    parts = [part for part in ("transformer", SECOND) if part in {"transformer", *Companions(source.folder)}]
-    found = [transformer_fingerprint(source, part) for part in parts]
-    return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
+    first = transformer_fingerprint(source)
+    if SECOND not in Companions(source.folder):
+        return first
+    return hashlib.sha256(f"{first} {transformer_fingerprint(source, SECOND)}".encode()).hexdigest()
 
 
 def _is_original_dit(source: Source) -> bool:
