@@ -109,6 +109,10 @@ def test_every_option_that_saves_memory_is_in_the_plan(tiny):
     folded = plain.memory["activations"]
     assert kept["checkpointed"] < kept["every second"] < folded and kept["both"] < kept["sequential"] < folded
     assert kept["offloaded"] == folded // 3  # of three blocks, one at a time
+    accumulated = {"sequential": True, "gradient_accumulation_steps": 2}
+    assert plain.memory["gradients"] == tiny(sequential=True).memory["gradients"] == 4 * trained
+    assert tiny(**accumulated).memory["gradients"] == 8 * trained
+    assert tiny(**accumulated).macs_per_training_step == 2 * plain.macs_per_training_step
 
 
 def test_an_evaluation_keeps_nothing_for_a_backward_pass_and_no_scores_of_attention(tmp_path):
