@@ -146,6 +146,7 @@ def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
     for name, pipeline, message in (
         ("ltx", "LTXConditionPipeline", "LTXConditionPipeline, which is not supported: it places a video's frames"),
         ("wan", "Kandinsky5T2VPipeline", "Kandinsky5T2VPipeline, which is not supported"),
+        ("wan", "WanImageToVideoPipeline", "its call takes image, which recordings do not hold; use a teacher whose"),
     ):
         folder = tmp_path / pipeline
         folder.mkdir()
