@@ -60,7 +60,8 @@ def test_a_family_that_needs_values_is_not_counted(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in ONE_EACH if name not in BY_VALUES])
 def test_every_family_is_counted_from_its_config_alone(name, tmp_path):
     TINY[name].transformer().save_config(tmp_path)
-    options = CostConfig(str(tmp_path / "config.json"), history_layers=2, num_prompts=10, text_tokens=6, batch_size=2)
+    few = {"num_steps": 2, "history_layers": 1}
+    options = CostConfig(str(tmp_path / "config.json"), num_prompts=10, text_tokens=6, batch_size=2, **few)
     found = cost(options)
     assert 0 < found.macs_per_image_step_distillation < found.macs_per_image < found.macs_per_image_teacher
     assert found.bytes_per_prompt == 0 if name.startswith("dit") else found.bytes_per_prompt > 0

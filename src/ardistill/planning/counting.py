@@ -156,12 +156,14 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
         def run(rows: int, draw: Callable[[Tensor, dict[str, Any]], Any]) -> tuple[float, int]:
             condition = family.example_condition(teacher, rows, config.text_tokens)
             noise = torch.zeros(rows, *shape)
-            computing = torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16")
-            with computing:
-                macs = count_macs(lambda: draw(noise, condition))  # with attention that keeps its scores
-                with torch.no_grad(), Alive([*student.parameters(), *teacher.parameters()]) as alive:
+            alive = Alive([*student.parameters(), *teacher.parameters()])
+
+            def drawn() -> None:
+                with alive:
                     draw(noise, condition)
-            return macs / rows, alive.peak
+
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                return count_macs(drawn) / rows, alive.peak
 
         def evaluate(noise: Tensor, condition: dict[str, Any]) -> Any:
             return family.call(teacher, noise, torch.full((len(noise),), 500.0), condition)
