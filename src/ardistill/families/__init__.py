@@ -29,6 +29,7 @@ from ardistill.families import (
     longcat_image,
     ltx,
     lumina2,
+    mochi,
     ovis_image,
     pixart,
     prx,
@@ -72,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
+    "MochiTransformer3DModel": mochi.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
