@@ -29,6 +29,7 @@ from ardistill.families import (
     longcat_image,
     ltx,
     lumina2,
+    lumina_next,
     mochi,
     ovis_image,
     pixart,
@@ -74,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
     "MochiTransformer3DModel": mochi.FAMILY,
+    "LuminaNextDiT2DModel": lumina_next.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
