@@ -10,6 +10,7 @@ from torch import nn
 
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
+    allegro,
     auraflow,
     bria,
     bria_fibo,
@@ -76,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
     "MochiTransformer3DModel": mochi.FAMILY,
     "LuminaNextDiT2DModel": lumina_next.FAMILY,
+    "AllegroTransformer3DModel": allegro.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -57,7 +57,7 @@ def python_lines(
 
 {load}
 pipeline.scheduler = {scheduler}.from_pretrained("{PLACE}", subfolder="scheduler")
-images = {call_of(student, drawing)}
+{student.family.preparation}images = {call_of(student, drawing)}
 ```"""
 
 

@@ -83,7 +83,9 @@ def call_parameters(pipeline_class: str) -> set[str]:
 
 
 def given_times(pipeline_class: str) -> list[str]:
-    """Lists of times that a pipeline's call takes: ``sigmas``, ``timesteps``, both or none."""
+    """Lists of times that a pipeline's call takes and follows: ``sigmas``, ``timesteps``, both or none."""
+    if pipeline_class == "AllegroPipeline":  # it sets its scheduler again, without them
+        return []
     return sorted({"sigmas", "timesteps"} & call_parameters(pipeline_class))
 
 
