@@ -97,3 +97,16 @@ def test_out_of_memory_it_decodes_one_by_one_then_in_tiles(name):
     assert vae.use_tiling
     vae.decode = decode
     assert torch.allclose(vaes.decode(vae, latents, 1, frames=True), expected, atol=1e-5)  # smaller than a tile
+
+
+def test_sizes_that_whole_tiles_do_not_cover_are_refused():
+    """Allegro's; it would leave the rest of a video blank."""
+    options = {"block_out_channels": (4,) * 4, "layers_per_block": 1, "norm_num_groups": 2, "sample_size": 128}
+    vae = diffusers.AutoencoderKLAllegro(**options)
+    for shape in ((4, 6, 16, 16), (4, 10, 17, 22)):
+        vaes.check_tiles(vae, shape)
+    for shape, wrong in (((4, 7, 16, 16), "6 latent frames"), ((4, 6, 15, 16), "rows"), ((4, 6, 16, 17), "columns")):
+        with pytest.raises(ValueError, match=f"works in whole tiles: expected .*{wrong}"):
+            vaes.check_tiles(vae, shape)
+    with pytest.raises(ValueError, match="encodes tiles of 24 frames"):
+        vaes.encode(vae, torch.zeros(1, 3, 128, 128))

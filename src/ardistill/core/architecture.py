@@ -33,6 +33,8 @@ class Architecture:
     """(arguments of the forward) -> index of each row's first image token, where prompts of unequal length shift it."""
     linear: tuple[str, Any] = ("", None)
     """Call of the attention processor where attention is linear, and what takes the place of ``torch.matmul`` in it."""
+    by_row: tuple[str, Any] = ("", None)
+    """Call of the attention processor where it attends row by row, and what takes the place of its attention call."""
     time_embedding: str = "timestep_embedder"
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
     guidance_off: tuple[str, float] = ("guidance_scale", 1.0)

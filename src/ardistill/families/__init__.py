@@ -11,6 +11,7 @@ from torch import nn
 
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
+    allegro,
     auraflow,
     bria,
     bria_fibo,
@@ -30,6 +31,8 @@ from ardistill.families import (
     longcat_image,
     ltx,
     lumina2,
+    lumina_next,
+    mochi,
     ovis_image,
     pixart,
     prx,
@@ -73,6 +76,9 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
+    "MochiTransformer3DModel": mochi.FAMILY,
+    "LuminaNextDiT2DModel": lumina_next.FAMILY,
+    "AllegroTransformer3DModel": allegro.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -106,6 +106,8 @@ class Family(Architecture):
     left_out: tuple[str, ...] = ()
     """Components and settings of the pipeline that a student replaces: what guides, or a second transformer. An export
     has none of them."""
+    preparation: str = ""
+    """Lines of Python, with their ends, that a ``pipeline`` of diffusers needs before it can draw."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided, conditional) -> guided, where the family's pipeline rescales the guided prediction."""
     channels_key: str = "in_channels"

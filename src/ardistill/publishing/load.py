@@ -10,7 +10,7 @@ import torch
 
 from ardistill.core import pipeline
 from ardistill.families import transformer_class
-from ardistill.teacher import Companions, find_source
+from ardistill.teacher import Companions, find_source, use_tiles
 
 
 def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffusers.DiffusionPipeline:
@@ -50,4 +50,6 @@ def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffuser
     missing = {name: None for name in accepted if name in index and name not in parts}
     made = pipeline.few_step_pipeline(base)(**parts | missing | {"student": student})
     made.register_to_config(_name_or_path=str(folder))
+    if made.vae is not None:
+        use_tiles(made.vae)
     return made

@@ -65,7 +65,7 @@ def loading_with_stock_pipeline(student: Student, teacher: Teacher, drawing: Sto
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{PLACE}")
-images = {call_of(student, drawing)}
+{student.family.preparation}images = {call_of(student, drawing)}
 ```
 
 The pipeline is diffusers' own {teacher.pipeline_class}; this folder holds no code. The arguments are part of the

@@ -57,7 +57,7 @@ def python_lines(
 
 {load}
 pipeline.scheduler = {scheduler}.from_pretrained("{PLACE}", subfolder="scheduler")
-images = {call_of(student, drawing)}
+{student.family.preparation}images = {call_of(student, drawing)}
 ```"""
 
 
@@ -68,7 +68,7 @@ def noise_levels(student: Student) -> str:
     """
     knots = student.config.knots
     pairs = zip(knots.sigma, knots.alpha, strict=True)
-    levels = [sigma if knots.prediction_type == "flow" else sigma / alpha for sigma, alpha in pairs]
+    levels = [sigma if "flow" in knots.prediction_type else sigma / alpha for sigma, alpha in pairs]
     return ", ".join(np.format_float_positional(x, 6, fractional=False, trim="-") for x in levels)
 
 
