@@ -49,9 +49,10 @@ def compile_blocks(transformer: Any, **options: Any) -> None:
     """
     # A class has a graph for each step, and again where inputs have other strides; torch 2.11 has no such option.
     limit = {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
-    for block, _ in (architecture := architecture_of(transformer)).blocks(transformer):
-        block.compile(**limit | options)
+    architecture = architecture_of(transformer)
     torch._dynamo.config.capture_dynamic_output_shape_ops |= bool(architecture.by_row[0])  # rows of unequal length
+    for block, _ in architecture.blocks(transformer):
+        block.compile(**limit | options)
 
 
 def attach(transformer: Any, config: StudentConfig) -> Attachment:

@@ -1,9 +1,8 @@
 """The knots of a trajectory and the closed-form solver step between two of them.
 
-A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0, or a flow, noise minus image or
-reversed), the step of a
-first-order solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12, eta = 0) for
-variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
+A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0, flow, or a flow reversed), the
+step of a first-order solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12,
+eta = 0) for variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
 """
 
 from __future__ import annotations
