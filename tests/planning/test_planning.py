@@ -46,7 +46,7 @@ def test_what_cannot_be_counted_says_so(tmp_path):
         cost(CostConfig(str(tmp_path / "config.json"), history_layers=2))
 
 
-BY_VALUES = ("hidream-wide", "hunyuan-image")
+BY_VALUES = ("hidream-wide", "hunyuan-image", "hunyuan-video15")
 """Their classes choose tokens by the values of masks or of experts' weights."""
 
 

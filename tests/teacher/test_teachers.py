@@ -45,7 +45,8 @@ torch.save([torch.as_tensor(x) for x in images], sys.argv[-1])
 
 def call(name):
     """What a user gives the exported pipeline."""
-    return ({"prompt": PROMPTS[:2]} if name in PROMPTED else {"class_labels": [1, 2]}) | PIPELINES[name].call
+    given = {"prompt": PROMPTS[: PIPELINES[name].drawn]} if name in PROMPTED else {"class_labels": [1, 2]}
+    return given | PIPELINES[name].call
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,9 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
             exported / name / "teacher", guidance_scale=2.0, **PIPELINES[name].size, device="cpu"
         )
         student = Student.from_pretrained(exported / name / "run", device="cpu")
-        condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
-        noise = PIPELINES[name].noise(2, teacher.sample_shape)
+        drawn = PIPELINES[name].drawn
+        condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:drawn])
+        noise = PIPELINES[name].noise(drawn, teacher.sample_shape)
         expected = teacher.decode(sample(student, noise, condition)[:, -1], frames=True) / 2 + 0.5
         assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
 
@@ -146,6 +148,7 @@ def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
     for name, pipeline, message in (
         ("ltx", "LTXConditionPipeline", "LTXConditionPipeline, which is not supported: it places a video's frames"),
         ("wan", "Kandinsky5T2VPipeline", "Kandinsky5T2VPipeline, which is not supported"),
+        ("hunyuan-video15", "HunyuanVideo15ImageToVideoPipeline", "it draws videos from a first frame"),
     ):
         folder = tmp_path / pipeline
         folder.mkdir()

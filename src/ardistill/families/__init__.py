@@ -24,6 +24,7 @@ from ardistill.families import (
     hunyuan_dit,
     hunyuan_image,
     hunyuan_video,
+    hunyuan_video15,
     kandinsky5,
     krea2,
     longcat_image,
@@ -72,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
+    "HunyuanVideo15Transformer3DModel": hunyuan_video15.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
@@ -93,6 +95,9 @@ UNFIT_PIPELINES = {
     ),
     "Kandinsky5T2VPipeline": (
         "it draws videos, with positions, masks and sparse attention of its own; use a teacher of Kandinsky5T2IPipeline"
+    ),
+    "HunyuanVideo15ImageToVideoPipeline": (
+        "it draws videos from a first frame, which no trajectory holds; use a teacher of HunyuanVideo15Pipeline"
     ),
     "LTXConditionPipeline": (
         "it places a video's frames elsewhere in time than LTXPipeline; use an LTX-Video whose folder names LTXPipeline"

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_ONE_BY_ONE = ("AutoencoderKLHunyuanVideo15",)
+"""Classes that take one sample alone: their attention's mask has no axis of heads (``HunyuanVideo15AttnBlock``)."""
+
 
 def is_video_vae(vae: Any) -> bool:
     """Whether a VAE works on videos, (b, c, f, h, w): it has convolutions over time."""
@@ -33,7 +36,12 @@ def frames_per_latent(vae: Any) -> int:
 
 @contextlib.contextmanager
 def _placed(vae: Any, device: torch.device | str | None) -> Iterator[None]:
-    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given."""
+    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given.
+
+    One whose class takes single samples is set to take a batch in slices.
+    """
+    if type(vae).__name__ in _ONE_BY_ONE:
+        vae.enable_slicing()
     if device is None:
         yield
         return
