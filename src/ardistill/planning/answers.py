@@ -63,4 +63,4 @@ class Answers(TorchFunctionMode):
 
 
 def _is_real_and_whole(x: Tensor) -> bool:
-    return not isinstance(x, FakeTensor) and not x.is_floating_point()
+    return not isinstance(x, FakeTensor) and not x.is_floating_point() and not x.is_complex()
