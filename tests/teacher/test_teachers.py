@@ -148,7 +148,6 @@ def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
     for name, pipeline, message in (
         ("ltx", "LTXConditionPipeline", "LTXConditionPipeline, which is not supported: it places a video's frames"),
         ("wan", "Kandinsky5T2VPipeline", "Kandinsky5T2VPipeline, which is not supported"),
-        ("hunyuan-video15", "HunyuanVideo15ImageToVideoPipeline", "it draws videos from a first frame"),
     ):
         folder = tmp_path / pipeline
         folder.mkdir()

@@ -96,9 +96,6 @@ UNFIT_PIPELINES = {
     "Kandinsky5T2VPipeline": (
         "it draws videos, with positions, masks and sparse attention of its own; use a teacher of Kandinsky5T2IPipeline"
     ),
-    "HunyuanVideo15ImageToVideoPipeline": (
-        "it draws videos from a first frame, which no trajectory holds; use a teacher of HunyuanVideo15Pipeline"
-    ),
     "LTXConditionPipeline": (
         "it places a video's frames elsewhere in time than LTXPipeline; use an LTX-Video whose folder names LTXPipeline"
     ),
