@@ -303,8 +303,9 @@ def test_what_cannot_be_a_family_is_refused():
         family_of("LatteTransformer3DModel")
 
 
-def test_a_distilled_hunyuan_image_is_no_teacher():
-    tiny = TINY["hunyuan-image"]
+@pytest.mark.parametrize("name", ["hunyuan-image", "hunyuan-video15"])
+def test_a_distilled_hunyuan_is_no_teacher(name):
+    tiny = TINY[name]
     transformer = replace(tiny, options=tiny.options | {"use_meanflow": True}).transformer()
     with pytest.raises(ValueError, match="distilled already"):
         family_of(transformer).call(transformer, torch.randn(2, *tiny.latents), torch.ones(2), tiny.condition(2))

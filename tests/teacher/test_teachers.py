@@ -15,7 +15,7 @@ from ardistill.cli import main
 from ardistill.publishing import load
 from ardistill.student import Student
 from ardistill.student.sample import sample
-from ardistill.teacher import Teacher, use_tiles
+from ardistill.teacher import Teacher, prepare_vae
 from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,8 @@ torch.save([torch.as_tensor(x) for x in images], sys.argv[-1])
 
 def call(name):
     """What a user gives the exported pipeline."""
-    return ({"prompt": PROMPTS[:2]} if name in PROMPTED else {"class_labels": [1, 2]}) | PIPELINES[name].call
+    given = {"prompt": PROMPTS[: PIPELINES[name].drawn]} if name in PROMPTED else {"class_labels": [1, 2]}
+    return given | PIPELINES[name].call
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,9 @@ def test_exported_students_draw_with_diffusers_alone(exported, tmp_path):
             exported / name / "teacher", guidance_scale=2.0, **PIPELINES[name].size, device="cpu"
         )
         student = Student.from_pretrained(exported / name / "run", device="cpu")
-        condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:2])
-        noise = PIPELINES[name].noise(2, teacher.sample_shape)
+        drawn = PIPELINES[name].drawn
+        condition = {"class_labels": torch.tensor([1, 2])} if name == "dit" else teacher.encode(PROMPTS[:drawn])
+        noise = PIPELINES[name].noise(drawn, teacher.sample_shape)
         expected = teacher.decode(sample(student, noise, condition)[:, -1], frames=True) / 2 + 0.5
         assert torch.allclose(images.reshape(expected.shape), expected, atol=1e-4), name
 
@@ -119,7 +121,7 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     if name == "allegro":
-        use_tiles(pipeline.vae)
+        prepare_vae(pipeline.vae)
     prompts = PROMPTS[: tiny.prompts]
     given = call(name) | tiny.guided | {"prompt": prompts, "num_inference_steps": 4}
     if tiny.scheduler:

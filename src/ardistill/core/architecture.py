@@ -38,7 +38,7 @@ class Architecture:
     time_embedding: str = "timestep_embedder"
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
     guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
-    """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
+    """Argument of the pipeline's call, or none, and its value that turn its classifier-free guidance off."""
     keeps_float32: bool = False
     """Whether the pipeline wants every state in float32 whatever the weights are in, and converts the last one."""
     scale_is_input_of: tuple[str, ...] = ()

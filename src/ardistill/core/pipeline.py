@@ -135,7 +135,7 @@ def _take_guidance(base: Any, student: StudentConfig, options: dict[str, Any], t
         student.check_guidance(told)
     elif scale not in (None, off, 0.0, 1.0):  # 0 also means that there is no guidance
         raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
-    options[name] = off
+    options |= {name: off} if name else {}  # none where a component guides, which exports replace
     return float(told)
 
 

@@ -26,6 +26,7 @@ from ardistill.families import (
     hunyuan_dit,
     hunyuan_image,
     hunyuan_video,
+    hunyuan_video15,
     kandinsky5,
     krea2,
     longcat_image,
@@ -79,6 +80,7 @@ FAMILIES: dict[str, Family] = {
     "MochiTransformer3DModel": mochi.FAMILY,
     "LuminaNextDiT2DModel": lumina_next.FAMILY,
     "AllegroTransformer3DModel": allegro.FAMILY,
+    "HunyuanVideo15Transformer3DModel": hunyuan_video15.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)

@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
-from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
 from ardistill.core.knots import Knots
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, class_name, transformer_class
+from ardistill.planning.answers import Answers
 from ardistill.planning.memory import Activations, Alive, Memory, Weights
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
@@ -78,28 +78,15 @@ def _saved_bytes(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> i
     return sum(size for _, size in kept.values())
 
 
-class _FullPrompts(TorchFunctionMode):
-    """Tells a model that reads the lengths of its prompts (Lumina2) that all have the full length."""
-
-    def __init__(self, text_tokens: int) -> None:
-        super().__init__()
-        self.text_tokens = text_tokens
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.item and args[0].dtype == torch.int64:
-            return self.text_tokens
-        return func(*args, **(kwargs or {}))
-
-
 @contextlib.contextmanager
 def _fake(name: str, text_tokens: int) -> Iterator[None]:
     """Within this context, tensors have shapes but no values.
 
     Raises:
-        ValueError: The model ``name`` needs values of its inputs.
+        ValueError: The model ``name`` needs values of its inputs that `Answers` does not give.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _FullPrompts(text_tokens):
+        with FakeTensorMode(allow_non_fake_inputs=True), Answers(text_tokens):
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(

@@ -221,9 +221,14 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
 
 
 def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
-    """Write the teacher's companions except those that a student replaces, and note them in the index."""
-    companions = teacher.companions
-    for part in (x for x in companions if x not in teacher.family.left_out):
+    """Write the teacher's companions, without or with others for those that a student replaces, and note them in the
+    index.
+    """
+    companions, family = teacher.companions, teacher.family
+    for part, (kind, options) in family.replaced.items():
+        getattr(diffusers, kind)(**options).save_pretrained(folder / part)
+        index[part] = ["diffusers", kind]
+    for part in (x for x in companions if x not in {*family.left_out, *family.replaced}):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):

@@ -10,7 +10,7 @@ import torch
 
 from ardistill.core import pipeline
 from ardistill.families import transformer_class
-from ardistill.teacher import Companions, find_source, use_tiles
+from ardistill.teacher import Companions, find_source, prepare_vae
 
 
 def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffusers.DiffusionPipeline:
@@ -51,5 +51,5 @@ def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffuser
     made = pipeline.few_step_pipeline(base)(**parts | missing | {"student": student})
     made.register_to_config(_name_or_path=str(folder))
     if made.vae is not None:
-        use_tiles(made.vae)
+        prepare_vae(made.vae)
     return made

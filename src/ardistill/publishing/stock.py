@@ -43,7 +43,7 @@ def _more_arguments(student: Student, teacher: Teacher) -> dict[str, Any]:
     """Arguments of the call that turn guidance off, or tell it to the network, the size and the length of prompts."""
     family, companions, shapes = teacher.family, teacher.companions, student.config.sample_shapes
     name, off = family.guidance_off
-    found: dict[str, Any] = {name: off}
+    found: dict[str, Any] = {name: off} if name else {}
     if teacher.pipeline_class in family.scale_is_input_of:
         found = {"guidance_scale": student.config.guidance_scale}
     if shapes and "height" in call_parameters(teacher.pipeline_class):

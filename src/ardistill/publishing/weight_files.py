@@ -25,7 +25,7 @@ def base_model(student: Student, teacher: Teacher) -> str:
     """The arguments of ``from_pretrained`` that load a student's teacher, as source.
 
     Of a folder the last part of its path alone is named, as others do not have the path. What the student replaces is
-    left out.
+    left out, or has something in its place.
     """
     name, revision, variant = split_name(student.config.teacher)
     name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
@@ -33,7 +33,10 @@ def base_model(student: Student, teacher: Teacher) -> str:
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
     given = getattr(teacher.companions, "index", teacher.companions)  # the index alone: no component is loaded for this
     absent = [part for part in teacher.family.left_out if part in teacher.companions and given[part] is not None]
-    return ", ".join(words + [f"{part}=None" for part in absent])
+    words += [f"{part}=None" for part in absent]
+    for part, (kind, options) in teacher.family.replaced.items():
+        words.append(f"{part}={kind}({', '.join(f'{key}={value}' for key, value in options.items())})")
+    return ", ".join(words)
 
 
 def python_lines(
@@ -50,7 +53,8 @@ def python_lines(
         more: Further imports.
     """
     scheduler = type(drawing.scheduler).__name__
-    names = ", ".join(sorted({teacher.pipeline_class, scheduler, *classes}))
+    replaced = (name for name, _ in teacher.family.replaced.values())
+    names = ", ".join(sorted({teacher.pipeline_class, scheduler, *classes, *replaced}))
     imports = "\n".join(filter(None, (f"from diffusers import {names}", more)))
     return f"""```python
 {imports}

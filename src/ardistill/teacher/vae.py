@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 _TILED = ("AutoencoderKLAllegro",)
-"""Classes that work in whole tiles alone, and leave blank what these do not cover (``AutoencoderKLAllegro``)."""
+"""Classes that work in whole tiles alone, and leave blank what these do not cover."""
+_ONE_BY_ONE = (*_TILED, "AutoencoderKLHunyuanVideo15")
+"""Classes that take one sample alone; HunyuanVideo 1.5's, as its attention's mask has no axis of heads."""
 
 
-def use_tiles(vae: Any) -> None:
-    """Let a VAE that works in tiles alone, of one video, do so."""
+def prepare_vae(vae: Any) -> None:
+    """Let a VAE of a class that works in tiles, or on one sample, alone do so."""
     if type(vae).__name__ in _TILED:
         vae.enable_tiling()
+    if type(vae).__name__ in _ONE_BY_ONE:
         vae.enable_slicing()
 
 
@@ -66,7 +69,11 @@ def frames_per_latent(vae: Any) -> int:
 
 @contextlib.contextmanager
 def _placed(vae: Any, device: torch.device | str | None) -> Iterator[None]:
-    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given."""
+    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given.
+
+    One whose class needs it is set to work in tiles, or on one sample at a time.
+    """
+    prepare_vae(vae)
     if device is None:
         yield
         return
@@ -117,7 +124,6 @@ def _output(vae: Any, latents: Tensor) -> Tensor:
     """One call. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
     time = (latents.new_zeros(len(latents)),) if vae.config.get("timestep_conditioning") else ()
     check_tiles(vae, latents.shape[1:])
-    use_tiles(vae)
     found = vae.decode(latents, *time).sample
     if type(vae).__name__ in _TILED:  # frames before channels, and for the first latent as many as for the others
         found = found.transpose(1, 2)[:, :, : (latents.shape[2] - 1) * frames_per_latent(vae) + 1]
