@@ -11,6 +11,7 @@ from ardistill.publishing.metadata import card_metadata
 from ardistill.publishing.origin import Origin
 from ardistill.publishing.sections import how_it_was_made, license_section, limits
 from ardistill.student import Student
+from ardistill.student.model import FewStepModel
 from ardistill.teacher import public_name
 from ardistill.trajectories.parquet import PLACE
 
@@ -53,6 +54,13 @@ diffusers' own pipeline cannot draw this student: {reason}.
 With ardistill installed, `ardistill.load("{PLACE}")` runs the package's own code instead.{more}"""
 
 
+def _kind(component: str, student: FewStepModel) -> str:
+    """What a card says of the history of a student, and of its steps where it draws a part of the path."""
+    config = student.config
+    kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
+    return f"{student.num_steps} by `{component}` ({kind})" if config.expert else kind
+
+
 def model_card(
     student: Student,
     loading: str,
@@ -70,7 +78,7 @@ def model_card(
         relation: What the folder's weights are to the teacher's.
     """
     config = student.config
-    kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
+    kind = " and ".join(_kind(name, part) for name, part in student.parts.items())
     guidance = f"The teacher's guidance of {config.guidance_scale:g} is absorbed: each step is one evaluation."
     if config.takes_guidance:
         low, high = config.guidance_range
