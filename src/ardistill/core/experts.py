@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ardistill.core.adoption import adopt
+from ardistill.core.adoption import adopt, unwrapped
+from ardistill.core.attach import compile_blocks
 from ardistill.core.config import EXPERTS, StudentConfig
 from ardistill.core.knots import Knots
 from ardistill.core.pipeline import FewStepPipeline, _FixedKnots
@@ -132,3 +133,8 @@ class PairPipeline(FewStepPipeline):
         if self.transformer_2 is not None:
             adopt(self.transformer_2, config.parts[1], "", self.components.values())
         self.__dict__.update(_student=config, _parts=config.by_component())
+
+    def compile(self, **options: Any) -> None:
+        """Compile each block of both transformers in place; the first calls take the time that this needs."""
+        for name in self._parts:
+            compile_blocks(unwrapped(getattr(self, name)), **options)

@@ -145,7 +145,7 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
         ValueError: There is a negative prompt, or other times or another number of steps than the student's.
     """
     for name, value in [*options.items()]:
-        if name.startswith("negative_"):
+        if name.startswith(("negative_", "guidance_scale_")):  # the latter is a second transformer's
             asked = value if isinstance(value, (list, tuple)) else [value]
             if any(x is not None and not (isinstance(x, str) and not x.strip()) for x in asked):
                 raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")

@@ -34,6 +34,7 @@ def loading_with_own_module(student: Student, module: Path, reason: str, library
     example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
     needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
     source, own, more = module.read_bytes(), "", ""
+    kind = f"two {student.class_name}" if len(student.parts) > 1 else f"a {student.class_name}"
     if student.has_own_weights:
         more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
     if library != "diffusers":
@@ -48,7 +49,7 @@ images = pipeline({example}).{result_name(student)}
 diffusers' own pipeline cannot draw this student: {reason}.
 `trust_remote_code` runs `{module.name}` of this folder, which needs {needs} alone. To review it, read its
 {len(source.splitlines())} lines, or make them anew with ardistill {version()}: they are what
-`ardistill.publishing.pipeline_source` writes for every student of a {student.class_name}. SHA-256:
+`ardistill.publishing.pipeline_source` writes for every student of {kind}. SHA-256:
 `{hashlib.sha256(source).hexdigest()}`.{own}
 
 With ardistill installed, `ardistill.load("{PLACE}")` runs the package's own code instead.{more}"""
