@@ -20,7 +20,10 @@ from ardistill.core.pipeline import FewStepPipeline, _FixedKnots
 
 @dataclass(frozen=True)
 class PairConfig(StudentConfig):
-    """Configuration of a student of two transformers: its knots are those of both; all else is the first one's."""
+    """Configuration of a student of two transformers: its knots are those of both, all else is the first one's.
+
+    What the two may have each by itself (history, mask, output, adapters) is in ``parts``.
+    """
 
     parts: tuple[StudentConfig, ...] = ()
     """The student of the high-noise expert, and that of the low-noise expert."""
@@ -128,7 +131,7 @@ class PairPipeline(FewStepPipeline):
     def __init__(self, *args: Any, student: dict[str, Any] | None = None, **components: Any) -> None:
         super().__init__(*args, student=student and student["transformer"], **components)
         config = PairConfig.from_dict(student or {})
-        config.check_boundary(self.config.boundary_ratio * self.scheduler.config.num_train_timesteps)
+        config.check_boundary((self.config.boundary_ratio or 0) * self.scheduler.config.num_train_timesteps)
         self.register_to_config(student=student)
         if self.transformer_2 is not None:
             adopt(self.transformer_2, config.parts[1], "", self.components.values())

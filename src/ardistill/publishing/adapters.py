@@ -100,11 +100,8 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
 
 def _write_two(student: Student, teacher: Teacher, folder: Path, name: str, drawing: StockDrawing) -> str:
     """Write the adapters of both transformers of a student; `write_lora` says how one is written."""
-    load, files, ranks = (
-        [f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student, teacher)})"],
-        [],
-        [],
-    )
+    load = [f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student, teacher)})"]
+    files, ranks = [], []
     for component, part in student.parts.items():
         weights, adapters, rank = _adapters_of(part)
         _write_for_diffusers(weights, adapters, rank, folder / FILES[component])
