@@ -168,6 +168,9 @@ class DistillOptions:
     """Recorded solver states that the student's steps run between, such as [0, 6, 15, 21, 24] of 24 solver steps;
     stock: those of the grid that the teacher's diffusers pipeline has by itself, so that it can draw a student without
     history; uniform if not given."""
+    expert: Literal["high_noise", "low_noise"] | None = None
+    """Of a teacher of two transformers (Wan 2.2), the one to distil at those of these steps that it predicts at; export
+    puts the students of both together. If not given, one transformer draws all steps."""
     history_layers: int = 6
     """Number of layers (N, the lowest ones) that attend to earlier steps; 0 is step distillation."""
     mask: Literal["M1", "M2", "M3", "M4"] = "M2"
@@ -308,6 +311,9 @@ class ExportOptions:
     """Run folder of distill or finetune, or one of its checkpoints."""
     out: str
     """New folder to write; with push also one that holds this student's export already, which is then pushed."""
+    second: str | None = None
+    """Of a teacher of two transformers (Wan 2.2), the run of distill --expert low_noise; student is then the one of
+    --expert high_noise, and the export draws with both."""
     form: Literal["pipeline", "lora", "single_file"] = "pipeline"
     """What is written. pipeline: a diffusers folder; lora: the adapters of a finished run (distill --lora_rank) for the
     base model, as diffusers, or PEFT, and ComfyUI load them; single_file: all weights of a student of Flux, SD3 or Wan

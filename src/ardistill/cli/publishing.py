@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ardistill.cli.command import Result
 from ardistill.cli.options import ExportOptions, PushOptions, RecordedTeacher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ardistill.student import Student
 
 
 def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) -> Result:
@@ -18,7 +25,7 @@ def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) 
     """
     from ardistill import publishing
     from ardistill.evaluation import evaluation_folder
-    from ardistill.student import Student
+    from ardistill.student import Student, StudentPair
     from ardistill.student.files import read_adapters
     from ardistill.teacher import load_recorded_teacher
 
@@ -28,9 +35,12 @@ def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) 
     if form == "lora":
         config = read_adapters(Path(options.student))[0]
         teacher = load_recorded_teacher(config, recorded.teacher, "cpu", in_parts=True)
-        student = Student.from_adapters(teacher, options.student)
+        read: Callable[[str], Student] = partial(Student.from_adapters, teacher)
     else:
-        student = Student.from_pretrained(options.student, "cpu")
+        read = partial(Student.from_pretrained, device="cpu")
+    student = read(options.student)
+    if options.second is not None:
+        student = StudentPair(student, read(options.second))
     if hub.push is None or not publishing.is_export_of(out, student, form, None if form == "lora" else options.dtype):
         teacher = teacher or load_recorded_teacher(student.config, recorded.teacher, "cpu", in_parts=True)
         publishing.export(
@@ -41,6 +51,7 @@ def export(options: ExportOptions, hub: PushOptions, recorded: RecordedTeacher) 
             dtype=options.dtype,
             max_shard_size=options.max_shard_size,
             run=options.student,
+            second_run=options.second,
             license=options.license,
             datasets=options.datasets or (),
         )

@@ -41,11 +41,12 @@ def distill(
     import torch
 
     from ardistill import training
+    from ardistill.core.knots import Knots
     from ardistill.devices import resolve_device
     from ardistill.evaluation import validation_grid
     from ardistill.files import Store
-    from ardistill.teacher import load_recorded_teacher, stock_knots
-    from ardistill.trajectories import Manifest, steps_or_knots
+    from ardistill.teacher import expert_knots, load_recorded_teacher, select_knots, stock_knots
+    from ardistill.trajectories import Manifest, knot_indices, steps_or_knots
 
     out = options.out
     training.check_run_folder(out)
@@ -62,13 +63,18 @@ def distill(
     teacher = load_recorded_teacher(manifest, recorded.teacher, where, weights, in_parts)
     if options.knots == "stock":
         steps = stock_knots(teacher, manifest.knots, options.num_steps)
+    if options.expert is not None:
+        whole = steps if isinstance(steps, Knots) else select_knots(manifest.knots, knot_indices(manifest.knots, steps))
+        steps = expert_knots(teacher, whole, options.expert)
     dataset = _open_trajectories(data.trajectories, steps, options, teacher, device)
     student = _first_student(options, dataset, teacher)
-    validate = validation_grid(teacher, dataset, Path(out) / "samples") if teacher.draws_images else None
+    shows = teacher.draws_images and options.expert != "high_noise"  # which ends in states that are mostly noise
+    validate = validation_grid(teacher, dataset, Path(out) / "samples") if shows else None
     _compare_with_solver(options.output, student, teacher, dataset, validate, device, in_parts)
     training.distill(student, dataset, out, options.training, start=options.start, validate=validate)
     loss = training.read_log(out)[-1].get("loss", math.nan)
-    text = f"{options.num_steps}-step student in {out}/student, samples in {out}/samples; loss {loss:.5f}"
+    samples = f", samples in {out}/samples" if shows else ""
+    text = f"{student.num_steps}-step student in {out}/student{samples}; loss {loss:.5f}"
     return Result({"out": out, "student": str(Path(out) / "student"), "loss": loss}, text)
 
 
@@ -101,6 +107,7 @@ def _first_student(options: DistillOptions, data: TrajectoryDataset, teacher: Te
         gated=options.gated,
         lora_rank=options.lora_rank,
         conditioning=options.conditioning,
+        expert=options.expert or "",
     )
     resumes = any(Path(options.out, "checkpoints").glob("step-*"))
     if options.start is None or resumes:
@@ -142,8 +149,9 @@ def _compare_with_solver(
         return
     distance = distance_to_samples(student, solved, states[:, 0], condition)
     if os.environ.get("RANK", "0") == "0":
+        drawn = "states" if student.config.expert else "images"
         errors.say(
-            f"before training, the student's images differ by {distance:.1%} from those of the teacher's "
+            f"before training, the student's {drawn} differ by {distance:.1%} from those of the teacher's "
             f"{student.num_steps}-step solver"
         )
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ardistill.core.attach import attach
-from ardistill.core.config import StudentConfig
+from ardistill.core.config import EXPERTS, StudentConfig
 
 
 def unwrapped(transformer: Any) -> Any:
@@ -27,21 +27,21 @@ def unwrapped(transformer: Any) -> Any:
     return transformer.get_base_model() if hasattr(transformer, "get_base_model") else transformer
 
 
-def folders_of(source: Any) -> list[Path]:
+def folders_of(source: Any, component: str = "transformer") -> list[Path]:
     """Folders where the files of a model that was loaded from ``source`` may be."""
     if not source:
         return []
     folder = Path(source)
     if not folder.is_dir() and str(source).count("/") == 1:  # a Hub id
         with contextlib.suppress(OSError, ValueError):
-            folder = Path(snapshot_download(str(source), allow_patterns="transformer/*.safetensors"))
-    return [folder, folder / "transformer"]
+            folder = Path(snapshot_download(str(source), allow_patterns=f"{component}/*.safetensors"))
+    return [folder, folder / component]
 
 
-def _beside(parts: Iterable[Any]) -> list[Path]:
+def _beside(parts: Iterable[Any], component: str) -> list[Path]:
     """The transformer's folders beside other parts of a pipeline: those of the same snapshot of a Hub id."""
     names = {str(getattr(getattr(part, "config", None), "_name_or_path", "")) for part in parts}
-    return [folder for name in sorted(names) if (folder := Path(name).parent / "transformer").is_dir()]
+    return [folder for name in sorted(names) if (folder := Path(name).parent / component).is_dir()]
 
 
 def _read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
@@ -81,11 +81,12 @@ def _candidates(transformer: Any, others: Iterable[Any]) -> Iterator[Path]:
     beside the ``others``, the other parts of its pipeline, comes first, and only a folder of the same revision counts.
     """
     source = str(transformer.config.get("_name_or_path") or "")
+    component = EXPERTS[transformer.attachment.config.expert]
     if Path(source).is_dir():
-        yield from folders_of(source)
+        yield from folders_of(source, component)
     else:
-        yield from (folder for folder in _beside(others) if _is_of(transformer, folder))
-        yield from (folder for folder in folders_of(source) if _is_of(transformer, folder))
+        yield from (folder for folder in _beside(others, component) if _is_of(transformer, folder))
+        yield from (folder for folder in folders_of(source, component) if _is_of(transformer, folder))
 
 
 def _load_own_weights(transformer: nn.Module, names: list[str], others: Iterable[Any]) -> None:

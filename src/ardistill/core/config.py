@@ -14,6 +14,8 @@ from ardistill.core.knots import Knots
 
 TARGETS = ("state", "denoised", "anchored")
 OUTPUTS = ("solver", "direct")
+EXPERTS = {"": "transformer", "high_noise": "transformer", "low_noise": "transformer_2"}
+"""``StudentConfig.expert`` -> the component of a pipeline that such a student is."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class StudentConfig:
     lora_rank: int = 0
     """Rank of the adapters that are trained beside the teacher's weights; 0: all weights are trained, as those of a
     saved student are."""
+    expert: str = ""
+    """The expert of a teacher of two transformers whose part of the path the student draws: ``high_noise``, from noise
+    to the state in the middle where the teacher changes its transformer, or ``low_noise``, from there on; empty where
+    the student draws the whole path."""
 
     def __post_init__(self) -> None:
-        for name, known in (("mask", MASKS), ("target", TARGETS), ("output", OUTPUTS)):
+        for name, known in (("mask", MASKS), ("target", TARGETS), ("output", OUTPUTS), ("expert", EXPERTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         if self.target == "denoised" and self.output != "direct":

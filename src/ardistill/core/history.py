@@ -93,9 +93,9 @@ def check_cached(layers: Iterable[list], steps: int) -> None:
 
 
 class _Now(threading.local):
-    """The current call of this thread: its history and its layout; and, while a block runs, the block's call."""
+    """The current call of this thread: the layout of each history in it; and, while a block runs, the block's call."""
 
-    call: tuple[History | None, Layout | None] = (None, None)
+    layouts: dict[History, Layout | None] = {}  # noqa: RUF012, replaced as a whole
     block: _BlockCall | None = None
 
 
@@ -124,8 +124,8 @@ class History:
         Raises:
             HistoryError: There is none.
         """
-        history, layout = _NOW.call
-        if history is not self or layout is None:
+        layout = _NOW.layouts.get(self)
+        if layout is None:
             raise HistoryError(
                 "a student's transformer was called directly or by another pipeline; call the Student or the exported "
                 "pipeline"
@@ -135,11 +135,11 @@ class History:
     @contextlib.contextmanager
     def use_layout(self, layout: Layout | None) -> Iterator[None]:
         """Use this layout for every call of this thread while the context lasts."""
-        before, _NOW.call = _NOW.call, (self, layout)
+        before, _NOW.layouts = _NOW.layouts, _NOW.layouts | {self: layout}
         try:
             yield
         finally:
-            _NOW.call, _NOW.block = before, None  # an error may have left a block's call behind
+            _NOW.layouts, _NOW.block = before, None  # an error may have left a block's call behind
 
 
 @dataclass(eq=False)

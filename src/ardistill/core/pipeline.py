@@ -45,8 +45,7 @@ class _FixedKnots:
 
     def __init__(self, student: StudentConfig, config: Any, last_dtype: torch.dtype | None) -> None:
         self.student, self.config, self.last_dtype = student, config, last_dtype
-        self.timesteps = torch.tensor(student.knots.timesteps)
-        self.sigmas = torch.tensor(student.knots.sigma)
+        self.timesteps, self.sigmas = torch.tensor(student.knots.timesteps), torch.tensor(student.knots.sigma)
         self.layout = Layout(cache={}, guidance=float(student.guidance_scale))
         self.noise: Tensor | None = None
         self.state: Tensor | None = None
@@ -146,7 +145,7 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
         ValueError: There is a negative prompt, or other times or another number of steps than the student's.
     """
     for name, value in [*options.items()]:
-        if name.startswith("negative_"):
+        if name.startswith(("negative_", "guidance_scale_")):  # the latter is a second transformer's
             asked = value if isinstance(value, (list, tuple)) else [value]
             if any(x is not None and not (isinstance(x, str) and not x.strip()) for x in asked):
                 raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
@@ -180,15 +179,14 @@ def _module_file(source: Any) -> Path:
 class FewStepPipeline:
     """Mixed into a diffusers pipeline class, whose loop it runs in a student's steps, by `few_step_pipeline`.
 
+    ``_student`` describes the student, and ``_parts`` the one of each of its transformers: of its only one, or of two.
     ``_whole`` is the pipeline that a view belongs to; only a view has one.
     """
 
+    _knots = _FixedKnots
+
     def __init__(
-        self,
-        *args: Any,
-        student: dict[str, Any] | None = None,
-        max_sequence_length: int | None = None,
-        **components: Any,
+        self, *args: Any, student: dict | None = None, max_sequence_length: int | None = None, **components: Any
     ) -> None:
         if student is None:
             raise ValueError("expected the student's configuration; load an exported folder with from_pretrained")
@@ -200,23 +198,23 @@ class FewStepPipeline:
         config = StudentConfig.from_dict(student)
         if self.transformer is not None:
             adopt(self.transformer, config, "", self.components.values())
-        self.__dict__["_student"] = config
+        self.__dict__.update(_student=config, _parts={"transformer": config})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        student, whole = (self.__dict__.get(x) for x in ("_student", "_whole"))
-        if student is not None and name == "scheduler" and value is not self.scheduler:
+        parts, whole = (self.__dict__.get(x) for x in ("_parts", "_whole"))
+        if parts and name == "scheduler" and value is not self.scheduler:
             raise ValueError(
                 "the student's times and steps are fixed, another scheduler would change nothing; keep the one it has"
             )
-        if student is not None and name == "transformer" and value is not None:
-            adopt(value, student, self.config.transformer[1] or "", self.components.values())
+        if parts and name in parts and value is not None:
+            adopt(value, parts[name], self.config[name][1] or "", self.components.values())
         super().__setattr__(name, value)
         if whole is not None:  # what a call notes, such as num_timesteps, the pipeline shows, as its base does
             setattr(whole, name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """The class is made where it is needed, so pickle cannot find it by name."""
-        return _blank_pipeline, (type(self).__bases__[1],), self.__dict__
+        return _blank_pipeline, type(self).__bases__, self.__dict__
 
     @torch.no_grad()
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -231,7 +229,7 @@ class FewStepPipeline:
         if len(args) > len(names):
             raise TypeError(f"expected at most {len(names)} arguments, got {len(args)}")
         options |= dict(zip(names, args, strict=False))
-        if self.transformer is None:
+        if any(getattr(self, name) is None for name in self._parts):
             raise ValueError("the pipeline was loaded without its transformer; load it with one to draw")
         _check_options(base, student, options)
         if self.config.max_sequence_length is not None:
@@ -241,12 +239,13 @@ class FewStepPipeline:
         whole = self.__dict__.get("_whole", self)
         vae = self.vae or _Pixels()
         keeps_float32 = architecture_of(unwrapped(self.transformer)).keeps_float32
-        knots = _FixedKnots(student, whole.scheduler.config, None if keeps_float32 else getattr(vae, "dtype", None))
+        knots = self._knots(student, whole.scheduler.config, None if keeps_float32 else getattr(vae, "dtype", None))
         knots.layout.guidance = _take_guidance(base, student, options, unwrapped(self.transformer))
         view = object.__new__(type(self))  # not by __init__: it shares the parts, and adopts no transformer
         view.__dict__.update(whole.__dict__ | {"_whole": whole, "scheduler": knots, "vae": vae})
-        attached = getattr(unwrapped(self.transformer), "attachment", None)
-        with attached.history.use_layout(knots.layout) if attached else contextlib.nullcontext():
+        with contextlib.ExitStack() as calls:
+            for name in self._parts:
+                calls.enter_context(unwrapped(getattr(self, name)).attachment.history.use_layout(knots.layout))
             return base.__call__(view, num_inference_steps=student.knots.num_steps, **options)
 
     def compile(self, **options: Any) -> None:
@@ -268,8 +267,8 @@ class FewStepPipeline:
         path.write_text(json.dumps(index | {"_base_class_name": type(self).__bases__[1].__name__}, indent=2))
 
 
-def _blank_pipeline(base: type) -> Any:
-    return object.__new__(few_step_pipeline(base))
+def _blank_pipeline(kind: type, base: type) -> Any:
+    return object.__new__(few_step_pipeline(base, kind))
 
 
 def _shown_as(original: Any, method: Any, added: Sequence[str] = ()) -> Any:
@@ -300,11 +299,12 @@ def _encode_prompt(base: Any) -> Any:
 
 
 @functools.cache
-def few_step_pipeline(base: Any) -> type:
+def few_step_pipeline(base: Any, kind: Any = FewStepPipeline) -> type:
     """A pipeline class that draws as ``base`` does, in a student's steps.
 
     Args:
         base: The teacher's pipeline class, one of diffusers'.
+        kind: What is mixed into it.
 
     Returns:
         A subclass, named as ``base`` is. Its constructor takes, besides the components of ``base``, ``student``, a
@@ -314,14 +314,13 @@ def few_step_pipeline(base: Any) -> type:
     """
     needed = [x.name for x in inspect.signature(base.__init__).parameters.values() if x.default is x.empty]
     may_be_absent = [name for name in needed if name not in ("self", "transformer", "scheduler")]
-    added = ("student", "max_sequence_length")
     members: dict[str, Any] = {
         "_optional_components": [*getattr(base, "_optional_components", []), *may_be_absent, "vae"],
-        "__init__": _shown_as(base.__init__, FewStepPipeline.__init__, added),
+        "__init__": _shown_as(base.__init__, kind.__init__, ("student", "max_sequence_length")),
         "__call__": _shown_as(base.__call__, FewStepPipeline.__call__),
     }
     if hasattr(base, "encode_prompt"):
         members["encode_prompt"] = _encode_prompt(base)
     if hasattr(base, "interrupt"):
         members["interrupt"] = property(lambda x: x._interrupt or getattr(vars(x).get("_whole"), "_interrupt", False))
-    return type(base.__name__, (FewStepPipeline, base), members)
+    return type(base.__name__, (kind, base), members)

@@ -12,7 +12,7 @@ from ardistill.demo.studio import EMBEDDED
 from ardistill.errors import version
 from ardistill.evaluation import run_of
 from ardistill.files import check_folder, whole_folder
-from ardistill.student import Student
+from ardistill.student import Student, check_whole
 from ardistill.teacher import split_name
 from ardistill.teacher.source import local_path
 
@@ -44,6 +44,7 @@ def write_space(folder: str | Path, students: Sequence[str] = (EMBEDDED,), *, te
         raise ValueError("expected one student or more, got none")
     loaded = {name: Student.from_pretrained(name, "cpu") for name in dict.fromkeys(students)}
     for name, student in loaded.items():
+        check_whole(student.config, name)
         where = teacher or student.config.teacher
         if not where or local_path(split_name(where)[0]).exists():
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ardistill.demo.drawing import Drawing, draw
 from ardistill.devices import Device, resolve_device, resolve_precision
-from ardistill.student import Student
+from ardistill.student import Student, check_whole
 from ardistill.student.files import find_student, locate_student
 from ardistill.teacher import Teacher, load_recorded_teacher
 
@@ -101,6 +101,7 @@ class Studio:
 
     def _load(self, name: str) -> Pair:
         student = Student.from_pretrained(name, self._device)
+        check_whole(student.config, name)
         teacher = load_recorded_teacher(student.config, self._teacher, self._device)
         # The first passes of a network are slower than later ones; the times on the page are of later ones.
         draw(student, teacher, prompt="an image", teacher_steps=1, mixed_precision=self._precision)

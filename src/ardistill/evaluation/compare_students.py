@@ -21,7 +21,7 @@ from ardistill.evaluation.judge import Judge
 from ardistill.evaluation.runs import check_held_out, run_of
 from ardistill.evaluation.sampler import Sampler
 from ardistill.files import check_folder, write_whole
-from ardistill.student import Student
+from ardistill.student import Student, check_whole
 from ardistill.teacher import Teacher, check_same_teacher, load_recorded_teacher
 from ardistill.trajectories import Manifest, TrajectoryDataset
 
@@ -67,6 +67,8 @@ def compare_students(
     paths = dict(zip(_names(students), students, strict=True))
     where = resolve_device(device, teacher.device if isinstance(teacher, Teacher) else None)
     loaded = {name: Student.from_pretrained(path, where) for name, path in paths.items()}
+    for name, path in paths.items():
+        check_whole(loaded[name].config, path)
     data = trajectories_of(loaded, trajectories)
     manifest = next(iter(data.values())).manifest
     for name, path in paths.items():

@@ -18,7 +18,7 @@ from ardistill.families import Condition
 from ardistill.files import check_target, whole_file
 from ardistill.files.pixels import to_rgb
 from ardistill.progress import bar
-from ardistill.student import Student, sample
+from ardistill.student import Student, check_whole, sample
 from ardistill.teacher import Teacher
 from ardistill.trajectories import distinct_prompts
 
@@ -59,13 +59,14 @@ def draw_samples(
         fps: Frames per second of a clip.
 
     Raises:
-        ValueError: ``count`` is below 1, the condition is not of the teacher's kind, the guidance scale is outside of
-            the student's range, or the file cannot be written.
+        ValueError: ``count`` is below 1, the student draws a part of the path alone, the condition is not of the
+            teacher's kind, the guidance scale is outside of the student's range, or the file cannot be written.
     """
     if count < 1:
         raise ValueError(f"expected 1 image or more, got {count}")
     check_target(path, [*PICTURES, ".npz", *(CLIPS if draws_videos(teacher) else ())])
     check_clip(path)
+    check_whole(student.config)
     student.config.check_guidance(guidance_scale)
     scale = student.config.guidance_scale if guidance_scale is None else guidance_scale
     where = resolve_device(device, student.device)

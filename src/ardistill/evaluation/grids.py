@@ -18,7 +18,7 @@ from ardistill.families import Condition
 from ardistill.files import check_target
 from ardistill.student import Student, sample
 from ardistill.teacher import Teacher
-from ardistill.trajectories import TrajectoryDataset
+from ardistill.trajectories import TrajectoryDataset, knot_indices, select_knots
 
 
 def trajectory_grid(teacher: Teacher, data: TrajectoryDataset, path: str | Path, rows: Sequence[int]) -> None:
@@ -51,7 +51,11 @@ class ValidationGrid:
 
     def __init__(self, teacher: Teacher, data: TrajectoryDataset, folder: Path, count: int) -> None:
         self.teacher, self.data, self.folder, self.count = teacher, data, folder, min(count, len(data))
+        self._from = knot_indices(data.manifest.knots, data.knots)[0]
+        """State of the solver that the student starts from: the noise, or for a low-noise expert a recorded state."""
         self._noise = teacher.noise(data.manifest.seed + 1, 0, self.count)
+        if self._from:
+            self._noise = data.stacked(data.rows_by_shape[0][: self.count])[0][:, 0]
         self._rows: dict[str, Tensor] = {}
 
     def draw_teacher(self, device: torch.device) -> None:
@@ -60,7 +64,8 @@ class ValidationGrid:
             return
         teacher, before = self.teacher, self.teacher.device
         with precision("auto", teacher.to(device).transformer):
-            solved = teacher.solve_ode(self._noise, self._condition(), self.data.manifest.knots)
+            rest = select_knots(self.data.manifest.knots, range(self._from, self.data.manifest.solver_steps + 1))
+            solved = teacher.solve_ode(self._noise, self._condition(), rest)
         self._rows["teacher"] = teacher.decode(solved.states[:, -1], frames=True)
         teacher.move_transformer(before)  # it is not needed again
 
@@ -97,7 +102,8 @@ def validation_grid(teacher: Teacher, data: TrajectoryDataset, folder: str | Pat
 
     Args:
         teacher: At the guidance of the trajectories; its row is drawn once, at the first call or by ``draw_teacher``.
-        data: Training trajectories; their first conditions are drawn, from noise of the next seed.
+        data: Training trajectories; their first conditions are drawn, from noise of the next seed. Where their knots
+            begin within the path, as those of a low-noise expert do, their own states are drawn from.
         folder: Where ``step-00000500.png`` and the like are written.
         count: Images per row.
 

@@ -18,9 +18,16 @@ from torch import Tensor
 
 from ardistill.files import load_tensors, save_tensors, write_whole
 from ardistill.publishing.layouts import HUNYUAN_DIT, LUMINA2, WAN, KeyLayout, last_block
-from ardistill.publishing.weight_files import base_model, described, loading_by_comfyui, python_lines
+from ardistill.publishing.weight_files import (
+    base_model,
+    comfyui_of_two,
+    described,
+    loading_by_comfyui,
+    python_lines,
+)
 from ardistill.student import Student
 from ardistill.student.files import adapter_weights
+from ardistill.student.model import FewStepModel
 from ardistill.teacher import StockDrawing, Teacher, part_to_start_from
 from ardistill.trajectories.parquet import PLACE
 
@@ -37,6 +44,9 @@ COMFYUI: dict[str, KeyLayout | None] = {
     "HunyuanDiT2DModel": HUNYUAN_DIT,
 }
 """Transformer class -> the layout in which ComfyUI knows it; None where it knows diffusers' names. It lacks others."""
+
+FILES = {"transformer": "pytorch_lora_weights.safetensors", "transformer_2": "pytorch_lora_weights_2.safetensors"}
+"""Component of the pipeline -> the file of its adapters."""
 
 Adapters = dict[str, tuple[Tensor, Tensor]]
 """Name of a linear layer -> its A, (rank, in), and B, (out, rank); the layer's weight gains B A."""
@@ -58,26 +68,17 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     Raises:
         ValueError: The student has no adapters, or they are those of a second transformer.
     """
+    if len(student.parts) > 1:
+        return _write_two(student, teacher, folder, name, drawing)
     if part_to_start_from(teacher, student.config.knots) != "transformer":
         raise ValueError(
             "form lora is for adapters of the base's transformer, these are of its transformer_2; export the student "
             "with form pipeline"
         )
-    rank = student.config.lora_rank
-    if not rank:
-        raise ValueError(
-            "expected a student with adapters, got one whose weights are all trained or merged; distil with lora_rank, "
-            "and read it with Student.from_adapters"
-        )
-    weights = adapter_weights(student)
-    adapters = {
-        layer.removesuffix(".lora_A.weight"): (a, weights[layer.replace("lora_A", "lora_B")])
-        for layer, a in weights.items()
-        if layer.endswith(".lora_A.weight")
-    }
+    weights, adapters, rank = _adapters_of(student)
     loadable = getattr(getattr(diffusers, teacher.pipeline_class), "_lora_loadable_modules", ())
     if "transformer" in loadable:  # PRX's pipeline has the loader of a UNet
-        _write_for_diffusers(weights, adapters, rank, folder)
+        _write_for_diffusers(weights, adapters, rank, folder / FILES["transformer"])
         lines = f'pipeline.load_lora_weights("{PLACE}", weight_name="pytorch_lora_weights.safetensors")'
         reason, imports = "", ""
     else:
@@ -97,24 +98,62 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     return f"{loading}\n\n{more}"
 
 
-def stored_adapters(folder: Path) -> dict[str, Tensor]:
-    """The adapters that ``write_lora`` wrote, by their names in the transformer.
+def _write_two(student: Student, teacher: Teacher, folder: Path, name: str, drawing: StockDrawing) -> str:
+    """Write the adapters of both transformers of a student; `write_lora` says how one is written."""
+    load = [f"pipeline = {teacher.pipeline_class}.from_pretrained({base_model(student, teacher)})"]
+    files, ranks = [], []
+    for component, part in student.parts.items():
+        weights, adapters, rank = _adapters_of(part)
+        _write_for_diffusers(weights, adapters, rank, folder / FILES[component])
+        into = "" if component == "transformer" else f", load_into_{component}=True"
+        load.append(f'pipeline.load_lora_weights("{PLACE}", weight_name="{FILES[component]}"{into})')
+        files.append(f"{name}-{part.config.expert}-comfyui.safetensors")
+        ranks.append(str(rank))
+        header = described(part, name, "lora") | {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+        save_tensors(for_comfyui(adapters, COMFYUI[part.class_name]), folder / files[-1], header)
+    lines = python_lines(student, teacher, drawing, "\n".join(load))
+    head = f"LoRAs of rank {' and '.join(ranks)} for the two transformers of the base model, which is loaded unchanged."
+    return "\n\n".join([head, lines, comfyui_of_two(student, files)])
+
+
+def _adapters_of(student: FewStepModel) -> tuple[dict[str, Tensor], Adapters, int]:
+    """A student's adapters by PEFT's names, the same by layers, and their rank.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not student.config.lora_rank:
+        raise ValueError(
+            "expected a student with adapters, got one whose weights are all trained or merged; distil with lora_rank, "
+            "and read it with Student.from_adapters"
+        )
+    weights = adapter_weights(student)
+    adapters = {
+        layer.removesuffix(".lora_A.weight"): (a, weights[layer.replace("lora_A", "lora_B")])
+        for layer, a in weights.items()
+        if layer.endswith(".lora_A.weight")
+    }
+    return weights, adapters, student.config.lora_rank
+
+
+def stored_adapters(folder: Path, component: str = "transformer") -> dict[str, Tensor]:
+    """The adapters of a component that ``write_lora`` wrote, by their names in the transformer.
 
     Raises:
         ValueError: There are none.
     """
-    for file, prefix in (("adapter_model", "base_model.model."), ("pytorch_lora_weights", "transformer.")):
-        if (path := folder / f"{file}.safetensors").is_file():
+    for file, prefix in (("adapter_model.safetensors", "base_model.model."), (FILES[component], "transformer.")):
+        if (path := folder / file).is_file():
             return {name.removeprefix(prefix): value for name, value in load_tensors(path).items()}
     raise ValueError(f"expected adapters in {folder}, found none; export them with form lora")
 
 
-def _write_for_diffusers(weights: Mapping[str, Tensor], adapters: Adapters, rank: int, folder: Path) -> None:
-    """Write the file that ``load_lora_weights`` looks for."""
+def _write_for_diffusers(weights: Mapping[str, Tensor], adapters: Adapters, rank: int, file: Path) -> None:
+    """Write a file that ``load_lora_weights`` reads."""
     config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(adapters)}
     header = json.dumps({f"transformer.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
     named = {f"transformer.{name}": value for name, value in weights.items()}
-    save_tensors(named, folder / "pytorch_lora_weights.safetensors", {"lora_adapter_metadata": header})
+    save_tensors(named, file, {"lora_adapter_metadata": header})
 
 
 def _write_for_peft(weights: Mapping[str, Tensor], adapters: Adapters, rank: int, folder: Path) -> None:

@@ -11,6 +11,7 @@ from ardistill.publishing.metadata import card_metadata
 from ardistill.publishing.origin import Origin
 from ardistill.publishing.sections import how_it_was_made, license_section, limits
 from ardistill.student import Student
+from ardistill.student.model import FewStepModel
 from ardistill.teacher import public_name
 from ardistill.trajectories.parquet import PLACE
 
@@ -33,6 +34,7 @@ def loading_with_own_module(student: Student, module: Path, reason: str, library
     example = 'prompt="a red cat"' if takes_text else "[0, 1, 2]"
     needs = "torch, diffusers and transformers" if takes_text else "torch and diffusers"
     source, own, more = module.read_bytes(), "", ""
+    kind = f"two {student.class_name}" if len(student.parts) > 1 else f"a {student.class_name}"
     if student.has_own_weights:
         more = " diffusers warns\nof weights that it does not know; the pipeline loads them itself."
     if library != "diffusers":
@@ -47,10 +49,17 @@ pipeline = DiffusionPipeline.from_pretrained("{PLACE}", trust_remote_code=True)
 diffusers' own pipeline cannot draw this student: {reason}.
 `trust_remote_code` runs `{module.name}` of this folder, which needs {needs} alone. To review it, read its
 {len(source.splitlines())} lines, or make them anew with ardistill {version()}: they are what
-`ardistill.publishing.pipeline_source` writes for every student of a {student.class_name}. SHA-256:
+`ardistill.publishing.pipeline_source` writes for every student of {kind}. SHA-256:
 `{hashlib.sha256(source).hexdigest()}`.{own}
 
 With ardistill installed, `ardistill.load("{PLACE}")` runs the package's own code instead.{more}"""
+
+
+def _kind(component: str, student: FewStepModel) -> str:
+    """What a card says of the history of a student, and of its steps where it draws a part of the path."""
+    config = student.config
+    kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
+    return f"{student.num_steps} by `{component}` ({kind})" if config.expert else kind
 
 
 def model_card(
@@ -70,7 +79,7 @@ def model_card(
         relation: What the folder's weights are to the teacher's.
     """
     config = student.config
-    kind = f"history in {config.history_layers} layers, mask {config.mask}" if config.history_layers else "no history"
+    kind = " and ".join(_kind(name, part) for name, part in student.parts.items())
     guidance = f"The teacher's guidance of {config.guidance_scale:g} is absorbed: each step is one evaluation."
     if config.takes_guidance:
         low, high = config.guidance_range

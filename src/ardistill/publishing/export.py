@@ -17,6 +17,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from ardistill.core.experts import PairConfig
 from ardistill.evaluation import draw_samples
 from ardistill.files import check_folder, load_tensors, whole_folder
 from ardistill.publishing.adapters import stored_adapters, write_lora
@@ -26,9 +27,10 @@ from ardistill.publishing.origin import Origin, find_origin
 from ardistill.publishing.own_class import own_file, write_own_class
 from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
-from ardistill.student import Student
+from ardistill.student import Student, check_whole
 from ardistill.student.files import adapter_weights, find_student, load_weights, merged_weights, save_transformer
-from ardistill.teacher import Companions, StockDrawing, Teacher, check_same_teacher
+from ardistill.student.model import FewStepModel
+from ardistill.teacher import Companions, StockDrawing, Teacher, boundary_of, check_same_teacher
 
 Form = Literal["pipeline", "lora", "single_file"]
 """What ``export`` writes."""
@@ -47,6 +49,7 @@ def export(
     figures: str = "",
     picture: str | Path | None = None,
     run: str | Path | None = None,
+    second_run: str | Path | None = None,
     license: str | None = None,
     datasets: Sequence[str] = (),
 ) -> StockDrawing | None:
@@ -75,6 +78,7 @@ def export(
         picture: PNG for the card; if not given, that of the run's evaluation or the last grid of its training; without
             these drawn here from 20 noises of seed 0, if the teacher needs no prompts.
         run: The run or checkpoint that the student was read from; the card says how it was made.
+        second_run: That of the second student of a `StudentPair`; ``run`` is then the first one's.
         license: The student's licence, as the Hub writes it; if not given, that of the teacher's card.
         datasets: Hub ids of the data sets that the student was trained on, for the card.
 
@@ -82,20 +86,26 @@ def export(
         How diffusers' own pipeline draws the student; None where the folder has a module of its own.
 
     Raises:
-        ValueError: The folder is not empty, the student is of another teacher, its transformer's class cannot go with
-            the folder, the form does not fit the student, or what the card would say is damaged or no licence.
+        ValueError: The folder is not empty, the student is of another teacher or draws a part of the path alone, its
+            transformer's class cannot go with the folder, the form does not fit the student, or what the card would say
+            is damaged or no licence.
     """
     check_folder(folder)
     folder = Path(folder)
     own_file(student.class_name)
+    check_whole(student.config)
     if folder.exists() and any(folder.iterdir()):  # before anything is computed
         raise ValueError(f"expected {folder} to be empty; choose a new folder")
     remedy = "name the teacher that the student was distilled from"
     check_same_teacher("the student", student.config, teacher, remedy)
+    if isinstance(student.config, PairConfig):
+        student.config.check_boundary(boundary_of(teacher.companions, teacher.scheduler) or 0.0)
     if form not in get_args(Form):
         raise ValueError(f"expected a form of {', '.join(get_args(Form))}, got {form!r}")
     _check_storage(form, dtype, max_shard_size)
     origin = find_origin(run, teacher, license, datasets)
+    if second_run is not None:
+        origin = replace(origin, figures="", picture=None, second=find_origin(second_run, teacher, license, datasets))
     origin = replace(origin, figures=figures or origin.figures, picture=picture or origin.picture)
     if form == "pipeline":
         with whole_folder(folder) as made:
@@ -131,15 +141,19 @@ def is_export_of(folder: str | Path, student: Student, form: Form = "pipeline", 
     """Whether a folder holds an export of this very student: its configuration and its weights, in this dtype if one is
     given.
     """
-    folder = Path(folder)
+    return all(_holds(Path(folder), name, part, form, dtype) for name, part in student.parts.items())
+
+
+def _holds(folder: Path, component: str, student: FewStepModel, form: Form, dtype: Dtype | None) -> bool:
+    """Whether an export has a student as this component of its pipeline."""
     stored: Mapping[str, Tensor]
     try:
         if form == "pipeline":
-            stored, own = load_weights(folder / "transformer"), merged_weights(student, dtype)
-            if find_student(folder).config != replace(student.config, lora_rank=0):
+            stored, own = load_weights(folder / component), merged_weights(student, dtype)
+            if find_student(folder, component).config != replace(student.config, lora_rank=0):
                 return False
         elif form == "lora":
-            stored, own = stored_adapters(folder), adapter_weights(student)
+            stored, own = stored_adapters(folder, component), adapter_weights(student)
         else:
             stored = load_tensors(folder / f"{folder.resolve().name}.safetensors")
             own = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
@@ -173,14 +187,13 @@ def _write(
         drawing, reason = stock_form(student, teacher), ""
     except ValueError as error:
         drawing, reason = None, str(error)
-    save_transformer(student, folder / "transformer", dtype, max_shard_size)
     file = own_file(student.class_name)
-    library = "diffusers" if file is None else write_own_class(file, folder / "transformer")
-    index: dict[str, Any] = {
-        "_diffusers_version": diffusers.__version__,
-        "transformer": [library, student.class_name],
-        **{name: [None, None] for name in _missing_components(teacher)},
-    }
+    index: dict[str, Any] = {"_diffusers_version": diffusers.__version__}
+    for name, part in student.parts.items():
+        save_transformer(part, folder / name, dtype, max_shard_size)
+        library = "diffusers" if file is None else write_own_class(file, folder / name)
+        index[name] = [library, student.class_name]
+    index |= {name: [None, None] for name in _missing_components(teacher)}
     if drawing is None:
         module = _write_module(student, teacher, folder, index)
         loading = loading_with_own_module(student, module, reason, library)
@@ -191,7 +204,7 @@ def _write(
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     _write_card(student, teacher, folder, loading, origin)
-    _write_companions(teacher, folder, index)
+    _write_companions(teacher, folder, index, [] if len(student.parts) > 1 else teacher.family.left_out)
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return drawing
 
@@ -204,13 +217,15 @@ def _missing_components(teacher: Teacher) -> list[str]:
 
 
 def _published(student: Student) -> dict[str, Any]:
-    """The configuration of a student whose adapters are merged."""
+    """The configuration of a student whose adapters are merged; of two, that of each."""
+    if isinstance(student.config, PairConfig):
+        return student.config.to_dict()
     return asdict(replace(student.config, lora_rank=0))
 
 
 def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[str, Any]) -> Path:
     """Write the module that draws, and note it in the index; its file."""
-    source = pipeline_source(teacher.pipeline_class, student.class_name)
+    source = pipeline_source(teacher.pipeline_class, student.class_name, len(student.parts) > 1)
     # diffusers caches modules by file name: the name follows from the contents, so that two students never share one.
     name = f"pipeline_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     (folder / f"{name}.py").write_text(source)
@@ -220,15 +235,15 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
     return folder / f"{name}.py"
 
 
-def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any]) -> None:
+def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any], left_out: Sequence[str]) -> None:
     """Write the teacher's companions, without or with others for those that a student replaces, and note them in the
     index.
     """
-    companions, family = teacher.companions, teacher.family
-    for part, (kind, options) in family.replaced.items():
+    companions = teacher.companions
+    for part, (kind, options) in teacher.family.replaced.items():
         getattr(diffusers, kind)(**options).save_pretrained(folder / part)
         index[part] = ["diffusers", kind]
-    for part in (x for x in companions if x not in {*family.left_out, *family.replaced}):
+    for part in (x for x in companions if x not in left_out and x not in index):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):

@@ -9,6 +9,8 @@ import diffusers
 import torch
 
 from ardistill.core import pipeline
+from ardistill.core.config import EXPERTS
+from ardistill.core.experts import PairPipeline
 from ardistill.families import transformer_class
 from ardistill.teacher import Companions, find_source, prepare_vae
 
@@ -48,7 +50,8 @@ def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffuser
     } | loaded
     accepted = inspect.signature(base.__init__).parameters
     missing = {name: None for name in accepted if name in index and name not in parts}
-    made = pipeline.few_step_pipeline(base)(**parts | missing | {"student": student})
+    kind = PairPipeline if EXPERTS["low_noise"] in student else pipeline.FewStepPipeline
+    made = pipeline.few_step_pipeline(base, kind)(**parts | missing | {"student": student})
     made.register_to_config(_name_or_path=str(folder))
     if made.vae is not None:
         prepare_vae(made.vae)

@@ -44,6 +44,8 @@ class Origin:
     """The same of the teacher's card."""
     datasets: list[str] = field(default_factory=list)
     """Hub ids of the data sets that the student was trained on."""
+    second: Origin | None = None
+    """Where the second student comes from, if there are two transformers."""
 
 
 def find_origin(

@@ -21,14 +21,21 @@ NO_LICENSE = (
 
 
 def how_it_was_made(student: Student, origin: Origin) -> str:
-    """The section about the student's run; without a run it says what the configuration says."""
+    """The section about the student's run, or one for each of two; what is not known of a run is left out."""
+    if origin.second is None:
+        return _how_it_was_made(student, origin, "How it was made")
+    first = _how_it_was_made(student, origin, "How the transformer for high noise was made")
+    return f"{first}\n\n{_how_it_was_made(student, origin.second, 'How the one for low noise was made')}"
+
+
+def _how_it_was_made(student: Student, origin: Origin, head: str) -> str:
     config, settings = student.config, origin.settings
     low, high = config.guidance_range
     guidance = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     weights = f", weights {config.fingerprint[:12]}" if config.fingerprint else ""
     lines = [f"- Teacher: {public_name(config.teacher)}{weights}, guidance {guidance}."]
     if not settings:
-        return _section("How it was made", [*lines, "- The run that trained it is not known."])
+        return _section(head, [*lines, "- The run that trained it is not known."])
     data, training = settings.get("data", {}), settings.get("training", {})
     if data.get("num_trajectories"):
         lines.append(f"- Trajectories: {data['num_trajectories']:,}, of seed {data.get('seed')}.")
@@ -45,7 +52,7 @@ def how_it_was_made(student: Student, origin: Origin) -> str:
     chosen = {"training": _differing(training, asdict(TrainingConfig()))}
     if "adversarial" in settings:
         chosen["adversarial"] = _differing(settings["adversarial"], asdict(AdversarialConfig()))
-    return _section("How it was made", lines) + _details(chosen)
+    return _section(head, lines) + _details(chosen)
 
 
 def _cost(environment: dict[str, Any]) -> list[str]:

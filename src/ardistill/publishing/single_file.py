@@ -50,9 +50,15 @@ def write_single_file(
         Markdown that says how to load the file and draw.
 
     Raises:
-        ValueError: The layout of its class is not known, or lacks one of its weights.
+        ValueError: The layout of its class is not known, or lacks one of its weights, or the student has two
+            transformers.
     """
     check_single_file(student.class_name)
+    if len(student.parts) > 1:
+        raise ValueError(
+            "form single_file is for a student of one transformer, this one has two; export it with form pipeline, or "
+            "adapters with form lora"
+        )
     file = f"{name}.safetensors"
     weights = LAYOUTS[student.class_name].convert(merged_weights(student, dtype))
     save_tensors(weights, folder / file, described(student, name))

@@ -26,11 +26,12 @@ def stock_form(student: Student, teacher: Teacher) -> StockDrawing:
     config = student.config
     if not hasattr(diffusers, student.class_name):
         raise ValueError(f"diffusers has no class {student.class_name}")
-    visible = MASKS[config.mask]
-    if config.history_layers and any(len(visible(step)) > 1 for step in range(student.num_steps)):
-        raise ValueError(f"{config.history_layers} of its layers attend to earlier steps")
-    if config.output != "solver" or config.target != "state":
-        raise ValueError(f"its steps (output {config.output}, target {config.target}) are not a solver's")
+    for part in (x.config for x in student.parts.values()):
+        visible = MASKS[part.mask]
+        if part.history_layers and any(len(visible(step)) > 1 for step in range(part.knots.num_steps)):
+            raise ValueError(f"{part.history_layers} of its layers attend to earlier steps")
+        if part.output != "solver" or part.target != "state":
+            raise ValueError(f"its steps (output {part.output}, target {part.target}) are not a solver's")
     if student.has_own_weights:
         raise ValueError("it has weights that diffusers' transformer lacks")
     if "vae" not in teacher.companions:

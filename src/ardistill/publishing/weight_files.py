@@ -10,6 +10,7 @@ import numpy as np
 
 from ardistill.publishing.stock import call_of
 from ardistill.student import Student
+from ardistill.student.model import FewStepModel
 from ardistill.teacher import StockDrawing, Teacher, split_name
 from ardistill.trajectories.parquet import PLACE
 
@@ -32,8 +33,8 @@ def base_model(student: Student, teacher: Teacher) -> str:
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
     given = getattr(teacher.companions, "index", teacher.companions)  # the index alone: no component is loaded for this
-    absent = [part for part in teacher.family.left_out if part in teacher.companions and given[part] is not None]
-    words += [f"{part}=None" for part in absent]
+    left_out = () if len(student.parts) > 1 else teacher.family.left_out
+    words += [f"{part}=None" for part in left_out if part in teacher.companions and given[part] is not None]
     for part, (kind, options) in teacher.family.replaced.items():
         words.append(f"{part}={kind}({', '.join(f'{key}={value}' for key, value in options.items())})")
     return ", ".join(words)
@@ -65,7 +66,7 @@ pipeline.scheduler = {scheduler}.from_pretrained("{PLACE}", subfolder="scheduler
 ```"""
 
 
-def noise_levels(student: Student) -> str:
+def noise_levels(student: FewStepModel) -> str:
     """The noise level of each state as other programs count it: sigma of flow matching, else sigma / alpha.
 
     No level is written with an exponent, because ComfyUI's *ManualSigmas* reads ``1e-05`` as 1 and 5.
@@ -95,7 +96,24 @@ def loading_by_comfyui(student: Student, file: str, folder: str, node: str) -> s
     )
 
 
-def described(student: Student, name: str, kind: str = "") -> dict[str, str]:
+def comfyui_of_two(student: Student, files: Sequence[str]) -> str:
+    """Markdown that says how to draw with the LoRAs of two transformers in ComfyUI.
+
+    Args:
+        student: The student of both.
+        files: The LoRA of the transformer for high noise, and that of the one for low noise.
+    """
+    steps = [part.num_steps for part in student.parts.values()]
+    return textwrap.fill(
+        f"In ComfyUI, put both files into `models/loras` and load each with *LoraLoaderModelOnly* at strength 1: "
+        f"`{files[0]}` onto the model for high noise, `{files[1]}` onto the one for low noise. Draw with the sampler "
+        f"`euler` at CFG 1, the first {steps[0]} steps with the former model and the other {steps[1]} with the latter, "
+        f"between these noise levels: {noise_levels(student)}.",
+        width=116,
+    )
+
+
+def described(student: FewStepModel, name: str, kind: str = "") -> dict[str, str]:
     """Entries of a safetensors header, in the names of the model specification (modelspec).
 
     Args:

@@ -41,7 +41,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 would not read."""
 ADAPTERS = "pytorch_lora_weights.safetensors"
 _REMEDY = "name a run, a checkpoint, an export or its Hub id"
-_PARTS = ("*.json", "*transformer/*")
+_PARTS = ("*.json", "*transformer*/*")
 """Patterns of the files that a student is read from."""
 _LORA, _BASE = ".lora_", ".base_layer.weight"
 _FACTS = ("version", "weights", "transformer")
@@ -286,8 +286,8 @@ class _Saved(StoredStudent):
 
     def fill(self, student: FewStepModel, keep_dtype: bool = False) -> None:
         """Read ``transformer/`` tensor by tensor, and check it against the checksums in student.json."""
-        weights, own = load_weights(self.folder / "transformer"), student.transformer.state_dict(keep_vars=True)
-        _check_tensors(weights, self.weights, self.folder / "transformer" / WEIGHTS)
+        weights, own = load_weights(self.path.parent), student.transformer.state_dict(keep_vars=True)
+        _check_tensors(weights, self.weights, self.path.parent / WEIGHTS)
         if wrong := {name: tuple(x.shape) for name, x in own.items()}.items() ^ weights.shapes.items():
             raise ValueError(f"{self.path} does not fit the weights beside it ({min(wrong)[0]}); write both again")
         for name, x in own.items():
@@ -323,11 +323,11 @@ def locate_student(name: str | Path) -> Path:
     return find_source(name, _PARTS, _REMEDY).folder
 
 
-def find_student(folder: Path) -> StoredStudent:
+def find_student(folder: Path, component: str = "transformer") -> StoredStudent:
     """Find a student in a run's folder, a checkpoint, or what ``save_pretrained`` or ``export`` wrote.
 
-    Raises:
-        ValueError: There is none, it is damaged, or a newer version wrote it.
+    Of two in one export it is that of a component. Raises a ValueError if there is none, it is damaged, or a newer
+    version wrote it.
     """
     if (folder / "state.json").is_file():
         return _find_in_checkpoint(folder)
@@ -339,13 +339,13 @@ def find_student(folder: Path) -> StoredStudent:
         path = folder / "model_index.json"
         found = read_json(path)
         data = (found.get("student") or found.get("_student")) if isinstance(found, dict) else None
+        data = data.get(component, data) if isinstance(data, dict) else data
     if data is None:
         raise ValueError(
             f"expected a student (a run, a checkpoint of one, or an export) in {folder}, found none; {_REMEDY}"
         )
     config = _read_config(path, data)
-    described = folder / "transformer" / "config.json"
-    transformer = read_json(described)
+    transformer = read_json(described := folder / component / "config.json")
     if data.get("transformer") not in (None, hashlib.sha256(described.read_bytes()).hexdigest()):
         raise _differs(described)
     return _Saved(folder, described, config, transformer, data.get("weights"))

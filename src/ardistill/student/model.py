@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ardistill.core.attach import attach, compile_blocks
-from ardistill.core.config import StudentConfig
+from ardistill.core.config import EXPERTS, StudentConfig
 from ardistill.core.history import Layout
 from ardistill.devices import device_of
 from ardistill.families import Condition, family_of
@@ -48,6 +48,11 @@ class FewStepModel(nn.Module):
     def num_steps(self) -> int:
         """Steps from noise to image, S."""
         return self.config.knots.num_steps
+
+    @property
+    def parts(self) -> dict[str, FewStepModel]:
+        """Component of a pipeline -> the student that it is: the student itself, or two for a teacher of two."""
+        return {EXPERTS[""]: self}
 
     @property
     def device(self) -> torch.device:

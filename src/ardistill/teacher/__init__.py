@@ -1,6 +1,9 @@
 """The teacher: a frozen diffusion transformer, its guidance and the ODE that it defines."""
 
 from ardistill.teacher.companions import Companions as Companions
+from ardistill.teacher.experts import boundary_of as boundary_of
+from ardistill.teacher.experts import check_expert as check_expert
+from ardistill.teacher.experts import expert_knots as expert_knots
 from ardistill.teacher.experts import part_to_start_from as part_to_start_from
 from ardistill.teacher.experts import start_from as start_from
 from ardistill.teacher.identity import Identity as Identity

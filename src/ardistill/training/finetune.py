@@ -65,6 +65,11 @@ def finetune(
     where = resolve_device(device)
     resolve_weights(weights, where)
     loaded = Student.from_pretrained(student, "cpu" if training.shard else where)
+    if loaded.config.expert or len(loaded.parts) > 1:
+        raise ValueError(
+            f"expected a student that draws the whole path by one transformer, got {student}, of two; train its two "
+            "students longer by distill"
+        )
     data = TrajectoryDataset(trajectories, loaded.config.knots, loaded.config.fingerprint or None)
     if weights == "auto":
         weights = stored_weights(Path(out), "discriminator") or weights

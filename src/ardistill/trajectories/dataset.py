@@ -148,6 +148,7 @@ class TrajectoryDataset(Dataset):
         gated: bool = True,
         lora_rank: int = 0,
         conditioning: Literal["recorded", "uniform"] = "recorded",
+        expert: str = "",
     ) -> StudentConfig:
         """The configuration of a student of these trajectories: their knots and teacher, and what is chosen here.
 
@@ -159,12 +160,16 @@ class TrajectoryDataset(Dataset):
             gated: Whether a gate per layer, which starts closed, weighs the earlier steps.
             lora_rank: Rank of the adapters that are trained; 0: all weights are trained.
             conditioning: Times that the network is conditioned on: ``recorded``, or ``uniform`` (the authors' code).
+            expert: Of a teacher of two transformers, the one whose part of the path the knots are: ``high_noise`` or
+                ``low_noise``; `ardistill.teacher.expert_knots` gives them.
 
         Raises:
             ValueError: A value is unknown, or values do not fit together.
         """
         knots, facts = self.knots, self.manifest
         check_conditioning(conditioning)
+        if expert and conditioning != "recorded":
+            raise ValueError("an expert predicts at the recorded times; leave conditioning out")
         if conditioning == "uniform":
             knots = condition_uniformly(knots, facts.scheduler["num_train_timesteps"])
         return StudentConfig(
@@ -179,6 +184,7 @@ class TrajectoryDataset(Dataset):
             guidance_range=facts.guidance_range,
             sample_shapes=facts.sample_shapes,
             lora_rank=lora_rank,
+            expert=expert,
         )
 
     def condition(self, rows: slice | Tensor = slice(None)) -> Condition:
