@@ -58,4 +58,4 @@ def _make() -> Any:
     )
 
 
-PIPELINE = TinyPipeline(_make, "bria-fibo", call={"height": 64, "width": 64}, given_times=False)
+PIPELINE = TinyPipeline(_make, "bria-fibo", call={"height": 64, "width": 64})

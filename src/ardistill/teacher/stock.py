@@ -77,6 +77,11 @@ def stock_knots(teacher: Teacher, solver: Knots, num_steps: int) -> Knots:
     )
 
 
+_NOT_FOLLOWED = ("AllegroPipeline", "BriaPipeline", "LTXPipeline", "MochiPipeline")
+"""Pipelines whose call takes times in vain: the first sets its scheduler again without them, the others pass them on
+beside sigmas of their own, which the scheduler refuses (diffusers 0.42.1)."""
+
+
 def call_parameters(pipeline_class: str) -> set[str]:
     """Names of the arguments that the call of a pipeline class of diffusers takes."""
     return set(inspect.signature(getattr(diffusers, pipeline_class).__call__).parameters)
@@ -84,7 +89,7 @@ def call_parameters(pipeline_class: str) -> set[str]:
 
 def given_times(pipeline_class: str) -> list[str]:
     """Lists of times that a pipeline's call takes and follows: ``sigmas``, ``timesteps``, both or none."""
-    if pipeline_class == "AllegroPipeline":  # it sets its scheduler again, without them
+    if pipeline_class in _NOT_FOLLOWED:
         return []
     return sorted({"sigmas", "timesteps"} & call_parameters(pipeline_class))
 
@@ -101,7 +106,7 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
             given = {"timesteps": [round(t) for t in knots.timesteps]}
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
-    elif taken and knots.prediction_type == "flow":  # no pipeline of a reversed one hands them on
+    elif knots.prediction_type == "flow":  # no pipeline of a reversed one hands them on
         sigmas = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]} if "sigmas" in taken else {}
         times = {"timesteps": [round(t, 0 if sigmas else 5) for t in knots.timesteps]} if "timesteps" in taken else {}
         for given in (sigmas, sigmas | times):  # not every pipeline that takes both takes them together
