@@ -105,7 +105,8 @@ def main() -> None:
         measured = int(done.stdout)
         row = {"teacher": name, "batch_size": batch_size, "mode": mode, "measured": measured}
         if mode != "detached":
-            row["planned"] = cost(CostConfig(name, batch_size=batch_size, **MODES[mode])).memory["total"]
+            plan = CostConfig(name, batch_size=batch_size, gradient_accumulation_steps=2, **MODES[mode])
+            row["planned"] = cost(plan).memory["total"]
             row["planned_over_measured"] = row["planned"] / measured
         rows[name, batch_size, mode] = row
         row["over_folded"] = measured / rows.get((name, batch_size, "folded"), row)["measured"]

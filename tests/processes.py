@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ardistill.training", "ardistill.trajectories", "tiny"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["ardistill.cli", "ardistill.evaluation", "ardistill.training", "ardistill.trajectories", "tiny"]
+)
 
 
 def _enter(rank: int, count: int, port: int, log: str, function: Callable[..., Any], args: tuple) -> None:
@@ -46,7 +48,7 @@ def start(count: int, log: Path, function: Callable[..., Any], *args: Any) -> li
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        _CONTEXT.Process(target=_enter, args=(rank, count, port, str(log), function, args), daemon=True)
+        CONTEXT.Process(target=_enter, args=(rank, count, port, str(log), function, args), daemon=True)
         for rank in range(count)
     ]
     for process in processes:

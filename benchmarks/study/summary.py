@@ -138,7 +138,7 @@ def summary(found: Results) -> dict[str, Any]:
 
     plain, history = best(found, lambda x: not is_ard(x)), best(found, is_ard)
     put("degradation_ratio_paper_setup", ratios("paper-teacher-n0", "paper-teacher-n2"))
-    put("degradation_ratio_paper_setup_own_inputs", ratios("paper-student-n0", "paper-student-n7"))
+    put("degradation_ratio_own_inputs", ratios("paper-student-n0", "paper-student-n7"))
     put("degradation_ratio_best", ratios(plain, history) if plain and history else [])
     out |= {"best_step_distillation": plain, "best_ard": history}
     tuned = seeds(found, "adversarial-n7-gated")
@@ -177,6 +177,53 @@ def curves_plot(found: Results, path: Path) -> None:
     axes.grid(which="both", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+SET_UPS = {
+    "the authors' set-up, on the student's own inputs, N = 7": ("paper-student-n7", "paper-student-n0"),
+    "the authors' set-up, on the student's own inputs, N = 2": ("paper-student-n2", "paper-student-n0"),
+    "the authors' set-up, on the teacher's inputs, N = 2": ("paper-teacher-n2", "paper-teacher-n0"),
+    "the default set-up, uneven knots, gated, N = 7": ("uneven-n7-gated", "uneven-n0-flops"),
+    "the default set-up, even knots, gated, N = 7": ("state-teacher-n7-gated", "state-teacher-n0"),
+    "the default set-up, even knots, not gated, N = 7": ("state-teacher-n7", "state-teacher-n0"),
+}
+"""What differs -> an arm with history and the one without."""
+
+
+def history_plot(found: Results, path: Path) -> None:
+    """Plot where history decides: FD to the teacher with and without it, and how errors grow on a student's own inputs.
+
+    Every seed is a point; lines join the means, whose ratio stands beside them.
+    """
+    figure = Figure(figsize=(11, 4.2), dpi=150, facecolor="white")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    kinds = (("without history", "#9a9a9a"), ("with history", "#1f6fb4"))
+    for place, names in enumerate(reversed(SET_UPS.values())):
+        values = [[x["figures"]["fd_to_teacher"] for x in seeds(found, name)] for name in reversed(names)]
+        without, history = (mean_and_spread(x)[0] for x in values)
+        left.plot([without, history], [place, place], color="#cccccc", linewidth=2, zorder=1)
+        for (kind, color), each in zip(kinds, values, strict=True):
+            left.scatter(each, [place] * len(each), 34, color=color, label=kind if place == 0 else None, zorder=2)
+        ratio = f"{without / history:.2f}"
+        left.annotate(ratio, (max(without, history), place), (9, -3), textcoords="offset points", fontsize=8)
+    left.set_yticks(range(len(SET_UPS)), [*reversed(SET_UPS)], fontsize=8)
+    left.set(xscale="log", xlabel="FD to the teacher, and how many times less it is with history", xlim=(0.008, 3))
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    for title, names, style in (
+        ("the authors' set-up, own inputs", ("paper-student-n0", "paper-student-n7"), "o-"),
+        ("the default set-up, even knots", ("state-teacher-n0", "state-teacher-n7-gated"), "o--"),
+    ):
+        for (_, color), name in zip(kinds, names, strict=True):
+            errors = [x["error_per_step"]["free_running"] for x in seeds(found, name)]
+            mean = [sum(step) / len(step) for step in zip(*errors, strict=True)]
+            right.plot(range(1, len(mean) + 1), mean, style, color=color, markersize=4)
+        right.annotate(title, (4, mean[-1]), (0, -68), textcoords="offset points", fontsize=8, ha="right")
+    right.set(yscale="log", xlabel="step", ylabel="mean squared error to the teacher's state", xticks=range(1, 5))
+    for axes in (left, right):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path)
 
@@ -259,6 +306,7 @@ def main() -> None:
         *report("emoji", "Emoji (`zoo/emoji`, colour, 32x32), 600 steps"),
     ]
     (DOCS / "study.md").write_text("\n".join(text).rstrip() + "\n")
+    history_plot(results("fashion"), DOCS / "history.png")
     emoji = results("emoji")
     figures = summary(results("fashion")) | {"emoji": summary(emoji) if emoji else None}
     (HERE / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -279,7 +279,9 @@ class CostConfig:
     guidance_scale: float = 1.5
     """The teacher's guidance scale; 1 means no guidance."""
     batch_size: int = 64
-    """Trajectories per device and training step."""
+    """Trajectories per device and pass."""
+    gradient_accumulation_steps: int = 1
+    """Passes whose gradients are added up before the weights change."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Precision of the training: no, bf16, or auto: bf16 on a GPU that computes in it and where fit names a card, else
     no."""
@@ -326,7 +328,17 @@ class CostConfig:
     nothing is timed if not given."""
 
     def __post_init__(self) -> None:
-        _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
+        _check(
+            self,
+            1,
+            "num_steps",
+            "solver_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "num_devices",
+            "num_trajectories",
+            "max_steps",
+        )
         _check(self, 1, "text_tokens", "checkpoint_stride", "frames")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))

@@ -99,6 +99,7 @@ class DenseOracle(torch.overrides.TorchFunctionMode):
             return func(*args, **kwargs)
         query, key, value = args or (kwargs.pop(name) for name in ("query", "key", "value"))
         own, s = kwargs.pop("attn_mask", None), self.steps
+        own = own if own is None or own.ndim < 4 else own[:, :1]  # the same for each head
         asking, (rows, _, tokens, dim) = query.shape[2], key.shape
         is_image = torch.zeros(rows // s, tokens, dtype=torch.bool)
         for row in range(rows // s):
@@ -156,6 +157,36 @@ class LinearOracle(DenseOracle):
         return torch.cat([found, torch.ones_like(found[:, :, :1])], dim=2)
 
 
+class RowOracle(DenseOracle):
+    """The same where each row makes a call of its own, over as many of its prompt's tokens as count."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.scaled_dot_product_attention or len(args[0]) > 1:
+            return func(*args, **(kwargs or {}))  # it pools the prompts of all rows in one call
+        layer, row = divmod(self.seen, self.rows)
+        self.seen += 1
+        if layer not in self.calls:
+            return func(*args, **kwargs)
+        if row == 0:
+            self.pairs = []
+        query, key, value = args
+        self.pairs.append((key[:, :, self.image], value[:, :, self.image]))
+        first = row - row % self.steps
+        seen = [self.pairs[first + i] for i in MASKS[self.mask](row % self.steps)[:-1]]
+
+        def weights(keys):
+            return query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+
+        if self.gate is None:
+            keys, values = (torch.cat([own, *past], 2) for own, *past in zip((key, value), *seen, strict=True))
+            return weights(keys).softmax(-1) @ values
+        own = weights(key).softmax(-1) @ value
+        if not seen:
+            return own
+        keys, values = (torch.cat(x, 2) for x in zip(*seen, strict=True))
+        return own + self.gate * weights(keys).softmax(-1) @ values
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", TINY)
@@ -163,9 +194,9 @@ def test_folded_pass_equals_a_dense_mask_oracle(name, mask, gated):
     inputs, condition = batch(name)
     student, plain = make(name, 2, mask, gated=gated), make(name, 0, mask)
     calls, image, count = TINY[name].oracle
-    kind = LinearOracle if student.family.linear[0] else DenseOracle
+    kind = LinearOracle if student.family.linear[0] else RowOracle if student.family.by_row[0] else DenseOracle
     oracle = kind(calls, STEPS, mask, image, GATE if gated else None)
-    oracle.image_only = count
+    oracle.image_only, oracle.rows = count, len(inputs) * STEPS
     with torch.no_grad():
         found = student(inputs, condition)
         with oracle:
@@ -272,8 +303,9 @@ def test_what_cannot_be_a_family_is_refused():
         family_of("LatteTransformer3DModel")
 
 
-def test_a_distilled_hunyuan_image_is_no_teacher():
-    tiny = TINY["hunyuan-image"]
+@pytest.mark.parametrize("name", ["hunyuan-image", "hunyuan-video15"])
+def test_a_distilled_hunyuan_is_no_teacher(name):
+    tiny = TINY[name]
     transformer = replace(tiny, options=tiny.options | {"use_meanflow": True}).transformer()
     with pytest.raises(ValueError, match="distilled already"):
         family_of(transformer).call(transformer, torch.randn(2, *tiny.latents), torch.ones(2), tiny.condition(2))

@@ -74,7 +74,6 @@ REFUSALS = {
     ),
     "lu": Refusal(of_scheduler(SOLVER, use_lu_lambdas=True), "use_lu_lambdas=True", f"to false {SET}"),
     "stochastic": Refusal(of_scheduler(FLOW, stochastic_sampling=True), "stochastic_sampling=True", f"to false {SET}"),
-    "invert": Refusal(of_scheduler(FLOW, invert_sigmas=True), "invert_sigmas=True", f"to false {SET}"),
     "sde": Refusal(
         of_scheduler(SOLVER, algorithm_type="sde-dpmsolver++"), "algorithm_type='sde", r'"dpmsolver\+\+" ' + SET
     ),

@@ -90,6 +90,14 @@ def test_solvers_of_other_kinds_with_flow_sigmas_are_flow_matching():
         knots_from_scheduler(UniPCMultistepScheduler(prediction_type="flow_prediction"), 24)
 
 
+def test_a_reversed_flow_has_the_same_states_and_the_opposite_prediction_and_time():
+    """Mochi is published with this option."""
+    flow, reverse = (knots_from_scheduler(FlowMatchEulerDiscreteScheduler(invert_sigmas=x), 4) for x in (False, True))
+    assert (reverse.alpha, reverse.sigma) == (flow.alpha, flow.sigma)
+    assert reverse.timesteps == tuple(1000 - t for t in flow.timesteps)
+    assert reverse.coefficients("state") == [(a, -b) for a, b in flow.coefficients("state")]
+
+
 def test_schedules_that_are_not_known_are_refused():
     with pytest.raises(ValueError, match="unknown prediction type 'direction'"):
         knots_from_scheduler(DDIMScheduler(prediction_type="direction"), 4)

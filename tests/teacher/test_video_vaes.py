@@ -16,12 +16,14 @@ LTX = {
     "layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5, "scaling_factor": 0.5,
 }  # fmt: skip
 HUNYUAN = {"latent_channels": 4, "block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4}
+HUNYUAN15 = {"latent_channels": 4, "block_out_channels": (16,) * 5, "layers_per_block": 1}
 COGVIDEOX = HUNYUAN | {"scaling_factor": 0.7}
 VAES = {
     "wan": ("AutoencoderKLWan", WAN, 2, 1),
     "ltx": ("AutoencoderKLLTXVideo", LTX, 32, 8),
     "ltx-timed": ("AutoencoderKLLTXVideo", LTX | {"timestep_conditioning": True}, 32, 8),
     "hunyuan-video": ("AutoencoderKLHunyuanVideo", HUNYUAN, 8, 4),
+    "hunyuan-video15": ("AutoencoderKLHunyuanVideo15", HUNYUAN15, 16, 4),
     "cogvideox": ("AutoencoderKLCogVideoX", COGVIDEOX, 8, 4),
 }
 """Name -> class, options, pixels and frames that a latent stands for."""
@@ -34,6 +36,8 @@ def make(name):
     if name.startswith("ltx"):
         found.latents_mean.uniform_(-1, 1)
         found.latents_std.uniform_(0.5, 2)
+    if name == "hunyuan-video15":
+        found.enable_slicing()  # what this package does itself, as the test of it below shows
     return found
 
 
@@ -61,6 +65,18 @@ def test_all_frames_of_a_video_or_the_first(name):
     frames = vaes.decode(vae, latents, 1, frames=True)
     assert torch.allclose(frames, expected, atol=1e-5)
     assert torch.equal(vaes.decode(vae, latents, 1), frames[:, :, 0])
+
+
+def test_a_class_that_takes_one_video_alone_takes_a_batch():
+    vae, latents = make("hunyuan-video15"), torch.randn(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+    vae.disable_slicing()
+    with pytest.raises(RuntimeError):
+        vae.decode(latents)
+    alone = torch.cat([vaes.decode(vae, x, 1, frames=True) for x in latents.split(1)])
+    vae.disable_slicing()
+    assert torch.equal(vaes.decode(vae, latents, 2, frames=True), alone)
+    vae.disable_slicing()
+    assert vaes.encode(vae, torch.zeros(2, 3, 32, 32)).shape == (2, 4, 1, 2, 2)
 
 
 @pytest.mark.parametrize("name", [name for name in VAES if name != "wan"])
@@ -97,3 +113,16 @@ def test_out_of_memory_it_decodes_one_by_one_then_in_tiles(name):
     assert vae.use_tiling
     vae.decode = decode
     assert torch.allclose(vaes.decode(vae, latents, 1, frames=True), expected, atol=1e-5)  # smaller than a tile
+
+
+def test_sizes_that_whole_tiles_do_not_cover_are_refused():
+    """Allegro's; it would leave the rest of a video blank."""
+    options = {"block_out_channels": (4,) * 4, "layers_per_block": 1, "norm_num_groups": 2, "sample_size": 128}
+    vae = diffusers.AutoencoderKLAllegro(**options)
+    for shape in ((4, 6, 16, 16), (4, 10, 17, 22)):
+        vaes.check_tiles(vae, shape)
+    for shape, wrong in (((4, 7, 16, 16), "6 latent frames"), ((4, 6, 15, 16), "rows"), ((4, 6, 16, 17), "columns")):
+        with pytest.raises(ValueError, match=f"works in whole tiles: expected .*{wrong}"):
+            vaes.check_tiles(vae, shape)
+    with pytest.raises(ValueError, match="encodes tiles of 24 frames"):
+        vaes.encode(vae, torch.zeros(1, 3, 128, 128))

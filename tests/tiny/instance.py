@@ -60,6 +60,8 @@ class TinyPipeline:
     """(Its own scheduler) -> the one under which its loop takes the solver's steps; None: its own."""
     prompts: int = 2
     """How many prompts a guided call takes."""
+    drawn: int = 2
+    """How many prompts a call that does not guide takes."""
     solver_steps: int = 24
     """Steps of a solver, among whose states are those of the pipeline's own grid of 4."""
     drawn_as: tuple[int, ...] = ()

@@ -33,10 +33,12 @@ class Architecture:
     """(arguments of the forward) -> index of each row's first image token, where prompts of unequal length shift it."""
     linear: tuple[str, Any] = ("", None)
     """Call of the attention processor where attention is linear, and what takes the place of ``torch.matmul`` in it."""
+    by_row: tuple[str, Any] = ("", None)
+    """Call of the attention processor where it attends row by row, and what takes the place of its attention call."""
     time_embedding: str = "timestep_embedder"
     """How the names of the modules that embed the time end; the guidance scale is embedded beside the time."""
     guidance_off: tuple[str, float] = ("guidance_scale", 1.0)
-    """Argument of the pipeline's call, and the value of it, that turn its classifier-free guidance off."""
+    """Argument of the pipeline's call, or none, and its value that turn its classifier-free guidance off."""
     keeps_float32: bool = False
     """Whether the pipeline wants every state in float32 whatever the weights are in, and converts the last one."""
     scale_is_input_of: tuple[str, ...] = ()

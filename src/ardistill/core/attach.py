@@ -41,13 +41,17 @@ class Attachment:
 def compile_blocks(transformer: Any, **options: Any) -> None:
     """Compile each block of a transformer in place; the blocks of one class share their graphs.
 
+    Where attention runs row by row, torch's ``capture_dynamic_output_shape_ops`` is set for the whole process.
+
     Args:
         transformer: A transformer of a known class, with or without a history.
         options: Options of ``torch.compile``.
     """
     # A class has a graph for each step, and again where inputs have other strides; torch 2.11 has no such option.
     limit = {"recompile_limit": 64} if "recompile_limit" in inspect.signature(torch.compile).parameters else {}
-    for block, _ in architecture_of(transformer).blocks(transformer):
+    architecture = architecture_of(transformer)
+    torch._dynamo.config.capture_dynamic_output_shape_ops |= bool(architecture.by_row[0])  # rows of unequal length
+    for block, _ in architecture.blocks(transformer):
         block.compile(**limit | options)
 
 
@@ -82,7 +86,6 @@ def attach(transformer: Any, config: StudentConfig) -> Attachment:
     attachment.own_weights = [name for name, p in transformer.named_parameters() if id(p) not in stock]
     transformer.register_forward_pre_hook(attachment, with_kwargs=True)
     transformer.attachment = attachment
-    for module in transformer.modules():  # disable label dropout: it would differ between steps
-        if hasattr(module, "dropout_prob"):
-            module.dropout_prob = 0.0
+    for module in (x for x in transformer.modules() if hasattr(x, "dropout_prob")):
+        module.dropout_prob = 0.0  # disable label dropout: it would differ between steps
     return attachment

@@ -38,7 +38,8 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
         function: The forward of an attention module, or the call of a diffusers attention processor. It has to name
             ``torch.nn.functional.scaled_dot_product_attention`` or diffusers' ``dispatch_attention_fn`` itself, or to
             be the linear attention of a known architecture (``Architecture.linear``).
-        attention: Takes the arguments of ``scaled_dot_product_attention``.
+        attention: Takes the arguments of ``scaled_dot_product_attention``; not used where the architecture has its own
+            (``Architecture.by_row``).
 
     Raises:
         HistoryError: The function names neither.
@@ -49,6 +50,7 @@ def rebind(function: Any, attention: Callable[..., Any]) -> Any:
             raise bypassed("another backend")
         return attention(*(x.transpose(1, 2) for x in (query, key, value)), *args, **options).transpose(1, 2)
 
+    attention = dict(x.by_row for x in ARCHITECTURES.values()).get(function.__qualname__, attention)
     multiply = dict(x.linear for x in ARCHITECTURES.values()).get(function.__qualname__)
     if not multiply and not {"dispatch_attention_fn", "scaled_dot_product_attention"} & {*function.__code__.co_names}:
         raise bypassed(f"none in {function.__qualname__}")

@@ -81,8 +81,7 @@ class StepLinear(nn.Linear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(rows, ..., in) -> (rows, ..., out), rows folded or of one step, as the layout of the call says."""
-        layout = self.history.current()
-        if layout.cache is not None:
+        if (layout := self.history.current()).cache is not None:
             return self._step(hidden_states, layout.step)
         folded = hidden_states.unflatten(0, (-1, self.num_steps))
         return torch.stack([self._step(folded[:, s], s) for s in range(self.num_steps)], dim=1).flatten(0, 1)

@@ -71,9 +71,9 @@ class Layout:
     """Image tokens of a sample; None where attention sees image tokens alone."""
     image_start: Tensor | None = None
     """Index of each row's first image token, (rows,); None where ``History.text`` determines it."""
-    folded: Callable[..., Tensor] | None = None
+    folded: Callable[..., Any] | None = None
     """Attention of folded rows, `ardistill.student.folded.history_attention`, or for linear attention their
-    `earlier_sums`; None where rows are of one step."""
+    `earlier_sums`, or for attention row by row their `earlier_rows`; None where rows are of one step."""
     guidance: Tensor | float | None = None
     """Guidance scale of each row, (rows,), or one for all rows, where the scale is an input of the student."""
 

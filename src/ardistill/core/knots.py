@@ -1,8 +1,8 @@
 """The knots of a trajectory and the closed-form solver step between two of them.
 
-A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0 or flow), the step of a
-first-order solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12, eta = 0) for
-variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
+A state is x_t = alpha x0 + sigma noise. Whatever the network predicts (epsilon, v, x0, flow, or a flow reversed), the
+step of a first-order solver from one knot to the next is ``a x + b prediction``: DDIM (Song et al. 2021, Eq. 12,
+eta = 0) for variance-preserving schedules, Euler for flow matching. Coefficients are computed in float64.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow", "reversed_flow")
 
 
 def solver_coefficients(
     prediction_type: str, alpha: float, sigma: float, next_alpha: float, next_sigma: float
 ) -> tuple[float, float]:
-    """Coefficients (a, b) of ``next = a x + b prediction``; the step to (1, 0) gives x̂0, to (0, 1) the noise.
-
-    Raises:
-        ValueError: Unknown prediction type.
-    """
+    """Coefficients (a, b) of ``next = a x + b prediction``; the step to (1, 0) gives x̂0, to (0, 1) the noise."""
     if prediction_type == "epsilon":
         return next_alpha / alpha, next_sigma - next_alpha * sigma / alpha
     if prediction_type == "sample":
         return next_sigma / sigma, next_alpha - next_sigma * alpha / sigma
     if prediction_type == "v_prediction":  # x̂0 = alpha x - sigma v, noise = alpha v + sigma x
         return next_alpha * alpha + next_sigma * sigma, next_sigma * alpha - next_alpha * sigma
-    if prediction_type == "flow":  # x̂0 = x - sigma v, noise = x + alpha v
-        return next_alpha + next_sigma, next_sigma * alpha - next_alpha * sigma
-    raise ValueError(f"unknown prediction type {prediction_type!r}; known: {', '.join(PREDICTION_TYPES)}")
+    b = next_sigma * alpha - next_alpha * sigma  # of a flow, x̂0 = x - sigma v, noise = x + alpha v; reversed, it is -v
+    return next_alpha + next_sigma, b if prediction_type == "flow" else -b
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from ardistill.core.architecture import ARCHITECTURES
 from ardistill.families import (
+    allegro,
     auraflow,
     bria,
     bria_fibo,
@@ -24,11 +26,14 @@ from ardistill.families import (
     hunyuan_dit,
     hunyuan_image,
     hunyuan_video,
+    hunyuan_video15,
     kandinsky5,
     krea2,
     longcat_image,
     ltx,
     lumina2,
+    lumina_next,
+    mochi,
     ovis_image,
     pixart,
     prx,
@@ -72,6 +77,10 @@ FAMILIES: dict[str, Family] = {
     "HunyuanVideoTransformer3DModel": hunyuan_video.FAMILY,
     "CogVideoXTransformer3DModel": cogvideox.FAMILY,
     "SkyReelsV2Transformer3DModel": skyreels_v2.FAMILY,
+    "MochiTransformer3DModel": mochi.FAMILY,
+    "LuminaNextDiT2DModel": lumina_next.FAMILY,
+    "AllegroTransformer3DModel": allegro.FAMILY,
+    "HunyuanVideo15Transformer3DModel": hunyuan_video15.FAMILY,
 }
 """Transformer class name -> family. `register_family` adds to it."""
 ARCHITECTURES.update(FAMILIES)
@@ -97,8 +106,16 @@ UNFIT_PIPELINES = {
     "LTXConditionPipeline": (
         "it places a video's frames elsewhere in time than LTXPipeline; use an LTX-Video whose folder names LTXPipeline"
     ),
+    "SanaSprintPipeline": "it draws in a few steps itself, on a schedule of its own; use a teacher of SanaPipeline",
+    "SkyReelsV2DiffusionForcingPipeline": (
+        "it gives each frame a time of its own; use a teacher of SkyReelsV2Pipeline"
+    ),
 }
 """Pipeline class of a known transformer -> why its folder cannot be a teacher, and what to do."""
+_GIVEN = {"image", "video", "mask_image", "control_image", "control_video", "conditions", "cond_image"}
+"""Arguments of a pipeline's call by which it draws from more than noise and a prompt or a class."""
+_ALSO_WITHOUT = {"Flux2Pipeline", "Flux2KleinPipeline"}
+"""Pipelines that take such an argument and are as often called without."""
 PUBLISHED_AS = {
     "Transformer2DModel": {
         "ada_norm_zero": "DiTTransformer2DModel",
@@ -153,6 +170,24 @@ def transformer_class(config: Mapping[str, Any] | str) -> Any:
     name = config if isinstance(config, str) else class_name(config)
     family_of(name)
     return _REGISTERED.get(name) or getattr(diffusers, name)
+
+
+def unfit_pipeline(name: str) -> str | None:
+    """Why folders of a pipeline class of diffusers cannot be teachers, and what to do; None if they can.
+
+    Args:
+        name: The class; one that diffusers does not have is not judged.
+    """
+    if name in UNFIT_PIPELINES or name in _ALSO_WITHOUT:
+        return UNFIT_PIPELINES.get(name)
+    pipeline = getattr(diffusers, name, None)
+    given = sorted(_GIVEN & {*inspect.signature(pipeline.__call__).parameters}) if pipeline else []
+    if not given:
+        return None
+    return (
+        f"its call takes {given[0]}, which recordings do not hold; use a teacher whose model_index.json names the "
+        "pipeline that draws from noise and a prompt alone"
+    )
 
 
 def family_of(transformer: nn.Module | str) -> Family:

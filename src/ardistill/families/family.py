@@ -106,6 +106,11 @@ class Family(Architecture):
     left_out: tuple[str, ...] = ()
     """Components and settings of the pipeline that a student replaces: what guides, or a second transformer. An export
     has none of them."""
+    preparation: str = ""
+    """Lines of Python, with their ends, that a ``pipeline`` of diffusers needs before it can draw."""
+    replaced: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    """Component of the pipeline that it cannot do without -> what a student has in its place: a class of diffusers, and
+    the options that it is made with."""
     rescale_guided: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided, conditional) -> guided, where the family's pipeline rescales the guided prediction."""
     channels_key: str = "in_channels"

@@ -114,6 +114,7 @@ def cost(config: CostConfig) -> Cost:
     nested_indices(config.solver_steps, config.num_steps)
     counts = count(facts, family, config)
     parts = stages(counts.memory, config)
+    trajectories = config.batch_size * config.gradient_accumulation_steps
     passes = 4 if config.gradient_checkpointing else 3
     states = (2 * config.num_steps + 1) * prod(counts.latent_shape) * stored_width(config) + 8
     num_prompts = min(config.num_prompts, config.num_trajectories)  # others are not encoded
@@ -121,7 +122,7 @@ def cost(config: CostConfig) -> Cost:
         macs_per_image=counts.macs / 1e9,
         macs_per_image_step_distillation=counts.macs_per_evaluation * config.num_steps / 1e9,
         macs_per_image_teacher=counts.macs_per_evaluation * config.solver_steps * guided_rows(config) / 1e9,
-        macs_per_training_step=passes * counts.macs * config.batch_size / 1e9,
+        macs_per_training_step=passes * counts.macs * trajectories / 1e9,
         parameters=counts.memory.weights.total,
         trained_parameters=counts.memory.weights.trained,
         memory=parts["distill"] | {"total": sum(parts["distill"].values())},
@@ -179,7 +180,8 @@ def describe(cost: Cost, config: CostConfig) -> str:
         "sampling": f"{cost.macs_per_image:,.2f} G MACs an image, {more:+.2%} against step distillation",
         "teacher": f"{cost.macs_per_image_teacher:,.0f} G MACs an image in {config.solver_steps} {guided}steps; "
         f"the student takes {share:.1%} of it",
-        "training": f"{cost.macs_per_training_step:,.0f} G MACs a step of {config.batch_size} trajectories",
+        "training": f"{cost.macs_per_training_step:,.0f} G MACs a step of "
+        f"{config.batch_size * config.gradient_accumulation_steps} trajectories",
         "memory": f"{gib['total']} per device: " + ", ".join(f"{k} {v}" for k, v in gib.items() if k != "total"),
         "fits on": ", ".join(f"{name} {smallest_card(size)}" for name, size in cost.stages.items())
         + ", without text encoders and VAE",

@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
-from torch.overrides import TorchFunctionMode
 
 from ardistill.config import CostConfig
 from ardistill.core.knots import Knots
 from ardistill.evaluation.cost import count_macs
 from ardistill.families import Family, class_name, transformer_class
+from ardistill.planning.answers import Answers
 from ardistill.planning.memory import Activations, Alive, Memory, Weights
 from ardistill.student import Student, StudentConfig
 from ardistill.student.lora import add_adapters
@@ -78,28 +78,15 @@ def _saved_bytes(run: Callable[[], Tensor], parameters: list[nn.Parameter]) -> i
     return sum(size for _, size in kept.values())
 
 
-class _FullPrompts(TorchFunctionMode):
-    """Tells a model that reads the lengths of its prompts (Lumina2) that all have the full length."""
-
-    def __init__(self, text_tokens: int) -> None:
-        super().__init__()
-        self.text_tokens = text_tokens
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.item and args[0].dtype == torch.int64:
-            return self.text_tokens
-        return func(*args, **(kwargs or {}))
-
-
 @contextlib.contextmanager
 def _fake(name: str, text_tokens: int) -> Iterator[None]:
     """Within this context, tensors have shapes but no values.
 
     Raises:
-        ValueError: The model ``name`` needs values of its inputs.
+        ValueError: The model ``name`` needs values of its inputs that `Answers` does not give.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _FullPrompts(text_tokens):
+        with FakeTensorMode(allow_non_fake_inputs=True), Answers(text_tokens):
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(
@@ -156,12 +143,14 @@ def count(facts: dict[str, Any], family: Family, config: CostConfig) -> Counts:
         def run(rows: int, draw: Callable[[Tensor, dict[str, Any]], Any]) -> tuple[float, int]:
             condition = family.example_condition(teacher, rows, config.text_tokens)
             noise = torch.zeros(rows, *shape)
-            computing = torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16")
-            with computing:
-                macs = count_macs(lambda: draw(noise, condition))  # with attention that keeps its scores
-                with torch.no_grad(), Alive([*student.parameters(), *teacher.parameters()]) as alive:
+            alive = Alive([*student.parameters(), *teacher.parameters()])
+
+            def drawn() -> None:
+                with alive:
                     draw(noise, condition)
-            return macs / rows, alive.peak
+
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+                return count_macs(drawn) / rows, alive.peak
 
         def evaluate(noise: Tensor, condition: dict[str, Any]) -> Any:
             return family.call(teacher, noise, torch.full((len(noise),), 500.0), condition)

@@ -120,10 +120,11 @@ def cheapest_fit(memory: Memory, count: Callable[[CostConfig], Memory], config: 
         changed = plan is not config
         counted = count(plan) if changed else memory
         for options in _choices(plan):
+            if "batch_size" in options:
+                smaller = config.batch_size // options["batch_size"]
+                options |= {"gradient_accumulation_steps": config.gradient_accumulation_steps * smaller}
             size = sum(stages(counted, replace(plan, **options))["distill"].values())
             asked = ({"lora_rank": 32, "weights": "bfloat16"} if changed else {}) | options
-            if "batch_size" in options:
-                asked["gradient_accumulation_steps"] = config.batch_size // options["batch_size"]
             if size <= USABLE * card:
                 return Fit(asked, size, _time(options), True)
             if least is None or size < least.bytes:

@@ -99,9 +99,11 @@ def stages(counted: Memory, config: CostConfig) -> dict[str, dict[str, int]]:
     teacher = weights.teacher_bytes(config.weights)
     held = (teacher + 4 * weights.trained if config.lora_rank else 4 * weights.total) // devices
     activations = counted.activations(config)
+    # A step's gradients wait for those of all steps before they are added to those of earlier passes.
+    twice = config.sequential and config.gradient_accumulation_steps > 1
     distill = {
         "weights": held,
-        "gradients": 4 * weights.trained // devices,
+        "gradients": (8 if twice else 4) * weights.trained // devices,
         "optimizer": int(OPTIMIZER_BYTES[config.optimizer] * weights.trained) // devices,
         "ema": 0 if config.ema_device == "cpu" else 4 * weights.trained // devices,
         "activations": activations.bytes(config.batch_size, config.offload_activations),

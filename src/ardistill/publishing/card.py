@@ -43,7 +43,7 @@ def loading_with_own_module(student: Student, module: Path, reason: str, library
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{PLACE}", trust_remote_code=True)
-images = pipeline({example}).{result_name(student)}
+{student.family.preparation}images = pipeline({example}).{result_name(student)}
 ```
 
 diffusers' own pipeline cannot draw this student: {reason}.

@@ -236,8 +236,13 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
 
 
 def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any], left_out: Sequence[str]) -> None:
-    """Write the teacher's companions except those that a student replaces, and note them in the index."""
+    """Write the teacher's companions, without or with others for those that a student replaces, and note them in the
+    index.
+    """
     companions = teacher.companions
+    for part, (kind, options) in teacher.family.replaced.items():
+        getattr(diffusers, kind)(**options).save_pretrained(folder / part)
+        index[part] = ["diffusers", kind]
     for part in (x for x in companions if x not in left_out and x not in index):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]

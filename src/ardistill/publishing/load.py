@@ -12,7 +12,7 @@ from ardistill.core import pipeline
 from ardistill.core.config import EXPERTS
 from ardistill.core.experts import PairPipeline
 from ardistill.families import transformer_class
-from ardistill.teacher import Companions, find_source
+from ardistill.teacher import Companions, find_source, prepare_vae
 
 
 def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffusers.DiffusionPipeline:
@@ -53,4 +53,6 @@ def load(folder: str | Path, torch_dtype: torch.dtype | None = None) -> diffuser
     kind = PairPipeline if EXPERTS["low_noise"] in student else pipeline.FewStepPipeline
     made = pipeline.few_step_pipeline(base, kind)(**parts | missing | {"student": student})
     made.register_to_config(_name_or_path=str(folder))
+    if made.vae is not None:
+        prepare_vae(made.vae)
     return made

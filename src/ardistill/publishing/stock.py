@@ -44,7 +44,7 @@ def _more_arguments(student: Student, teacher: Teacher) -> dict[str, Any]:
     """Arguments of the call that turn guidance off, or tell it to the network, the size and the length of prompts."""
     family, companions, shapes = teacher.family, teacher.companions, student.config.sample_shapes
     name, off = family.guidance_off
-    found: dict[str, Any] = {name: off}
+    found: dict[str, Any] = {name: off} if name else {}
     if teacher.pipeline_class in family.scale_is_input_of:
         found = {"guidance_scale": student.config.guidance_scale}
     if shapes and "height" in call_parameters(teacher.pipeline_class):
@@ -66,7 +66,7 @@ def loading_with_stock_pipeline(student: Student, teacher: Teacher, drawing: Sto
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{PLACE}")
-images = {call_of(student, drawing)}
+{student.family.preparation}images = {call_of(student, drawing)}
 ```
 
 The pipeline is diffusers' own {teacher.pipeline_class}; this folder holds no code. The arguments are part of the

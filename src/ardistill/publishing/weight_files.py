@@ -26,16 +26,19 @@ def base_model(student: Student, teacher: Teacher) -> str:
     """The arguments of ``from_pretrained`` that load a student's teacher, as source.
 
     Of a folder the last part of its path alone is named, as others do not have the path. What the student replaces is
-    left out.
+    left out, or has something in its place.
     """
     name, revision, variant = split_name(student.config.teacher)
     name = Path(name).name if Path(name).is_absolute() else name or "the/teacher"
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
     given = getattr(teacher.companions, "index", teacher.companions)  # the index alone: no component is loaded for this
-    replaced = [] if len(student.parts) > 1 else teacher.family.left_out
-    absent = [part for part in replaced if part in teacher.companions and given[part] is not None]
-    return ", ".join(words + [f"{part}=None" for part in absent])
+    left_out = [] if len(student.parts) > 1 else teacher.family.left_out
+    absent = [part for part in left_out if part in teacher.companions and given[part] is not None]
+    words += [f"{part}=None" for part in absent]
+    for part, (kind, options) in teacher.family.replaced.items():
+        words.append(f"{part}={kind}({', '.join(f'{key}={value}' for key, value in options.items())})")
+    return ", ".join(words)
 
 
 def python_lines(
@@ -52,14 +55,15 @@ def python_lines(
         more: Further imports.
     """
     scheduler = type(drawing.scheduler).__name__
-    names = ", ".join(sorted({teacher.pipeline_class, scheduler, *classes}))
+    replaced = (name for name, _ in teacher.family.replaced.values())
+    names = ", ".join(sorted({teacher.pipeline_class, scheduler, *classes, *replaced}))
     imports = "\n".join(filter(None, (f"from diffusers import {names}", more)))
     return f"""```python
 {imports}
 
 {load}
 pipeline.scheduler = {scheduler}.from_pretrained("{PLACE}", subfolder="scheduler")
-images = {call_of(student, drawing)}
+{student.family.preparation}images = {call_of(student, drawing)}
 ```"""
 
 
@@ -70,7 +74,7 @@ def noise_levels(student: FewStepModel) -> str:
     """
     knots = student.config.knots
     pairs = zip(knots.sigma, knots.alpha, strict=True)
-    levels = [sigma if knots.prediction_type == "flow" else sigma / alpha for sigma, alpha in pairs]
+    levels = [sigma if "flow" in knots.prediction_type else sigma / alpha for sigma, alpha in pairs]
     return ", ".join(np.format_float_positional(x, 6, fractional=False, trim="-") for x in levels)
 
 

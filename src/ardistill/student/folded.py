@@ -131,3 +131,15 @@ def earlier_sums(sums: Tensor, mask: str = "M4", *, num_steps: int) -> Tensor:
     none = torch.zeros_like(steps[0])
     found = [sum((steps[i] for i in MASKS[mask](step)[:-1]), none) for step in range(num_steps)]
     return torch.stack(found, dim=1).flatten(0, 1)
+
+
+def earlier_rows(rows: list[tuple[Tensor, Tensor]], mask: str = "M4", *, num_steps: int) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of the earlier steps that the next folded row sees, where attention runs row by row.
+
+    Args:
+        rows: Keys and values of the rows before it, each (1, h, t, d).
+        mask: A key of ``MASKS``.
+        num_steps: Steps folded into the rows, 1 or more.
+    """
+    step = len(rows) % num_steps
+    return [rows[len(rows) - step + i] for i in MASKS[mask](step)[:-1]]

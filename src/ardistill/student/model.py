@@ -16,7 +16,7 @@ from ardistill.core.config import EXPERTS, StudentConfig
 from ardistill.core.history import Layout
 from ardistill.devices import device_of
 from ardistill.families import Condition, family_of
-from ardistill.student.folded import earlier_sums, history_attention
+from ardistill.student.folded import earlier_rows, earlier_sums, history_attention
 from ardistill.student.recompute import recompute_blocks
 
 
@@ -106,7 +106,8 @@ class FewStepModel(nn.Module):
             return self._step_by_step(inputs, condition, sequential, detach_history, on_policy, through_steps)
         batch, steps = inputs.shape[:2]
         times = torch.stack([self._times(inputs, step) for step in range(steps)], dim=1).flatten()
-        attention = earlier_sums if self.family.linear[0] else history_attention
+        linear, by_row = self.family.linear[0], self.family.by_row[0]
+        attention: Any = earlier_sums if linear else earlier_rows if by_row else history_attention
         layout = Layout(folded=functools.partial(attention, num_steps=steps))
         repeated = {name: value.repeat_interleave(steps, dim=0) for name, value in condition.items()}
         prediction = self._predict(inputs.flatten(0, 1), times, repeated, layout)

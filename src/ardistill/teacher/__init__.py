@@ -29,3 +29,4 @@ from ardistill.teacher.stock import stock_drawing as stock_drawing
 from ardistill.teacher.stock import stock_knots as stock_knots
 from ardistill.teacher.teacher import Teacher as Teacher
 from ardistill.teacher.unread import unread_files as unread_files
+from ardistill.teacher.vae import prepare_vae as prepare_vae

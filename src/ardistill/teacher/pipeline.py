@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ardistill.families import UNFIT_PIPELINES
+from ardistill.families import unfit_pipeline
 from ardistill.files import weight_fingerprint
 from ardistill.teacher.companions import Companions
 from ardistill.teacher.experts import SECOND, boundary_of
@@ -46,7 +46,7 @@ def load_pipeline(
     scheduler = load_scheduler(source)
     companions = Companions(source.folder, source.variant, torch.float32 if weights == "float32" else torch.bfloat16)
     companions.check()
-    if reason := UNFIT_PIPELINES.get(companions.pipeline_class):
+    if reason := unfit_pipeline(companions.pipeline_class):
         raise ValueError(f"{source.name} is of {companions.pipeline_class}, which is not supported: {reason}")
     if boundary_of(companions, scheduler) is not None and weights not in ("float32", "bfloat16"):
         raise ValueError(f"{source.name} has two transformers: expected weights float32 or bfloat16, got {weights}")

@@ -16,7 +16,6 @@ _SOLVER_OPTIONS: dict[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False,),
     "use_beta_sigmas": (False,),
     "use_lu_lambdas": (False,),
-    "invert_sigmas": (False,),
     "stochastic_sampling": (False,),
     "thresholding": (False,),
     "timestep_type": ("discrete",),
@@ -149,8 +148,10 @@ def knots_from_scheduler(
     if _is_flow(scheduler):
         uniform = grid(scheduler, num_steps)
         sigma = _shifted(uniform, config, mu)
-        timesteps = [s * config.num_train_timesteps for s in (sigma if shift_times else uniform)]
-        return Knots("flow", tuple(timesteps), tuple(1 - s for s in sigma) + (1.0,), (*sigma, 0.0))
+        alpha, times = [1 - s for s in sigma], sigma if shift_times else uniform
+        kind = "reversed_flow" if config.get("invert_sigmas") else "flow"  # its time is that of the image's part
+        timesteps = tuple(config.num_train_timesteps * t for t in (times if kind == "flow" else alpha))
+        return Knots(kind, timesteps, (*alpha, 1.0), (*sigma, 0.0))
     if config.prediction_type not in PREDICTION_TYPES[:3]:
         raise ValueError(f"unknown prediction type {config.prediction_type!r}; known: {PREDICTION_TYPES[:3]}")
     times = [round(config.num_train_timesteps * (1 - i / num_steps)) - 1 for i in range(num_steps)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ardistill.families import family_of
-from ardistill.teacher.vae import frames_per_latent
+from ardistill.teacher.vae import check_tiles, frames_per_latent
 
 
 def latent_shape(
@@ -42,6 +42,7 @@ def latent_shape(
             f"{(patch - 1) * every + 1} and a multiple of {patch * every}" if len(shape) == 4 else "1: it draws images"
         )
         raise ValueError(f"expected a number of frames of {known}, got {num_frames}")
+    check_tiles(vae, shape)
     return shape
 
 

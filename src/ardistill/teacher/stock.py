@@ -83,7 +83,9 @@ def call_parameters(pipeline_class: str) -> set[str]:
 
 
 def given_times(pipeline_class: str) -> list[str]:
-    """Lists of times that a pipeline's call takes: ``sigmas``, ``timesteps``, both or none."""
+    """Lists of times that a pipeline's call takes and follows: ``sigmas``, ``timesteps``, both or none."""
+    if pipeline_class == "AllegroPipeline":  # it sets its scheduler again, without them
+        return []
     return sorted({"sigmas", "timesteps"} & call_parameters(pipeline_class))
 
 
@@ -93,13 +95,13 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
     given: dict[str, Any]
     for own in _own_grids(teacher, knots):
         yield StockDrawing(own, {"num_inference_steps": knots.num_steps})
-    if knots.prediction_type != "flow":
+    if "flow" not in knots.prediction_type:
         solver = _first_order(scheduler, knots)
         if "timesteps" in taken and "timesteps" in inspect.signature(solver.set_timesteps).parameters:
             given = {"timesteps": [round(t) for t in knots.timesteps]}
             solver.set_timesteps(**given)
             yield StockDrawing(solver, given)
-    elif taken:
+    elif taken and knots.prediction_type == "flow":  # no pipeline of a reversed one hands them on
         sigmas = {"sigmas": [round(sigma, 8) for sigma in knots.sigma[:-1]]} if "sigmas" in taken else {}
         times = {"timesteps": [round(t, 0 if sigmas else 5) for t in knots.timesteps]} if "timesteps" in taken else {}
         for given in (sigmas, sigmas | times):  # not every pipeline that takes both takes them together
@@ -112,7 +114,7 @@ def _candidates(teacher: Teacher, knots: Knots) -> Iterator[StockDrawing]:
 def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
     """Schedulers that have a grid of so many steps by themselves, set to it as the family's pipeline sets it."""
     steps, scheduler, grid = knots.num_steps, teacher.scheduler, teacher.family.grid
-    if knots.prediction_type != "flow":
+    if "flow" not in knots.prediction_type:
         solver = _first_order(scheduler, knots)
         solver.set_timesteps(steps)
         yield solver
@@ -125,6 +127,10 @@ def _own_grids(teacher: Teacher, knots: Knots) -> Iterator[Any]:
     elif grid is scheduler_grid and _is_plain_flow_matching(scheduler):
         solver = _flow_matching(scheduler, scheduler.config.shift)
         solver.set_timesteps(steps)
+        yield solver
+    elif scheduler.config.get("invert_sigmas"):
+        solver = type(scheduler).from_config(scheduler.config)
+        solver.set_timesteps(sigmas=grid(solver, steps))
         yield solver
     elif scheduler.config.get("use_flow_sigmas"):
         options: dict[str, Any] = {"solver_order": 1, "final_sigmas_type": "zero"}
@@ -194,13 +200,14 @@ def _first_order(scheduler: Any, knots: Knots) -> Any:
 
 def _levels(knots: Knots) -> np.ndarray:
     """Noise level of each state as diffusers' schedulers have it: sigma of flow matching, else sigma / alpha."""
-    return np.array(knots.sigma) / (1.0 if knots.prediction_type == "flow" else np.maximum(knots.alpha, 1e-8))
+    return np.array(knots.sigma) / (1.0 if "flow" in knots.prediction_type else np.maximum(knots.alpha, 1e-8))
 
 
 def _scheduled_levels(scheduler: Any) -> np.ndarray:
     """Noise level of each state that a scheduler, which was set, goes through."""
     if hasattr(scheduler, "sigmas"):
-        return np.array(scheduler.sigmas)
+        levels = np.array(scheduler.sigmas)
+        return 1 - levels if scheduler.config.get("invert_sigmas") else levels
     signal, step = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     times = [int(scheduler.timesteps[0]), *(int(t) - step for t in scheduler.timesteps)]
     found = np.array([float(signal[t] if t >= 0 else scheduler.final_alpha_cumprod) for t in times])

@@ -10,6 +10,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_TILED = ("AutoencoderKLAllegro",)
+"""Classes that work in whole tiles alone, and leave blank what these do not cover."""
+_ONE_BY_ONE = (*_TILED, "AutoencoderKLHunyuanVideo15")
+"""Classes that take one sample alone; HunyuanVideo 1.5's, as its attention's mask has no axis of heads."""
+
+
+def prepare_vae(vae: Any) -> None:
+    """Let a VAE of a class that works in tiles, or on one sample, alone do so."""
+    if type(vae).__name__ in _TILED:
+        vae.enable_tiling()
+    if type(vae).__name__ in _ONE_BY_ONE:
+        vae.enable_slicing()
+
+
+def check_tiles(vae: Any, sample_shape: tuple[int, ...]) -> None:
+    """Refuse latents that the tiles of a VAE, which works in tiles alone, do not cover.
+
+    Args:
+        vae: A VAE of diffusers, or none.
+        sample_shape: Shape of the latents, (c, f, h, w) where the VAE is such a one.
+
+    Raises:
+        ValueError: An axis is shorter than a tile, or does not end with one.
+    """
+    if type(vae).__name__ not in _TILED:
+        return
+    units = frames_per_latent(vae), *(pixels_per_latent(vae),) * 2
+    for name, size, tile, stride, unit in zip(
+        ("frames", "rows", "columns"), sample_shape[1:], vae.kernel, vae.stride, units, strict=True
+    ):
+        if size < tile // unit or (size - tile // unit) % (stride // unit):
+            raise ValueError(
+                f"{type(vae).__name__} works in whole tiles: expected {tile // unit} latent {name} and a multiple of "
+                f"{stride // unit}, got {size}, where a latent stands for {unit}; set height, width and num_frames"
+            )
+
 
 def is_video_vae(vae: Any) -> bool:
     """Whether a VAE works on videos, (b, c, f, h, w): it has convolutions over time."""
@@ -33,7 +69,11 @@ def frames_per_latent(vae: Any) -> int:
 
 @contextlib.contextmanager
 def _placed(vae: Any, device: torch.device | str | None) -> Iterator[None]:
-    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given."""
+    """Keep a VAE on a device within the block, and on the CPU afterwards; where it is if no device is given.
+
+    One whose class needs it is set to work in tiles, or on one sample at a time.
+    """
+    prepare_vae(vae)
     if device is None:
         yield
         return
@@ -83,7 +123,11 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
 def _output(vae: Any, latents: Tensor) -> Tensor:
     """One call. A VAE that is conditioned on a time (LTX) decodes at time 0, its pipeline's default."""
     time = (latents.new_zeros(len(latents)),) if vae.config.get("timestep_conditioning") else ()
-    return vae.decode(latents, *time).sample.float().clamp(-1, 1).cpu()
+    check_tiles(vae, latents.shape[1:])
+    found = vae.decode(latents, *time).sample
+    if type(vae).__name__ in _TILED:  # frames before channels, and for the first latent as many as for the others
+        found = found.transpose(1, 2)[:, :, : (latents.shape[2] - 1) * frames_per_latent(vae) + 1]
+    return found.float().clamp(-1, 1).cpu()
 
 
 def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -> Tensor:
@@ -98,6 +142,8 @@ def encode(vae: Any, images: Tensor, device: torch.device | str | None = None) -
         Latents as the ODE runs on them, (b, c, h, w), for a video VAE (b, c, 1, h, w); float32, on the CPU.
     """
     with _placed(vae, device):
+        if type(vae).__name__ in _TILED:
+            raise ValueError(f"{type(vae).__name__} encodes tiles of {vae.kernel[0]} frames, no images; leave them out")
         x = images.to(vae.device, vae.dtype)
         encoded = vae.encode(x.unsqueeze(2) if is_video_vae(vae) else x)
         is_distribution = hasattr(encoded, "latent_dist")  # AutoencoderTiny and AutoencoderDC return latents alone

@@ -8,7 +8,7 @@ import sys
 import diffusers
 import pytest
 import torch
-from apart import DISTILL, OPTIONS, RECORD, apart, ended, limited
+from apart import DISTILL, OPTIONS, RECORD, apart, command, ended, limited
 from faults.killing import contents
 from safetensors.torch import load_file, save_file
 from tiny import save as save_pipeline
@@ -35,8 +35,9 @@ FULL = {
 def test_case_22_a_full_disk_is_one_line_and_the_same_command_works_afterwards(world, name):
     words = FULL[name].split()
     log = world.parent / "log"
-    act = words if name == "distill" else lambda: main(words)
-    assert ended(apart(act, log, limited(15_000))) == 2, log.read_text()
+    full = limited(15_000)
+    pid = command(words, log, full) if name == "distill" else apart(lambda: main(words), log, full)
+    assert ended(pid) == 2, log.read_text()
     *_, line = log.read_text().splitlines()
     assert "error: " in line and "File too large" in line and "the same command again" in line, line
     assert "Traceback" not in log.read_text()

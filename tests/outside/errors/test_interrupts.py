@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from apart import DISTILL, RECORD, apart, ended
+from apart import DISTILL, RECORD, apart, command, ended
 
 from ardistill.cli import main
 from ardistill.progress import bar
@@ -38,7 +38,7 @@ INTERRUPTED = {  # command, what tells that it is at it, what it says
 def test_case_22_an_interrupt_is_one_line_that_says_how_to_go_on(world, name, number):
     words, begun, said = INTERRUPTED[name]
     log = world.parent / "log"
-    pid = apart(words.split() if name == "distill" else lambda: main(words.split()), log)
+    pid = command(words.split(), log) if name == "distill" else apart(lambda: main(words.split()), log)
     limit = time.time() + 60
     while not (begun() and log.exists()) and time.time() < limit:
         time.sleep(0.01)

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 import pytest
-from apart import DISTILL, RECORD, apart, ended
+from apart import DISTILL, RECORD, apart, command, ended
 
 from ardistill import progress
 from ardistill.cli import main
@@ -54,8 +54,8 @@ def test_case_25_a_whole_way_without_a_terminal_is_a_few_lines(world):
     words = f"{DISTILL} --out new --training.max_steps 60 --training.checkpoint_every 60"
     log = world.parent / "log"
     recording = f"{RECORD} --num_trajectories 60 --shard_size 2".split()
-    for act in (lambda: main(recording), words.split()):
-        assert ended(apart(act, log)) == 0
+    assert ended(apart(lambda: main(recording), log)) == 0
+    assert ended(command(words.split(), log)) == 0
     text = log.read_text()
     assert len(text.splitlines()) <= 14 and "\r" not in text, text
 
