@@ -102,7 +102,7 @@ def test_what_a_stock_pipeline_cannot_draw_says_why(teachers, steps, options, re
 @pytest.mark.parametrize("name", [name for name, x in PIPELINES.items() if not x.given_times])
 def test_no_times_are_given_to_a_pipeline_that_does_not_follow_them(teachers, name):
     uneven = select_knots(teachers[name].knots(PIPELINES[name].solver_steps), (0, 6, 15, 21, 24))
-    with pytest.raises(ValueError, match="takes (no|other) times in its call"):
+    with pytest.raises(ValueError, match=r"takes (no|other) times in its call"):
         stock_drawing(teachers[name], uneven)
 
 

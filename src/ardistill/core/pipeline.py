@@ -27,8 +27,6 @@ from ardistill.core.attach import compile_blocks
 from ardistill.core.config import StudentConfig
 from ardistill.core.history import Layout, check_cached
 
-GRID = ("sigmas", "timesteps", "mu")
-"""Options of a call that choose times; a student's are fixed."""
 _ENCODING = threading.RLock()
 """Tokenizers keep the padding of the current call: without the lock, two threads would get each other's."""
 
@@ -55,8 +53,7 @@ class _FixedKnots:
         self.layout.step, self.layout.cache, self.noise, self.given = 0, {}, None, None
         self.timesteps = self.timesteps.to(device)
 
-    def set_begin_index(self, index: int) -> None:
-        pass
+    def set_begin_index(self, index: int) -> None: ...
 
     @property
     def step_index(self) -> int:
@@ -150,7 +147,7 @@ def _check_options(base: Any, student: StudentConfig, options: dict[str, Any]) -
             if any(x is not None and not (isinstance(x, str) and not x.strip()) for x in asked):
                 raise ValueError(f"the student has absorbed its teacher's guidance; leave {name} out")
             del options[name]
-        if name in GRID and value is not None:
+        if name in ("sigmas", "timesteps", "mu") and value is not None:
             raise ValueError(f"the student's times are fixed, its {student.knots.num_steps} steps; leave {name} out")
     if unknown := {*options} - {*inspect.signature(base.__call__).parameters}:  # some pipelines ignore others: **kwargs
         text = f"unexpected keyword argument {', '.join(map(repr, sorted(unknown)))}; leave it out"
