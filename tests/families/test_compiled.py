@@ -54,7 +54,7 @@ def test_compiled_blocks_give_the_same_in_one_graph_each(name):
     assert all(map(torch.equal, gradients, [p.grad for p in student.parameters() if p.grad is not None]))
 
 
-@pytest.mark.parametrize("name", ["dit-timm", "flux", "sana"])
+@pytest.mark.parametrize("name", ["dit-timm", "sana"])
 def test_compiled_blocks_draw_the_same(name):
     student = make(name, 3, steps=3)  # no, one and two earlier steps: each kind of attention
     expected = passes(student, name)

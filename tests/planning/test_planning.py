@@ -56,7 +56,14 @@ def test_models_that_choose_tokens_by_values_are_counted_as_they_run(name, tmp_p
     transformer = TINY[name].transformer()
     transformer.save_config(tmp_path)
     family, (*_, height, width) = family_of(transformer), TINY[name].latents
-    options = {"history_layers": 0, "text_tokens": 6, "height": height, "width": width, "guidance_scale": 1.0}
+    options = {
+        "num_steps": 1,
+        "history_layers": 0,
+        "text_tokens": 6,
+        "height": height,
+        "width": width,
+        "guidance_scale": 1.0,
+    }
     found = cost(CostConfig(str(tmp_path / "config.json"), **options))
     noise = torch.randn(1, *family.latent_shape(transformer, height, width))
     condition = {
@@ -82,7 +89,7 @@ def test_every_family_is_counted_from_its_config_alone(name, tmp_path):
 
 def test_precision_checkpointing_and_devices_save_memory():
     memory = [
-        cost(CostConfig("DiT-S/4", batch_size=4, **options)).memory
+        cost(CostConfig("DiT-S/4", num_steps=2, batch_size=4, **options)).memory
         for options in ({}, {"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"num_devices": 4})
     ]
     assert all(other["total"] < memory[0]["total"] for other in memory[1:])
@@ -96,7 +103,13 @@ def tiny(tmp_path_factory):
     TINY["dit"].transformer().save_config(folder)
 
     def plan(**options):
-        options = {"history_layers": 2, "batch_size": 4, "mixed_precision": "no", "weights": "float32"} | options
+        options = {
+            "history_layers": 2,
+            "num_steps": 2,
+            "batch_size": 4,
+            "mixed_precision": "no",
+            "weights": "float32",
+        } | options
         return cost(CostConfig(str(folder / "config.json"), **options))
 
     return plan

@@ -17,7 +17,7 @@ from ardistill.teacher import Teacher
 from ardistill.training.discriminator import Discriminator
 from ardistill.training.losses import inputs_and_targets
 
-KNOTS = Knots("flow", (1000.0, 700.0, 400.0), (0.0, 0.3, 0.6, 1.0), (1.0, 0.7, 0.4, 0.0))
+KNOTS = Knots("flow", (1000.0, 500.0), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))
 STEPS = KNOTS.num_steps
 
 
