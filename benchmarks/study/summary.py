@@ -211,15 +211,15 @@ def history_plot(found: Results, path: Path) -> None:
     left.set_yticks(range(len(SET_UPS)), [*reversed(SET_UPS)], fontsize=8)
     left.set(xscale="log", xlabel="FD to the teacher, and how many times less it is with history", xlim=(0.008, 3))
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    for title, names, style in (
-        ("the authors' set-up, own inputs", ("paper-student-n0", "paper-student-n7"), "o-"),
-        ("the default set-up, even knots", ("state-teacher-n0", "state-teacher-n7-gated"), "o--"),
+    for title, names, style, below in (
+        ("the authors' set-up, own inputs", ("paper-student-n0", "paper-student-n7"), "o-", 46),
+        ("the default set-up, even knots", ("state-teacher-n0", "state-teacher-n7-gated"), "o--", 90),
     ):
         for (_, color), name in zip(kinds, names, strict=True):
             errors = [x["error_per_step"]["free_running"] for x in seeds(found, name)]
             mean = [sum(step) / len(step) for step in zip(*errors, strict=True)]
             right.plot(range(1, len(mean) + 1), mean, style, color=color, markersize=4)
-        right.annotate(title, (4, mean[-1]), (0, -68), textcoords="offset points", fontsize=8, ha="right")
+        right.annotate(title, (4, mean[-1]), (0, -below), textcoords="offset points", fontsize=8, ha="right")
     right.set(yscale="log", xlabel="step", ylabel="mean squared error to the teacher's state", xticks=range(1, 5))
     for axes in (left, right):
         axes.grid(color="#dddddd", linewidth=0.6)

@@ -15,6 +15,7 @@ import diffusers
 import pytest
 import torch
 from tiny import PIPELINES, TINY, open_gates
+from two_experts import DRAW, PROMPTS, SIZE, save_two
 
 import ardistill
 from ardistill.cli import main
@@ -28,30 +29,11 @@ from ardistill.trajectories import select_knots
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-PROMPTS = ["a red cat", "the moon"]
-SIZE = {"height": 16, "width": 16, "num_frames": 1}
-DRAW = """
-import sys, torch
-sys.modules["ardistill"] = None
-from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-pipeline.set_progress_bar_config(disable=True)
-options = {"prompt": ["a red cat"], "height": 16, "width": 16, "num_frames": 1, "output_type": "pt"}
-torch.save(pipeline(**options, generator=torch.Generator().manual_seed(0)).frames, sys.argv[2])
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With a boundary that the first two of four steps are above of, and of eight the first four."""
-    folder = tmp_path_factory.mktemp("teacher")
-    one = PIPELINES["wan"].make()
-    second = TINY["wan"].transformer()
-    for parameter in second.parameters():
-        parameter.data = parameter.data.flip(0)
-    parts = dict(one.components) | {"transformer_2": second, "boundary_ratio": 0.8}
-    diffusers.WanPipeline(**parts).save_pretrained(folder)
-    return folder
+    return save_two(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture
