@@ -328,18 +328,8 @@ class CostConfig:
     nothing is timed if not given."""
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            1,
-            "num_steps",
-            "solver_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "num_devices",
-            "num_trajectories",
-            "max_steps",
-        )
-        _check(self, 1, "text_tokens", "checkpoint_stride", "frames")
+        _check(self, 1, "num_steps", "solver_steps", "batch_size", "num_devices", "num_trajectories", "max_steps")
+        _check(self, 1, "gradient_accumulation_steps", "text_tokens", "checkpoint_stride", "frames")
         _check(self, 0, "history_layers", "lora_rank", "num_prompts")
         _check(self, 1, *(name for name in ("height", "width") if getattr(self, name) is not None))
 

@@ -53,9 +53,10 @@ class ValidationGrid:
         self.teacher, self.data, self.folder, self.count = teacher, data, folder, min(count, len(data))
         self._from = knot_indices(data.manifest.knots, data.knots)[0]
         """State of the solver that the student starts from: the noise, or for a low-noise expert a recorded state."""
-        self._noise = teacher.noise(data.manifest.seed + 1, 0, self.count)
         if self._from:
             self._noise = data.stacked(data.rows_by_shape[0][: self.count])[0][:, 0]
+        else:
+            self._noise = teacher.noise(data.manifest.seed + 1, 0, self.count)
         self._rows: dict[str, Tensor] = {}
 
     def draw_teacher(self, device: torch.device) -> None:

@@ -29,7 +29,7 @@ def count_patches_by_side(transformer: Any, hidden_states: Tensor) -> int:
     return math.prod(hidden_states.shape[-2:]) // math.prod(transformer.config.patch_size)
 
 
-def _encode(pipeline: Any, prompts: list[str]) -> Condition:
+def encode_two_texts(pipeline: Any, prompts: list[str]) -> Condition:
     """Embeddings and mask of the prompts, and of the words in quotation marks; there, all are masked if none are."""
     embeddings, mask, words, words_mask = pipeline.encode_prompt(prompts, batch_size=len(prompts))
     return {
@@ -57,7 +57,7 @@ FAMILY = Family(
     left_out=("guider", "ocr_guider"),
     inputs=_inputs,
     pipeline="HunyuanImagePipeline",
-    encode=_encode,
+    encode=encode_two_texts,
     example_extras=_example_extras,
     default_size=64,
 )

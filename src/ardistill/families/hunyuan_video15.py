@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ardistill.families.encoding import Condition
 from ardistill.families.family import HEAD, Family
+from ardistill.families.hunyuan_image import encode_two_texts
 from ardistill.families.tokens import count_video_patches
 
 GLYPH_TOKENS = 256
@@ -38,14 +39,9 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Condition:
-    """Embeddings and mask of the prompts, and of the words in quotation marks; there, all are masked if none are."""
-    embeddings, mask, words, words_mask = pipeline.encode_prompt(prompts, batch_size=len(prompts))
-    return {
-        "encoder_hidden_states": embeddings,
-        "encoder_attention_mask": mask.bool(),
-        "encoder_hidden_states_2": words,
-        "encoder_attention_mask_2": words_mask.bool(),
-    }
+    """What HunyuanImage's prompts are encoded to, with masks of booleans."""
+    found = encode_two_texts(pipeline, prompts)
+    return {name: x.bool() if "mask" in name else x for name, x in found.items()}
 
 
 def _example_extras(config: Any, count: int, text_tokens: int) -> Condition:

@@ -16,7 +16,7 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     return {"hidden_states": latents, "timestep": 1 - timestep / 1000, **condition}
 
 
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
+def take_negative(transformer: Any, result: Any, latents: Tensor) -> Tensor:
     """The prediction; the class predicts image minus noise, the negative of the flow."""
     return -result[0]
 
@@ -49,7 +49,7 @@ FAMILY = Family(
     text="first",
     image_start=start_after_prompt,
     inputs=_inputs,
-    output=_output,
+    output=take_negative,
     mu=_mu,
     pipeline="Lumina2Pipeline",
     encode=encode_masked,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ardistill.families.encoding import Condition, encode_masked
 from ardistill.families.family import Family, mask_condition
 from ardistill.families.grids import scheduler_grid
+from ardistill.families.lumina2 import take_negative
 
 
 @functools.cache
@@ -39,11 +40,6 @@ def _inputs(transformer: Any, latents: Tensor, timestep: Tensor, condition: Cond
     }
 
 
-def _output(transformer: Any, result: Any, latents: Tensor) -> Tensor:
-    """The prediction; the class predicts image minus noise, the negative of the flow."""
-    return -result[0]
-
-
 def _guide_three_channels(guided: Tensor, conditional: Tensor) -> Tensor:
     """Its pipeline guides the first three channels of the latents alone."""
     return torch.cat([guided[:, :3], conditional[:, 3:]], dim=1)
@@ -54,7 +50,7 @@ FAMILY = Family(
     attention=("attn1",),
     head=("norm_out.linear_1", "norm_out.linear_2"),
     inputs=_inputs,
-    output=_output,
+    output=take_negative,
     pipeline="LuminaPipeline",
     encode=encode_masked,
     example_extras=mask_condition,

@@ -26,7 +26,7 @@ from ardistill.publishing.weight_files import (
     python_lines,
 )
 from ardistill.student import Student
-from ardistill.student.files import adapter_weights
+from ardistill.student.files import ADAPTERS, adapter_weights
 from ardistill.student.model import FewStepModel
 from ardistill.teacher import StockDrawing, Teacher, part_to_start_from
 from ardistill.trajectories.parquet import PLACE
@@ -45,7 +45,7 @@ COMFYUI: dict[str, KeyLayout | None] = {
 }
 """Transformer class -> the layout in which ComfyUI knows it; None where it knows diffusers' names. It lacks others."""
 
-FILES = {"transformer": "pytorch_lora_weights.safetensors", "transformer_2": "pytorch_lora_weights_2.safetensors"}
+FILES = {"transformer": ADAPTERS, "transformer_2": "pytorch_lora_weights_2.safetensors"}
 """Component of the pipeline -> the file of its adapters."""
 
 Adapters = dict[str, tuple[Tensor, Tensor]]
@@ -79,7 +79,7 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     loadable = getattr(getattr(diffusers, teacher.pipeline_class), "_lora_loadable_modules", ())
     if "transformer" in loadable:  # PRX's pipeline has the loader of a UNet
         _write_for_diffusers(weights, adapters, rank, folder / FILES["transformer"])
-        lines = f'pipeline.load_lora_weights("{PLACE}", weight_name="pytorch_lora_weights.safetensors")'
+        lines = f'pipeline.load_lora_weights("{PLACE}", weight_name="{ADAPTERS}")'
         reason, imports = "", ""
     else:
         _write_for_peft(weights, adapters, rank, folder)
@@ -92,8 +92,7 @@ def write_lora(student: Student, teacher: Teacher, folder: Path, name: str, draw
     if student.class_name not in COMFYUI:
         return loading
     file = f"{name}-comfyui.safetensors"
-    header = described(student, name, "lora") | {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    save_tensors(for_comfyui(adapters, COMFYUI[student.class_name]), folder / file, header)
+    _write_for_comfyui(student, adapters, rank, name, folder / file)
     more = loading_by_comfyui(student, file, "models/loras", "*LoraLoaderModelOnly* at strength 1")
     return f"{loading}\n\n{more}"
 
@@ -109,8 +108,7 @@ def _write_two(student: Student, teacher: Teacher, folder: Path, name: str, draw
         load.append(f'pipeline.load_lora_weights("{PLACE}", weight_name="{FILES[component]}"{into})')
         files.append(f"{name}-{part.config.expert}-comfyui.safetensors")
         ranks.append(str(rank))
-        header = described(part, name, "lora") | {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-        save_tensors(for_comfyui(adapters, COMFYUI[part.class_name]), folder / files[-1], header)
+        _write_for_comfyui(part, adapters, rank, name, folder / files[-1])
     lines = python_lines(student, teacher, drawing, "\n".join(load))
     head = f"LoRAs of rank {' and '.join(ranks)} for the two transformers of the base model, which is loaded unchanged."
     return "\n\n".join([head, lines, comfyui_of_two(student, files)])
@@ -154,6 +152,12 @@ def _write_for_diffusers(weights: Mapping[str, Tensor], adapters: Adapters, rank
     header = json.dumps({f"transformer.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
     named = {f"transformer.{name}": value for name, value in weights.items()}
     save_tensors(named, file, {"lora_adapter_metadata": header})
+
+
+def _write_for_comfyui(student: FewStepModel, adapters: Adapters, rank: int, name: str, file: Path) -> None:
+    """Write a file that ComfyUI reads, under the names that it looks up."""
+    header = described(student, name, "lora") | {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    save_tensors(for_comfyui(adapters, COMFYUI[student.class_name]), file, header)
 
 
 def _write_for_peft(weights: Mapping[str, Tensor], adapters: Adapters, rank: int, folder: Path) -> None:

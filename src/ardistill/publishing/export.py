@@ -27,6 +27,7 @@ from ardistill.publishing.origin import Origin, find_origin
 from ardistill.publishing.own_class import own_file, write_own_class
 from ardistill.publishing.single_file import LAYOUTS, write_single_file
 from ardistill.publishing.stock import loading_with_stock_pipeline, stock_form
+from ardistill.publishing.weight_files import left_out
 from ardistill.student import Student, check_whole
 from ardistill.student.files import adapter_weights, find_student, load_weights, merged_weights, save_transformer
 from ardistill.student.model import FewStepModel
@@ -204,7 +205,7 @@ def _write(
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     _write_card(student, teacher, folder, loading, origin)
-    _write_companions(teacher, folder, index, [] if len(student.parts) > 1 else teacher.family.left_out)
+    _write_companions(teacher, folder, index, left_out(student))
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return drawing
 
@@ -235,7 +236,7 @@ def _write_module(student: Student, teacher: Teacher, folder: Path, index: dict[
     return folder / f"{name}.py"
 
 
-def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any], left_out: Sequence[str]) -> None:
+def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any], absent: Sequence[str]) -> None:
     """Write the teacher's companions, without or with others for those that a student replaces, and note them in the
     index.
     """
@@ -243,7 +244,7 @@ def _write_companions(teacher: Teacher, folder: Path, index: dict[str, Any], lef
     for part, (kind, options) in teacher.family.replaced.items():
         getattr(diffusers, kind)(**options).save_pretrained(folder / part)
         index[part] = ["diffusers", kind]
-    for part in (x for x in companions if x not in left_out and x not in index):
+    for part in (x for x in companions if x not in absent and x not in index):
         if isinstance(companions, Companions):
             index[part] = companions.index[part]
             if companions.is_component(part):

@@ -33,11 +33,16 @@ def base_model(student: Student, teacher: Teacher) -> str:
     words = [f'"{name}"']
     words += [f'{key}="{value}"' for key, value in (("revision", revision), ("variant", variant)) if value]
     given = getattr(teacher.companions, "index", teacher.companions)  # the index alone: no component is loaded for this
-    left_out = () if len(student.parts) > 1 else teacher.family.left_out
-    words += [f"{part}=None" for part in left_out if part in teacher.companions and given[part] is not None]
+    absent = [part for part in left_out(student) if part in teacher.companions and given[part] is not None]
+    words += [f"{part}=None" for part in absent]
     for part, (kind, options) in teacher.family.replaced.items():
         words.append(f"{part}={kind}({', '.join(f'{key}={value}' for key, value in options.items())})")
     return ", ".join(words)
+
+
+def left_out(student: Student) -> tuple[str, ...]:
+    """Components and settings of its teacher's pipeline that a student does without; one of two transformers none."""
+    return () if len(student.parts) > 1 else student.family.left_out
 
 
 def python_lines(
