@@ -45,7 +45,7 @@ quickstart: setup
 # A worker a core, each with one thread and whole files of tests, as these share what they make.
 test: export OMP_NUM_THREADS ?= 1
 test: setup
-	.venv/bin/python -m pytest -n auto --dist loadfile
+	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: export OMP_NUM_THREADS ?= 1
 check: setup

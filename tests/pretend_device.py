@@ -9,13 +9,14 @@ best there is, only within `PretendDevice`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 import torch.utils.backend_registration as registration
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 _ON = 0
@@ -112,16 +113,50 @@ def _waits(func: Any, args: Any) -> bool:
     return bool(_DATA_DEPENDENT & {*func.tags})
 
 
+@cache
+def _gives_an_argument_back(func: Any) -> bool:
+    """Whether a result of an operation is one of its arguments, or a view of one."""
+    return any(result.alias_info is not None for result in func._schema.returns)
+
+
+def _tensors(given: Iterable[Any]) -> Iterator[Tensor]:
+    """Tensors among arguments and in lists of them; as often as it is called, it must be faster than a pytree."""
+    for x in given:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, list | tuple):
+            yield from _tensors(x)
+
+
+def _each(change: Callable[[Tensor], Any], given: Any) -> Any:
+    """An argument or a result with each of its tensors changed."""
+    if isinstance(given, Tensor):
+        return change(given)
+    return type(given)(_each(change, x) for x in given) if isinstance(given, list | tuple) else given
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return tensor.held if isinstance(tensor, _OnDevice) else tensor
+
+
+def _put_here(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, _OnDevice) else _OnDevice(tensor)
+
+
 def _run(func: Any, args: Any, kwargs: dict[str, Any], events: list[str]) -> Any:
     """Check an operation, do it on the CPU, and put the result where it belongs."""
     if func is aten._fused_sdp_choice.default:
         return 0  # plain products: every backend has them
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    here = [x for x in tensors if isinstance(x, _OnDevice)]
-    there = [x for x in tensors if not isinstance(x, _OnDevice) and x.dim()]
-    indices = func in _INDEXED and all(x.dtype in (torch.long, torch.bool) for x in there)
-    if here and there and func not in _MAY_MIX and not (indices and isinstance(args[0], _OnDevice)):
-        raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu")
+    here, there = [], []
+    for x in _tensors((args, *kwargs.values())):
+        if isinstance(x, _OnDevice):
+            here.append(x)
+        elif x.dim():
+            there.append(x)
+    if here and there and func not in _MAY_MIX:
+        indices = func in _INDEXED and all(x.dtype in (torch.long, torch.bool) for x in there)
+        if not (indices and isinstance(args[0], _OnDevice)):
+            raise RuntimeError(f"{func}: expected all tensors on one device, found {DEVICE} and cpu")
     named = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     result_here = bool(here) if named is None else named.type == DEVICE.type
     if func is aten.copy_.default:
@@ -133,14 +168,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], events: list[str]) -> Any
         events.append("wait")
     if func in _COPIES and (bool(here) != result_here or (here and there)):
         events.append("to device" if result_here else "to host")
-    plain_args, plain_kwargs = tree_map_only(_OnDevice, lambda x: x.held, (args, kwargs))
+    plain_args, plain_kwargs = _each(_held, args), {name: _each(_held, x) for name, x in kwargs.items()}
     if named is not None:
         plain_kwargs["device"] = torch.device("cpu") if named.type == DEVICE.type else named
     found = func(*plain_args, **plain_kwargs)
     if not result_here:
         return found
-    found = tree_map_only(Tensor, lambda x: x if isinstance(x, _OnDevice) else _OnDevice(x), found)
-    if here and func is not aten._to_copy.default:
+    found = _each(_put_here, found)
+    if here and _gives_an_argument_back(func) and func is not aten._to_copy.default:
         return return_and_correct_aliasing(func, args, kwargs, found)
     return args[0] if func is aten.copy_.default else found
 

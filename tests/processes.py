@@ -147,6 +147,12 @@ def train(
         loop.regression_loss = regression_loss
 
 
+def _leave_half_a_run(folder: str, steps: int) -> None:
+    """Leave in ``ddp-then-shard`` what the run ``ddp``, killed after its last checkpoint but one, leaves."""
+    last = f"step-{steps:08d}"
+    shutil.copytree(f"{folder}/ddp", f"{folder}/ddp-then-shard", ignore=shutil.ignore_patterns("student", last))
+
+
 def train_all(folder: str, jobs: list[tuple]) -> None:
     """Run several distillations of the tiny DiT, (name, training, student, cuda), in the same processes."""
     import torch
@@ -159,10 +165,8 @@ def train_all(folder: str, jobs: list[tuple]) -> None:
         own = [p for p in made.parameters() if p.numel() > 1]  # a gate is one number
         assert sum(divided) >= len(own) if options.get("shard") else not any(divided)
         AcceleratorState._reset_state()
-        if name == "ddp" and torch.distributed.get_rank() == 0:  # what a run killed after step 10 leaves
-            shutil.copytree(
-                f"{folder}/ddp", f"{folder}/ddp-then-shard", ignore=shutil.ignore_patterns("student", "*20")
-            )
+        if name == "ddp" and torch.distributed.get_rank() == 0:
+            _leave_half_a_run(folder, options["max_steps"])
         torch.distributed.barrier()
 
 
@@ -192,10 +196,8 @@ def finetune_all(folder: str, jobs: list[tuple]) -> None:
         AcceleratorState._reset_state()
         if torch.distributed.get_rank() == 0:
             save_file(adversary.discriminator.state_dict(), f"{folder}/{name}-heads.safetensors")
-            if name == "ddp":  # what a run killed after step 5 leaves
-                shutil.copytree(
-                    f"{folder}/ddp", f"{folder}/ddp-then-shard", ignore=shutil.ignore_patterns("student", "*10")
-                )
+            if name == "ddp":
+                _leave_half_a_run(folder, training["max_steps"])
         torch.distributed.barrier()
 
 

@@ -7,7 +7,6 @@ PROMPTS = ["a red cat", "the moon"]
 SIZE = {"height": 16, "width": 16, "num_frames": 1}
 DRAW = """
 import sys, torch
-sys.modules["ardistill"] = None
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 pipeline.set_progress_bar_config(disable=True)

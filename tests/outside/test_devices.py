@@ -9,6 +9,7 @@ import json
 import math
 import pkgutil
 import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -153,14 +154,27 @@ def test_case_01_every_family_encodes_solves_draws_and_decodes_on_an_accelerator
     assert all(torch.allclose(x.cpu(), y, atol=1e-3) for x, y in zip(found, expected, strict=True))
 
 
+@pytest.fixture(scope="module")
+def on_the_cpu(tmp_path_factory):
+    """A family's name -> its teacher's folder, and what the whole way gives with nothing set."""
+
+    @cache
+    def run(name: str) -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp(name)
+        save(name, folder / "teacher")
+        found = _way(name, folder, folder / "teacher")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return folder / "teacher", found
+
+    return run
+
+
 @pytest.mark.parametrize("name", ["dit", "sd3", "wan"])
-def test_case_01_the_whole_way_on_an_accelerator(name, tmp_path):
+def test_case_01_the_whole_way_on_an_accelerator(name, on_the_cpu, tmp_path):
     """No device is named, and all is done on the accelerator; what is kept is on the CPU and as a CPU makes it."""
-    save(name, tmp_path / "teacher")
-    expected = _way(name, tmp_path / "cpu", tmp_path / "teacher")
-    AcceleratorState._reset_state(reset_partial_state=True)
+    teacher, expected = on_the_cpu(name)
     with PretendDevice():
-        found = _way(name, tmp_path / "pretend", tmp_path / "teacher")
+        found = _way(name, tmp_path / "pretend", teacher)
         assert found.pop("drawn").device == DEVICE
     assert json.loads((tmp_path / "pretend/run/environment.json").read_text())["device"] == "a pretended accelerator"
     for key, value in found.items():
@@ -171,16 +185,14 @@ def test_case_01_the_whole_way_on_an_accelerator(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "default"), [("dit", DEVICE), ("dit", torch.float64), ("dit", torch.bfloat16), ("sd3", torch.bfloat16)]
 )
-def test_case_01_what_a_user_set_as_torchs_default_changes_nothing(name, default, tmp_path):
+def test_case_01_what_a_user_set_as_torchs_default_changes_nothing(name, default, on_the_cpu, tmp_path):
     """Neither torch.set_default_device nor torch.set_default_dtype: noise, times and guidance have their own."""
-    save(name, tmp_path / "teacher")
-    expected = _way(name, tmp_path / "plain", tmp_path / "teacher")
-    AcceleratorState._reset_state(reset_partial_state=True)
+    teacher, expected = on_the_cpu(name)
     is_device = isinstance(default, torch.device)
     try:
         with PretendDevice() if is_device else contextlib.nullcontext():
             (torch.set_default_device if is_device else torch.set_default_dtype)(default)
-            found = _way(name, tmp_path / "set", tmp_path / "teacher")
+            found = _way(name, tmp_path / "set", teacher)
             found["drawn"] = found["drawn"].cpu()
     finally:
         torch.set_default_device(None)

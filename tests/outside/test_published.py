@@ -199,9 +199,8 @@ def test_case_08_the_solver_goes_by_the_grid_of_its_pipeline(folders, family):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", STORAGE)
 def test_every_published_teacher_is_counted_and_recorded(folders, here, family):
-    run(
-        "cost", "--teacher", folders(family), "--history_layers", 1, "--text_tokens", 16, "--height", 8, "--width", 8
-    )  # of latents
+    run("cost", "--teacher", folders(family), "--num_steps", 2, "--history_layers", 1, "--text_tokens", 16,
+        "--height", 8, "--width", 8)  # fmt: skip  # of latents
     size = [] if family == "dit" else ["--height", 64, "--width", 64]
     run("record", "--teacher", folders(family), "--out", "data", "--num_trajectories", 2, "--guidance_scale", 2.0,
         "--solver_steps", 4, "--num_steps", "[2]", *guided(family), *size)  # fmt: skip

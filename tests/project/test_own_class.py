@@ -1,13 +1,11 @@
 """A transformer of one's own: the example of the documentation, and its export in a process without this package."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from stranger import alone
 
 from ardistill import Student, StudentConfig, load
 from ardistill.core.architecture import ARCHITECTURES
@@ -19,7 +17,6 @@ from ardistill.teacher import Teacher
 FOLDER = Path(__file__).parents[2] / "examples" / "own_class"
 DRAW = """
 import sys, torch
-sys.modules["ardistill"] = None  # an import of this package fails
 from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 pipeline.set_progress_bar_config(disable=True)
@@ -48,10 +45,7 @@ def test_the_example_runs_and_its_export_carries_the_class(tmp_path, monkeypatch
     assert files == {".json", ".safetensors", ".py"} and (tmp_path / "samples.png").is_file()
     card = (tmp_path / "student" / "README.md").read_text()
     assert "diffusers has no class NormedDiT" in card and "`transformer/transformer_" in card
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-c", DRAW, str(tmp_path / "student"), str(tmp_path / "images.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone(DRAW, tmp_path / "student", tmp_path / "images.pt", folder=tmp_path)
     student = Student.from_pretrained(tmp_path / "run")
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = (sample(student, noise, {"class_labels": torch.tensor([0, 1])})[:, -1] / 2 + 0.5).clamp(0, 1)

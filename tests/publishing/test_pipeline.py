@@ -1,11 +1,9 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline
+from stranger import alone
 from tiny import open_gates
 
 from ardistill.publishing import export, load
@@ -17,7 +15,6 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import sys, torch
-sys.modules["ardistill"] = None  # an import of our package fails
 from diffusers import DiffusionPipeline
 images = []
 for folder in sys.argv[1:-1]:
@@ -54,10 +51,7 @@ def test_exported_students_load_with_diffusers_alone(teacher, tmp_path):
         export(student, teacher, tmp_path / name)
         students.append(student)
     folders = [str(tmp_path / name) for name in ("state", "anchored", "direct")]
-    command = [sys.executable, "-c", SCRIPT, *folders, str(tmp_path / "images.pt")]
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone(SCRIPT, *folders, tmp_path / "images.pt", folder=tmp_path)
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for student, images in zip(students, torch.load(tmp_path / "images.pt"), strict=True):
         expected = sample(student, noise, {"class_labels": torch.arange(3)})[:, -1, :4]

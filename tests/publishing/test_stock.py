@@ -1,14 +1,12 @@
 """Students that diffusers' own pipeline draws: the call on the card, without this package, of all families."""
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from stranger import alone
 from tiny import PIPELINES, save
 
 from ardistill.publishing import export, load, pipeline_source
@@ -23,7 +21,6 @@ CASES += [(name, "own") for name in ("pixart", "flux", "flux2", "z-image", "lumi
 IMAGES = {"output_type": "pt"}
 SCRIPT = """
 import sys, torch
-sys.modules["ardistill"] = None  # an import of this package fails
 import diffusers
 for folder in sys.argv[1:]:
     card = open(f"{folder}/README.md").read()
@@ -61,10 +58,7 @@ def test_the_call_on_the_card_draws_what_ours_draws(teachers, tmp_path):
         assert not [*folder.glob("*.py")]
         more = PIPELINES[name].call | IMAGES
         (folder / "more.txt").write_text("".join(f", {key}={value!r}" for key, value in more.items()))
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-c", SCRIPT, *map(str, folders)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone(SCRIPT, *folders, folder=tmp_path)
     for (name, kind), folder in zip(CASES, folders, strict=True):
         card, pipeline = (folder / "README.md").read_text(), load(folder)
         assert ("num_inference_steps=4" in card) == (kind == "own"), card

@@ -6,14 +6,13 @@ import os
 import pickle
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from stranger import alone
 from tiny import PIPELINES, TINY, open_gates
 from two_experts import DRAW, PROMPTS, SIZE, save_two
 
@@ -76,10 +75,7 @@ def images(teacher, student):
 
 def drawn_by_diffusers(folder, tmp_path):
     """Drawn from the export in a process without this package."""
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-c", DRAW, str(folder), str(tmp_path / "images.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone(DRAW, folder, tmp_path / "images.pt", folder=tmp_path)
     return torch.load(tmp_path / "images.pt")[:, 0]
 
 

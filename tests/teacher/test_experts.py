@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import diffusers
 import pytest
 import torch
+from stranger import alone
 from tiny import TINY, open_gates
 from two_experts import DRAW, PROMPTS, SIZE, save_two
 
@@ -79,10 +78,7 @@ def test_from_record_to_an_export_of_one_transformer(folder, tmp_path):
     export(student, teacher, tmp_path / "export")
     index = json.loads((tmp_path / "export" / "model_index.json").read_text())
     assert index.get("transformer_2", [None, None]) == [None, None] and index.get("boundary_ratio") is None
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-c", DRAW, str(tmp_path / "export"), str(tmp_path / "images.pt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone(DRAW, tmp_path / "export", tmp_path / "images.pt", folder=tmp_path)
     noise = torch.randn(1, *teacher.sample_shape, generator=torch.Generator().manual_seed(0))
     expected = teacher.decode(sample(student, noise, teacher.encode(PROMPTS[:1]))[:, -1]) / 2 + 0.5
     assert torch.allclose(torch.load(tmp_path / "images.pt")[:, 0], expected, atol=1e-4)

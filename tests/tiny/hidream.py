@@ -42,7 +42,7 @@ def _make() -> Any:
     tiny = INSTANCES["hidream"]  # the pipeline draws 128 by 128 latents, whatever it is asked for
     return diffusers.HiDreamImagePipeline(
         diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        vae(levels=1, shift_factor=0.06),
+        vae(levels=1, shift_factor=0.06, mid_block_add_attention=False),
         clip(first),
         clip_tokenizer(),
         clip(second),

@@ -35,7 +35,7 @@ def _make() -> Any:
     tiny = INSTANCES["kandinsky5"]
     return diffusers.Kandinsky5T2IPipeline(
         replace(tiny, options=tiny.options | {"model_dim": 8}).transformer(),  # one head, of 3,520 tokens
-        vae(levels=4, width=4, shift_factor=0.06, mid_block_add_attention=False),
+        vae(levels=4, width=1, shift_factor=0.06, mid_block_add_attention=False),
         transformers.Qwen2_5_VLForConditionalGeneration(
             transformers.Qwen2_5_VLConfig(text_config=language, vision_config=vision)
         ),

@@ -61,7 +61,7 @@ def t5_encoder(width: int) -> Any:
 def vae(channels: int = 4, levels: int = 2, width: int = 8, **options: Any) -> Any:
     """Of a factor of 2 to the power of levels - 1; some pipelines take 4 levels for granted."""
     return diffusers.AutoencoderKL(
-        block_out_channels=(width,) * levels, norm_num_groups=4, latent_channels=channels,
+        block_out_channels=(width,) * levels, norm_num_groups=min(width, 4), latent_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **options,
     )  # fmt: skip
 

@@ -28,8 +28,8 @@ from ardistill.trajectories import TrajectoryDataset, record
 
 pytestmark = pytest.mark.slow
 
-STEPS = 20
-LONG = {"max_steps": STEPS, "checkpoint_every": 10}
+STEPS = 10
+LONG = {"max_steps": STEPS, "checkpoint_every": 5}
 SHORT = {"max_steps": 2, "gradient_accumulation_steps": 2, "gradient_checkpointing": True, "mixed_precision": "bf16"}
 
 
@@ -61,7 +61,7 @@ def test_two_processes_train_as_one(tmp_path):
     run(2, tmp_path / "log", train_all, str(tmp_path), jobs)
     one = losses(tmp_path / "one", passes=2)
     assert one.shape == (STEPS, 2) and one[-1].mean() < one[0].mean()
-    for name, first in (("ddp", 0), ("shard", 0), ("shard-fused", 0), ("ddp-then-shard", 10)):
+    for name, first in (("ddp", 0), ("shard", 0), ("shard-fused", 0), ("ddp-then-shard", STEPS // 2)):
         assert torch.allclose(losses(tmp_path / name), one[first:], rtol=0, atol=1e-5), name
         assert same(weights(tmp_path / name), weights(tmp_path / "one")), name
     for kind in ("short", "adapters"):
@@ -70,9 +70,9 @@ def test_two_processes_train_as_one(tmp_path):
         assert same(weights(divided), weights(whole))
     name = "pytorch_lora_weights.safetensors"
     assert same(*(load_file(tmp_path / f"adapters-{divided}" / "adapters" / name) for divided in (True, False)))
-    assert len(list((tmp_path / "shard" / "checkpoints" / "step-00000020").glob("*.safetensors"))) == 2
+    assert len(list((tmp_path / "shard" / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"))) == 2
     ended, last = (
-        Student.from_pretrained(tmp_path / "shard" / x, device="cpu") for x in ("", "checkpoints/step-00000020")
+        Student.from_pretrained(tmp_path / "shard" / x, device="cpu") for x in ("", f"checkpoints/step-{STEPS:08d}")
     )
     assert all(torch.equal(x, last.state_dict()[name]) for name, x in ended.state_dict().items())
 
@@ -83,7 +83,7 @@ def test_a_discriminator_meets_a_divided_student_as_a_whole_one(tmp_path):
     record(teacher, tmp_path / "data", 20, solver_steps=8, num_steps=(4,), shard_size=8, progress=False)
     latents = torch.randn(12, *TINY["dit"].latents, generator=torch.Generator().manual_seed(5))
     save_real(tmp_path / "real.safetensors", latents, {"class_labels": torch.arange(12) % 5})
-    steps = {"max_steps": 10, "checkpoint_every": 5, "gradient_accumulation_steps": 2, "inputs": "student"}
+    steps = {"max_steps": 6, "checkpoint_every": 3, "gradient_accumulation_steps": 2, "inputs": "student"}
     divided = steps | {"shard": True}
     jobs = {"ddp": steps, "shard": divided, "ddp-then-shard": divided}
     mixed = {
