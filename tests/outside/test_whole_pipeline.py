@@ -188,8 +188,7 @@ def test_case_10_parts_may_be_loaded_apart(exported):
     folder = exported("sd3", "history")
     whole = opened(folder)
     encoder = opened(folder, transformer=None, vae=None)
-    length = CALLS["sd3"]["max_sequence_length"]
-    embedded = encoder.encode_prompt(TEXT["prompt"], None, None, max_sequence_length=length)
+    embedded = encoder.encode_prompt(TEXT["prompt"], None, None)
     given = {"prompt": None, "prompt_embeds": embedded[0], "pooled_prompt_embeds": embedded[2]}
     absent = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
     assert near(draw(opened(folder, **absent), "sd3", **given), draw(whole, "sd3"))

@@ -13,8 +13,6 @@ from ardistill.teacher import Teacher
 TEXT = {"prompt": ["a red cat", "the moon"]}
 ALL_CALLS = {name: (TEXT if name in PROMPTED else {"class_labels": [1, 2]}) | PIPELINES[name].call for name in STORAGE}
 ALL_CALLS["wan"]["num_frames"] = 5
-for name in ("flux", "sd3"):
-    ALL_CALLS[name]["max_sequence_length"] = 32  # these two pad every prompt, to 512 and 256 tokens
 CALLS = {name: ALL_CALLS[name] for name in ("dit", "sd3", "flux", "pixart")}
 """Arguments of a call of every family's tiny pipeline; `CALLS` has four of different kinds."""
 KINDS = {

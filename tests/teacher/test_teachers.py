@@ -18,7 +18,7 @@ from ardistill.trajectories import TrajectoryDataset, load_prompts, record
 
 pytestmark = pytest.mark.slow
 
-PROMPTS = ["a red cat", "the moon", "a photo of a dog on the moon"]
+PROMPTS = ["a red cat", "a photo of a dog on the moon"]
 SCRIPT = """
 import json, sys, torch
 from diffusers import DiffusionPipeline
@@ -138,9 +138,10 @@ def test_prompts_are_encoded_once_and_stored_once(exported, name):
     assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1]
     folder = exported / name / "teacher"
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **PIPELINES[name].size, device="cpu")
-    encoded = teacher.encode(PROMPTS[:2]) | {"guidance": torch.full((2,), 2.0)}  # those that are drawn
-    for key, value in data[1]["condition"].items():
-        assert torch.allclose(value.float(), encoded[key][1].float(), atol=1e-5)
+    encoded = teacher.encode(PROMPTS) | {"guidance": torch.full((2,), 2.0)}
+    for row in range(2):
+        for key, value in data[row]["condition"].items():
+            assert torch.allclose(value.float(), encoded[key][row].float(), atol=1e-5)
 
 
 def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
