@@ -6,9 +6,9 @@ those of the tests, and nothing is downloaded.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -57,8 +57,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 def test_the_sdist_makes_the_same_wheel(built, wheel, tmp_path):
     sdist = next(built.glob("*.tar.gz"))
-    with tarfile.open(sdist) as file:
-        file.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(sdist, tmp_path)
     source = tmp_path / sdist.name.removesuffix(".tar.gz")
     assert (source / "tests" / "conftest.py").is_file()
     build(source, tmp_path / "again", "wheel")

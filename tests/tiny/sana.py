@@ -8,7 +8,7 @@ import diffusers
 import transformers
 
 from tiny.instance import Tiny, TinyPipeline, ragged, text
-from tiny.parts import byte_tokenizer
+from tiny.parts import word_tokenizer
 
 INSTANCES = {
     "sana": Tiny(
@@ -35,7 +35,7 @@ def _make() -> Any:
         decoder_norm_types="rms_norm", upsample_block_type="interpolate", scaling_factor=0.4,
     )  # fmt: skip
     return diffusers.SanaPipeline(
-        byte_tokenizer(),
+        word_tokenizer(),
         transformers.Gemma2Model(config),
         autoencoder,
         INSTANCES["sana"].transformer(),
