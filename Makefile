@@ -42,12 +42,11 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: setup
 	.venv/bin/ardistill quickstart
 
-# A worker a core, and one more for while others wait for a disk or a process. Each has one thread, and whole files of
-# tests, as these share what they make; tests/conftest.py puts those that take long first.
+# A worker a core, each with one thread and whole files of tests, as these share what they make; tests/conftest.py puts
+# those that take long first.
 test: export OMP_NUM_THREADS ?= 1
 test: setup
-	.venv/bin/python -m pytest -n $$(.venv/bin/python -c 'import os; print(os.cpu_count() + 1)') --dist loadfile \
-	--no-loadscope-reorder
+	.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: export OMP_NUM_THREADS ?= 1
 check: setup
