@@ -65,7 +65,7 @@ def exported(tmp_path_factory):
             "--solver_steps",
             4,
         ]
-        command += ["--num_trajectories", 2, "--num_steps", "[2]", "--guidance_scale", 2.0]
+        command += ["--num_trajectories", 3, "--num_steps", "[2]", "--guidance_scale", 2.0]
         if name in PROMPTED:
             command += ["--prompts", folder / "prompts.txt"]
         for key, value in PIPELINES[name].size.items():
@@ -135,13 +135,13 @@ def test_solver_draws_what_the_teachers_own_pipeline_draws(exported, name):
 @pytest.mark.parametrize("name", PROMPTED)
 def test_prompts_are_encoded_once_and_stored_once(exported, name):
     data = TrajectoryDataset(exported / name / "data", 2)
-    assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1]
+    assert data.prompts == PROMPTS and data.labels.tolist() == [0, 1, 0]
     folder = exported / name / "teacher"
     teacher = Teacher.from_pretrained(folder, guidance_scale=2.0, **PIPELINES[name].size, device="cpu")
     encoded = teacher.encode(PROMPTS) | {"guidance": torch.full((2,), 2.0)}
-    for row in range(2):
+    for row, prompt in enumerate(data.labels.tolist()):
         for key, value in data[row]["condition"].items():
-            assert torch.allclose(value.float(), encoded[key][row].float(), atol=1e-5)
+            assert torch.allclose(value.float(), encoded[key][prompt].float(), atol=1e-5)
 
 
 def test_what_does_not_fit_the_teacher_is_refused(exported, tmp_path, teacher):
