@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ardistill.files.seals import check_seal, read_json, sealed_json
 from ardistill.files.store import Store
+from ardistill.files.tensor_files import TensorFiles
 from ardistill.files.weights import file_fingerprint, weight_fingerprint
 
 LARGE = 1 << 26
@@ -55,7 +56,11 @@ def stored_fingerprint(
     identity = hashlib.sha256(repr((facts, sorted(shapes.items()))).encode()).hexdigest()
 
     def compute() -> str:
-        return file_fingerprint(files, shapes) or weight_fingerprint(load())
+        if all(path.suffix == ".safetensors" for path in files):
+            stored = TensorFiles(files)
+            if stored.shapes == dict(shapes):
+                return file_fingerprint(stored)
+        return weight_fingerprint(load())
 
     return compute() if sum(x.st_size for _, x in stats) < LARGE else _remembered(identity, compute)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,10 +21,19 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 """torch's dtype -> its name in a file's header."""
 
 
+class _Place(NamedTuple):
+    """Where the values of a tensor stand."""
+
+    path: Path
+    first: int
+    """The byte of the file with which they begin."""
+    dtype: torch.dtype
+
+
 class TensorFiles(Mapping[str, Tensor]):
     """The tensors of some safetensors files by name, each read when it is asked for, whole or in part.
 
-    A file is open only while a tensor of it is read, so that none of its pages stays mapped.
+    The headers are read once. A file is open only while a tensor of it is read, and none of its pages stays mapped.
 
     Args:
         paths: The files; no two of them hold a tensor of the same name.
@@ -34,26 +43,31 @@ class TensorFiles(Mapping[str, Tensor]):
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths: dict[str, Path] = {}
+        self._places: dict[str, _Place] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Name of a tensor -> its shape."""
         for path in paths:
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118  # not a dict
-                    if name in self._paths:
-                        raise ValueError(f"{path} and {self._paths[name]} both hold {name}; remove one of them")
-                    self._paths[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+            for name, shape, place in _header(path):
+                if name in self._places:
+                    raise ValueError(f"{path} and {self._places[name].path} both hold {name}; remove one of them")
+                self._places[name], self.shapes[name] = place, shape
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor on the CPU, in the file's dtype."""
-        with _opened(self._paths[name]) as file:
-            return file.get_tensor(name)
+        shape = self.shapes[name]
+        return self._values(name, 0, math.prod(shape)).view(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._places)
+
+    def pieces(self, name: str, size: int) -> Iterator[Tensor]:
+        """The values of a tensor in order, on the CPU, at most ``size`` of them together."""
+        count = math.prod(self.shapes[name])
+        for first in range(0, count, size):
+            yield self._values(name, first, min(first + size, count))
 
     @torch.no_grad()
     def fill(self, name: str, tensor: Tensor) -> None:
@@ -61,7 +75,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
         Args:
             name: A name in the files.
-            tensor: A tensor of that shape. Of a ``DTensor``, only the part that this process holds is read.
+            tensor: A tensor of that shape. Of a ``DTensor``, only the rows that this process holds are read.
         """
         if not isinstance(tensor, DTensor):
             tensor.copy_(self[name])
@@ -70,18 +84,49 @@ class TensorFiles(Mapping[str, Tensor]):
         if not local.numel():
             return
         (chunk,) = tensor.__create_chunk_list__()
-        part = tuple(slice(first, first + size) for first, size in zip(chunk.offsets, chunk.sizes, strict=True))
-        with _opened(self._paths[name]) as file:
-            local.copy_(file.get_slice(name)[part])
+        (row, *offsets), (rows, *sizes), (_, *shape) = chunk.offsets, chunk.sizes, self.shapes[name]
+        values = self._values(name, row * math.prod(shape), (row + rows) * math.prod(shape)).view(rows, *shape)
+        local.copy_(values[:, *(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))])
+
+    def _values(self, name: str, first: int, last: int) -> Tensor:
+        """Some of the values of a tensor, in a row."""
+        path, start, dtype = self._places[name]
+        values = torch.empty(last - first, dtype=dtype)
+        raw = values.view(torch.uint8).numpy().data
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(start + first * dtype.itemsize)
+                at = 0
+                while at < len(raw) and (read := file.readinto(raw[at:])):  # at most 2 GiB come at once
+                    at += read
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if at < len(raw):
+            raise _unreadable(path, f"{name} ends after {at} of {len(raw)} bytes")
+        return values
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...], _Place]]:
+    """The name, shape and place of each tensor of a file."""
     try:
-        with safe_open(path, "pt") as file:
-            yield file
+        with safe_open(path, "pt"):  # which checks that the header is sound, and that it describes all of the file
+            pass
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(size))
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is missing, cut or damaged ({error}); write or download it again") from error
+        raise _unreadable(path, error) from error
+    for name, facts in entries.items():
+        if name == "__metadata__":
+            continue
+        dtype = _TYPES.get(facts["dtype"])
+        if dtype is None:
+            raise ValueError(f"{name} in {path} has the type {facts['dtype']}, which torch lacks; convert it first")
+        yield name, tuple(facts["shape"]), _Place(path, 8 + size + facts["data_offsets"][0], dtype)
+
+
+def _unreadable(path: Path, error: object) -> ValueError:
+    return ValueError(f"{path} is missing, cut or damaged ({error}); write or download it again")
 
 
 def write_in_turn(like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
