@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 
 class Answers(TorchFunctionMode):
@@ -28,8 +28,7 @@ class Answers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if func is torch.tensor or (tensors and all(map(_is_real_and_whole, tensors))):
+        if func is torch.tensor or _are_real_and_whole(args, kwargs):
             with unset_fake_temporarily():
                 return args[0].tolist() if func is Tensor.unbind and args[0].ndim == 1 else func(*args, **kwargs)
         if func is Tensor.item and args[0].dtype == torch.int64:
@@ -64,5 +63,13 @@ class Answers(TorchFunctionMode):
         return 0 if hasattr(mask, "chooses_none") else len(mask)
 
 
-def _is_real_and_whole(x: Tensor) -> bool:
-    return not isinstance(x, FakeTensor) and not x.is_floating_point() and not x.is_complex()
+def _are_real_and_whole(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a call has tensors, alone or in a list, and all of them are real and of whole numbers."""
+    found = False
+    for given in (*args, *kwargs.values()):
+        for x in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(x, Tensor):
+                if isinstance(x, FakeTensor) or x.is_floating_point() or x.is_complex():
+                    return False
+                found = True
+    return found

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -86,7 +87,7 @@ def _fake(name: str, text_tokens: int) -> Iterator[None]:
         ValueError: The model ``name`` needs values of its inputs that `Answers` does not give.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), Answers(text_tokens):
+        with no_init_weights(), FakeTensorMode(allow_non_fake_inputs=True), Answers(text_tokens):
             yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(
