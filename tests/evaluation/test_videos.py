@@ -114,6 +114,14 @@ def test_clips_and_strips_hold_the_right_frames(tmp_path):
     assert motion(videos) == pytest.approx(0.4)
 
 
+def test_a_wide_clip_is_averaged_down(tmp_path):
+    videos = torch.rand(3, 3, 2, 4, 6) * 2 - 1
+    save_clip(videos, tmp_path / "clip.gif", columns=3, widest=9)
+    assert frames_in(tmp_path / "clip.gif") == (2, (9, 2))
+    save_clip(videos, tmp_path / "clip.gif", columns=3, widest=18)
+    assert frames_in(tmp_path / "clip.gif") == (2, (18, 4))
+
+
 def test_videos_are_paired_as_a_whole_and_frames_apart():
     a, b = torch.randn(2, 4, 3, 8, generator=torch.Generator().manual_seed(0)).double()  # 4 videos of 3 frames
     found = paired_distance(a.flatten(0, 1), b.flatten(0, 1), frames=3)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ardistill.devices import precision
 from ardistill.evaluation.plots import PICTURES, sample_grid
-from ardistill.evaluation.videos import draws_videos, film_strips, save_clip
+from ardistill.evaluation.videos import SHOWN_VIDEOS, WIDEST, draws_videos, film_strips, save_clip
 from ardistill.families import Condition
 from ardistill.files import check_target
 from ardistill.student import Student, sample
@@ -50,7 +50,8 @@ class ValidationGrid:
     """Draws samples from fixed held-out noise into a grid: the teacher's row, then the student's; `validation_grid`."""
 
     def __init__(self, teacher: Teacher, data: TrajectoryDataset, folder: Path, count: int) -> None:
-        self.teacher, self.data, self.folder, self.count = teacher, data, folder, min(count, len(data))
+        self.teacher, self.data, self.folder = teacher, data, folder
+        self.count = min(count, len(data), SHOWN_VIDEOS if draws_videos(teacher) else count)
         self._from = knot_indices(data.manifest.knots, data.knots)[0]
         """State of the solver that the student starts from: the noise, or for a low-noise expert a recorded state."""
         if self._from:
@@ -90,7 +91,7 @@ class ValidationGrid:
         path = self.folder / f"step-{step:08d}.png"
         rows, heads = self._rows, [str(int(i)) for i in self.data.labels[: self.count]]
         if draws_videos(self.teacher):
-            save_clip(torch.cat([*rows.values()]), path.with_suffix(".gif"), columns=self.count)
+            save_clip(torch.cat([*rows.values()]), path.with_suffix(".gif"), columns=self.count, widest=WIDEST)
             rows, heads = film_strips(rows, heads)
         sample_grid(rows, path, heads)
         return np.asarray(Image.open(path).convert("RGB"))
@@ -99,7 +100,8 @@ class ValidationGrid:
 def validation_grid(teacher: Teacher, data: TrajectoryDataset, folder: str | Path, count: int = 10) -> ValidationGrid:
     """A function that draws samples from fixed held-out noise into a grid: the teacher's row, then the student's.
 
-    Of videos, the grid is one of film strips, and beside it a GIF shows the first row above the second.
+    Of videos, at most four are drawn: the grid is one of film strips, and beside it a GIF, made smaller if it is wide,
+    shows the first row above the second.
 
     Args:
         teacher: At the guidance of the trajectories; its row is drawn once, at the first call or by ``draw_teacher``.

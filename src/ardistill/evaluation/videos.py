@@ -6,12 +6,14 @@ Videos are (n, c, f, h, w) in [-1, 1]; images, (n, c, h, w), are left as they ar
 from __future__ import annotations
 
 import importlib.util
+import math
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +25,8 @@ CLIPS = (".gif", ".mp4")
 """Suffixes of files that hold a clip."""
 SHOWN_VIDEOS, SHOWN_FRAMES = 4, 8
 """Videos and frames of each in a film strip."""
+WIDEST = 1280
+"""Pixels of a row of the clip that is drawn while a student is trained."""
 
 
 def draws_videos(teacher: Teacher) -> bool:
@@ -76,7 +80,7 @@ def check_clip(path: str | Path) -> None:
         raise ImportError(message, name="imageio")
 
 
-def save_clip(videos: Tensor, path: str | Path, fps: int = 16, columns: int = 4) -> None:
+def save_clip(videos: Tensor, path: str | Path, fps: int = 16, columns: int = 4, widest: int | None = None) -> None:
     """Write videos beside each other as one clip, which repeats.
 
     Args:
@@ -84,12 +88,15 @@ def save_clip(videos: Tensor, path: str | Path, fps: int = 16, columns: int = 4)
         path: File to write: .gif, or .mp4 in H.264.
         fps: Frames per second. Times in a GIF are whole hundredths of a second.
         columns: Videos beside each other.
+        widest: Pixels of a row of them; more are averaged down by a whole number.
 
     Raises:
         ImportError: See `check_clip`.
     """
     check_clip(path)
     columns = min(columns, len(videos))
+    if widest is not None and (factor := math.ceil(columns * videos.shape[-1] / widest)) > 1:
+        videos = F.avg_pool3d(videos, (1, factor, factor))
     blank = videos.new_full((-len(videos) % columns, *videos.shape[1:]), -1.0)
     grid = torch.cat([videos, blank]).unflatten(0, (-1, columns))  # (rows, columns, c, f, h, w)
     tiled = grid.permute(3, 2, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)  # (f, c, rows h, columns w)
