@@ -192,10 +192,10 @@ def finetune_all(folder: str, jobs: list[tuple]) -> None:
         open_gates(student)
         adversary = Adversary.of_real(teacher, f"{folder}/real.safetensors", adversarial)
         options = TrainingConfig(batch_size=4, tracker=None, learning_rate=1e-3, ema_decay=0.5, **training)
-        distill(student, data, f"{folder}/{name}", options, adversary=adversary, progress=False)
+        distill(student, data, f"{folder}/{name}", options, critic=adversary, progress=False)
         AcceleratorState._reset_state()
         if torch.distributed.get_rank() == 0:
-            save_file(adversary.discriminator.state_dict(), f"{folder}/{name}-heads.safetensors")
+            save_file(adversary.network.state_dict(), f"{folder}/{name}-heads.safetensors")
             if name == "ddp":
                 _leave_half_a_run(folder, training["max_steps"])
         torch.distributed.barrier()

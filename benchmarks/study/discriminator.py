@@ -1,9 +1,9 @@
-"""Run the closed list of discriminators, one arm after the other; what was stopped goes on, what has a result is left.
+"""Run a closed list of critics, one arm after the other; what was stopped goes on, what has a result is left.
 
     OMP_WAIT_POLICY=passive python benchmarks/study/discriminator.py [--recipe FILE] [--only REGEX] [--threads 1]
 
 Writes results/discriminator_NAME.json. An arm's figures are those of `study.py` and, of the discriminator as it ended,
-the share of pairs of a real and a drawn image that it orders rightly.
+the share of pairs of a real and a drawn image that it orders rightly. Arms of the method `dmd` have none.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ordered(study: Study, name: str, student: Student, count: int = 1000) -> flo
     config = AdversarialConfig(**study.recipe.options(name).get("adversarial", {}))
     judge = Discriminator(study.teacher, config, knots=student.config.knots)
     held, saved = judge.state_dict(), checkpoints.newest(study.run_folder(name) / "checkpoints")
-    checkpoints.load(saved, {"adversary": {"discriminator": held}})
+    checkpoints.load(saved, {"critic": {"discriminator": held}})
     judge.load_state_dict(held)
     states, _, condition = study.held_out(student.config.knots).stacked(slice(count))
     latents, labels = load_real(study.recipe.options(name)["real"], study.teacher)
@@ -70,7 +70,8 @@ def main() -> None:
         student = study.student(name)
         figures = evaluate(student, study.teacher, study.held_out(student.config.knots))
         figures.pop("distances")
-        if name != "student":
+        options = study.recipe.options(name)
+        if "finetune" in options and options.get("method") != "dmd":
             figures["ordered"] = ordered(study, name, student)
         found[name] = figures | {"seconds": round(time.time() - began), "environment": environment()}
         write_whole(path, (json.dumps(found, indent=1) + "\n").encode())

@@ -166,6 +166,8 @@ class TrainingConfig:
         return next((name for name in names if getattr(self, name)), "")
 
 
+METHODS = {"adversarial": "adversarial", "dmd": "matching"}
+"""Method of ``finetune`` -> name of its options."""
 LOSSES = ("hinge", "relativistic")
 """What ``loss`` of a discriminator may be."""
 LEVELS = ("uniform", "knots")
@@ -224,6 +226,38 @@ class AdversarialConfig:
         _check_real(self, False, "weight", "r1_weight", "r2_weight")
         _check_real(self, True, "learning_rate", "r1_noise", "max_grad_norm")
         _check_known(self, loss=LOSSES, levels=LEVELS)
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """Options of distribution matching: the fake score, its training and the weight of its loss."""
+
+    weight: float = 1.0
+    """Weight of the loss; with adaptive, of its gradient in the student's last layer relative to the gradient of the
+    regression."""
+    adaptive: bool = True
+    """Balance both losses by their gradients in the student's last layer."""
+    warmup_steps: int = 100
+    """First steps, in which only the fake score is trained; the student draws without a backward pass."""
+    updates: int = 5
+    """Updates of the fake score for each step, on the same images at other noise levels."""
+    lora_rank: int = 16
+    """Rank of the fake score's adapters on the teacher's blocks."""
+    learning_rate: float = 5e-4
+    """Learning rate of the fake score's AdamW."""
+    noise_levels: tuple[float, float] = (0.02, 0.98)
+    """Lowest and highest noise level at which both networks denoise, as shares of the teacher's path."""
+    max_grad_norm: float = 1.0
+    """The fake score's gradients are clipped to this norm."""
+
+    def __post_init__(self) -> None:
+        low, high = self.noise_levels
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"expected noise_levels from 0 to 1, least first, got {self.noise_levels}")
+        _check(self, 0, "warmup_steps")
+        _check(self, 1, "updates", "lora_rank")
+        _check_real(self, False, "weight")
+        _check_real(self, True, "learning_rate", "max_grad_norm")
 
 
 @dataclass(frozen=True)

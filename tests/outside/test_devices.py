@@ -108,7 +108,7 @@ def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
         teacher, folder / "real.safetensors", AdversarialConfig(warmup_steps=1, adaptive=True)
     )
     tuned = TrainingConfig(**settings, inputs="student")
-    distill(read.requires_grad_(True), data, folder / "tuned", tuned, adversary=adversary, progress=False)
+    distill(read.requires_grad_(True), data, folder / "tuned", tuned, critic=adversary, progress=False)
     export(student, teacher, folder / "export")
     draw_samples(student, teacher, folder / "samples.npz", count=2, prompts=texts)
     return {
@@ -220,10 +220,10 @@ def test_case_01_an_adversary_made_on_one_device_trains_on_another(pretend, teac
     adversary = _adversary(teacher, tmp_path)
     for device in ("cpu", "pretend"):
         adversary.to(device)
-        before = adversary.discriminator.time.weight.detach().cpu().clone()
+        before = adversary.network.time.weight.detach().cpu().clone()
         fake = torch.randn(2, *teacher.sample_shape).to(device)
         adversary.update(fake, {"class_labels": torch.arange(2).to(device)}, torch.Generator())
-        assert not torch.equal(before, adversary.discriminator.time.weight.detach().cpu())
+        assert not torch.equal(before, adversary.network.time.weight.detach().cpu())
     adversary.load_state_dict(adversary.state_dict())
 
 

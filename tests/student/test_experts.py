@@ -326,4 +326,4 @@ def test_a_run_of_one_expert_resumes_and_is_refused_where_the_whole_path_is_draw
             main(words.split())
         assert "draws the low_noise expert's part of the path alone" in capsys.readouterr().err
     with pytest.raises(ValueError, match="draws the whole path by one transformer"):
-        finetune("low", "trajectories", "real.safetensors", tmp_path / "tuned")
+        finetune("low", "trajectories", tmp_path / "tuned", real="real.safetensors")

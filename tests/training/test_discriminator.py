@@ -74,10 +74,10 @@ def test_it_learns_to_tell_and_the_student_to_be_taken_for_real(teacher, options
     moving = fake.clone().requires_grad_(True)
     before = [p.clone() for p in heads.parameters()]
     for step in range(20):
-        loss = adversary.generator_loss(moving, labels, torch.Generator().manual_seed(step))
+        loss = adversary.student_loss(moving, labels, torch.Generator().manual_seed(step))
         gradient = torch.autograd.grad(loss, moving)[0]
         moving = (moving - 0.05 * gradient.sign()).detach().requires_grad_(True)
-    assert float(loss) < float(adversary.generator_loss(fake, labels, torch.Generator().manual_seed(0)))
+    assert float(loss) < float(adversary.student_loss(fake, labels, torch.Generator().manual_seed(0)))
     assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
 
 
@@ -112,7 +112,7 @@ def test_real_and_drawn_images_of_a_pair_have_one_noise_level(teacher, monkeypat
     latents, labels = torch.randn(4, 4, 8, 8), {"class_labels": torch.arange(4)}
     adversary = Adversary(discriminator, latents, labels, config)
     adversary.update(latents, labels, torch.Generator().manual_seed(0))
-    adversary.generator_loss(latents, labels, torch.Generator().manual_seed(0))
+    adversary.student_loss(latents, labels, torch.Generator().manual_seed(0))
     assert len(times) == 4 and torch.equal(times[0], times[1]) and torch.equal(times[2], times[3])
     assert len(times[0]) == 8  # two levels an image
 
@@ -122,7 +122,7 @@ def test_noise_levels_at_the_students_own_steps(teacher):
     config = replace(ADVERSARIAL, levels="knots", noise_levels=(0.0, 1.0))
     found = Discriminator(teacher, config, knots=knots)
     drawn = found.draw_levels(200, torch.Generator().manual_seed(0)).unique()
-    alpha, sigma, _ = found._knots[:, drawn]
+    alpha, sigma, _ = found.levels._table[:3, drawn]
     ours = torch.tensor([s / a for a, s in zip(knots.alpha[1:], knots.sigma[1:], strict=True)]).flip(0)
     assert len(drawn) == 4 and torch.allclose((sigma / alpha).flip(0), ours, atol=0.1)
     with pytest.raises(ValueError, match="levels knots needs the student's knots"):
@@ -170,7 +170,7 @@ def finetune(teacher, folder, name, validate=None, config=CONFIG, kind=None, **o
     adversarial = replace(ADVERSARIAL, **options)
     heads = Discriminator(teacher, adversarial, knots=data.knots)
     adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
-    distill(student, data, folder / name, config, adversary=adversary, validate=validate, progress=False)
+    distill(student, data, folder / name, config, critic=adversary, validate=validate, progress=False)
     return student.state_dict() | {f"d.{k}": v for k, v in heads.state_dict().items()}
 
 
@@ -222,7 +222,7 @@ def test_the_adaptive_weight_makes_both_gradients_as_large(teacher, folder):
     adversary = Adversary(heads, *load_real(folder / "real.safetensors", teacher), adversarial)
     estimates = student(states[:, :-1], condition)
     regression = (estimates - states[:, 1:]).square().mean()
-    loss = adversary.generator_loss(estimates[:, -1], condition, torch.Generator().manual_seed(0))
+    loss = adversary.student_loss(estimates[:, -1], condition, torch.Generator().manual_seed(0))
     last = student.transformer.proj_out_2.weight
     weight = adversary.weight(regression, loss, last)
     ours, theirs = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (regression, weight * loss))

@@ -41,7 +41,7 @@ def test_a_student_is_trained_further_and_resumed(folder):
 
     def train(name, validation):
         return finetune(
-            folder / "run", folder / "data", folder / "real.safetensors", folder / name, device="cpu",
+            folder / "run", folder / "data", folder / name, real=folder / "real.safetensors", device="cpu",
             training=TRAINING, adversarial=ADVERSARIAL, validation=validation, progress=False,
         )  # fmt: skip
 
@@ -68,12 +68,12 @@ def test_a_student_is_trained_further_and_resumed(folder):
 def test_what_does_not_fit_is_refused_before_anything_is_written(folder):
     save_real(folder / "small.safetensors", torch.zeros(1, 4, 4, 4), {"class_labels": torch.zeros(1).long()})
     with pytest.raises(ValueError, match=r"holds latents \(4, 4, 4\)"):
-        finetune(folder / "run", folder / "data", folder / "small.safetensors", folder / "out", device="cpu")
+        finetune(folder / "run", folder / "data", folder / "out", real=folder / "small.safetensors", device="cpu")
     assert not (folder / "out").exists()
     (folder / "other").mkdir()
     (folder / "other" / "file").touch()
     with pytest.raises(ValueError, match="to be empty or to hold this run"):
-        finetune(folder / "run", folder / "data", folder / "real.safetensors", folder / "other", device="cpu")
+        finetune(folder / "run", folder / "data", folder / "other", real=folder / "real.safetensors", device="cpu")
 
 
 def test_the_log_of_a_run_without_one_is_an_empty_line(tmp_path):

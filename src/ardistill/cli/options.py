@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.config import AdversarialConfig, MatchingConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -227,19 +227,24 @@ class FinetuneOptions:
     student: str
     """Run folder of distill or finetune, or one of its checkpoints."""
     trajectories: str
-    """Folder that record wrote; the regression onto them continues beside the discriminator."""
-    real: str
-    """File that encode wrote."""
+    """Folder that record wrote; the regression onto them continues."""
     out: str
-    """Run folder with the same contents as distill's, and adversarial.png, which shows the discriminator's health."""
+    """Run folder with the same contents as distill's, and adversarial.png or matching.png, which shows the health of
+    what judges the student's images."""
+    method: Literal["adversarial", "dmd"] = "adversarial"
+    """adversarial: against a discriminator on real images (R+D); dmd: distribution matching, which needs none."""
+    real: str | None = None
+    """File that encode wrote, for method adversarial."""
     weights: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = "auto"
-    """Type of the weights of the discriminator's teacher, as for record; auto: bfloat16 on a GPU that computes in it,
+    """Type of the weights of the teacher that judges, as for record; auto: bfloat16 on a GPU that computes in it,
     else float32."""
     training: TrainingConfig = TrainingConfig(inputs="student", learning_rate=1e-5, gate_rate=1.0)  # noqa: RUF009
-    """Options of the training. The discriminator judges the estimates of the last step, which are drawn from noise
-    with inputs student, and from the teacher's second to last state with inputs teacher."""
+    """Options of the training. What is judged are the estimates of the last step, which are drawn from noise with
+    inputs student, and from the teacher's second to last state with inputs teacher."""
     adversarial: AdversarialConfig = AdversarialConfig()  # noqa: RUF009
     """Options of the discriminator, its training and its loss."""
+    matching: MatchingConfig = MatchingConfig()  # noqa: RUF009
+    """Options of distribution matching, the training of its fake score and its loss."""
 
 
 @dataclass(frozen=True)

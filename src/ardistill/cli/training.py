@@ -20,6 +20,7 @@ from ardistill.cli.options import (
     RecordedTeacher,
     RecordedTrajectories,
 )
+from ardistill.config import METHODS
 
 if TYPE_CHECKING:
     import torch
@@ -172,25 +173,31 @@ def encode(options: EncodeOptions, size: ImageSize, machine: ComputeDevice) -> R
 
 
 def finetune(options: FinetuneOptions, recorded: RecordedTeacher, machine: ComputeDevice) -> Result:
-    """Train a distilled student further against a discriminator on real data (R+D); the same command again resumes."""
+    """Train a distilled student further, for the distribution of its images; the same command again resumes.
+
+    Beside the regression, against a discriminator on real images (R+D) or by distribution matching (method dmd).
+    """
     from ardistill import training
-    from ardistill.evaluation import adversarial_plot, validation_grid
+    from ardistill.evaluation import critic_plot, validation_grid
 
     out = options.out
     student = training.finetune(
         options.student,
         options.trajectories,
-        options.real,
         out,
+        method=options.method,
+        real=options.real,
         teacher=recorded.teacher,
         device=machine.device,
         weights=options.weights,
         training=options.training,
         adversarial=options.adversarial,
+        matching=options.matching,
         validation=validation_grid,
     )
     log = training.read_log(out)
-    adversarial_plot(log, Path(out) / "adversarial.png")
+    picture = Path(out) / f"{METHODS[options.method]}.png"
+    critic_plot(log, picture)
     figures = {name: value for name, value in log[-1].items() if isinstance(value, float)}
-    text = f"{student.num_steps}-step student in {out}/student; discriminator in {out}/adversarial.png"
+    text = f"{student.num_steps}-step student in {out}/student; the course of its training in {picture}"
     return Result({"out": out, "student": str(Path(out) / "student"), **figures}, text)

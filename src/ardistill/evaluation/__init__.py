@@ -27,7 +27,7 @@ from ardistill.evaluation.metrics import (
     predict_labels,
     real_floor,
 )
-from ardistill.evaluation.plots import adversarial_plot, exposure_bias_plot, sample_grid
+from ardistill.evaluation.plots import critic_plot, exposure_bias_plot, sample_grid
 from ardistill.evaluation.report import write_report
 from ardistill.evaluation.runs import evaluation_folder, is_run, run_of
 from ardistill.evaluation.sampler import Sampler
@@ -47,12 +47,12 @@ __all__ = [
     "RealFloor",
     "Sampler",
     "ValidationGrid",
-    "adversarial_plot",
     "arm_label",
     "class_accuracy",
     "compare_samplers",
     "compare_students",
     "count_macs",
+    "critic_plot",
     "distance_to_samples",
     "distance_to_solver",
     "draw_samples",

@@ -1,4 +1,4 @@
-"""Pictures of a run: a grid of samples, the error per step, and the health of adversarial training.
+"""Pictures of a run: a grid of samples, the error per step, and the health of a training with a critic.
 
 Plots are made without pyplot, which would keep global state.
 """
@@ -24,15 +24,15 @@ EXPOSURE_CURVES = {"free_running": ("on its own states", "-"), "teacher_forced":
 """Key of a curve that is drawn -> what each step starts from, and line."""
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 """Colours of arms in one plot, which people with any colour vision tell apart (Okabe and Ito)."""
-ADVERSARIAL_PANELS = {
+CRITIC_PANELS = {
     "regression loss": {"loss": "against the teacher"},
-    "adversarial losses": {"g_loss": "student", "d_loss": "discriminator"},
-    "weight of the student's adversarial loss": {"g_weight": "adaptive or fixed"},
+    "losses beside it": {"g_loss": "student", "d_loss": "discriminator or fake score"},
+    "weight of the student's second loss": {"g_weight": "adaptive or fixed"},
+    "gradient norm of discriminator or fake score": {"d_gradient_norm": "before clipping"},
     "discriminator tells": {"d_real_accuracy": "real", "d_fake_accuracy": "student's"},
-    "gradient norm of the discriminator": {"d_gradient_norm": "before clipping"},
     "diversity (1: as the data)": {"diversity": "spread of features", "recall": "recall"},
 }
-"""Title of a panel -> key of the log -> label of the curve."""
+"""Title of a panel -> key of the log -> label of the curve; the last two are a discriminator's."""
 _CELL = 0.8
 """Width of an image in a grid, in inches."""
 
@@ -144,15 +144,19 @@ def _draw_legend(figure: Figure, ends: Mapping[str, float]) -> None:
     figure.legend(loc="outside lower center", frameon=False, fontsize=9)
 
 
-def adversarial_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Save the health of adversarial training: losses, the discriminator's accuracy and gradients, diversity.
+def critic_plot(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Save the health of a training with a critic: losses, weight, gradients and, of a discriminator, what it tells.
 
     Args:
         log: Lines of ``metrics.jsonl``.
         path: PNG to write.
     """
-    figure = Figure(figsize=(14, 5.6), dpi=130, facecolor="white")
-    for axes, (title, curves) in zip(figure.subplots(2, 3).flat, ADVERSARIAL_PANELS.items(), strict=True):
+    logged = {key for line in log for key in line}
+    panels = {title: curves for title, curves in CRITIC_PANELS.items() if logged & {*curves}}
+    columns = 3 if len(panels) > 4 else 2
+    figure = Figure(figsize=(14 / 3 * columns, 5.6), dpi=130, facecolor="white")
+    for place, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(2, columns, place)
         for key, label in curves.items():
             points = [(line["step"], line[key]) for line in log if key in line]
             if points:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.config import AdversarialConfig, MatchingConfig, TrainingConfig
 from ardistill.evaluation import run_of
 from ardistill.publishing.origin import Origin
 from ardistill.student import Student
@@ -48,10 +48,13 @@ def _how_it_was_made(student: Student, origin: Origin, head: str) -> str:
         lines.append(f"- It started from another student, {run.name}{step}, whose training is not counted here.")
     if "adversarial" in settings:
         lines.append("- A discriminator on real images judged its last step (R+D).")
+    if "matching" in settings:
+        lines.append("- Its last step was trained by distribution matching as well (DMD), without real images.")
     lines += _cost(origin.environment)
     chosen = {"training": _differing(training, asdict(TrainingConfig()))}
-    if "adversarial" in settings:
-        chosen["adversarial"] = _differing(settings["adversarial"], asdict(AdversarialConfig()))
+    for section, usual in (("adversarial", AdversarialConfig()), ("matching", MatchingConfig())):
+        if section in settings:
+            chosen[section] = _differing(settings[section], asdict(usual))
     return _section(head, lines) + _details(chosen)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.config import METHODS, AdversarialConfig, MatchingConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.student import StudentConfig
 from ardistill.trajectories import check_conditioning, steps_or_knots
@@ -23,11 +23,11 @@ SECTIONS = {
     "record": RECORD | {"teacher", "guidance_scale"},
     "held_out": RECORD,
     "distill": STUDENT | {"num_steps", "knots", "num_trajectories", "conditioning", "evaluations_per_step", "training"},
-    "finetune": {"finetune", "real", "training", "adversarial"},
+    "finetune": {"finetune", "method", "real", "training", "adversarial", "matching"},
     "arms": set(),
 }
 """Section of a recipe -> options that may stand in it, or in an arm of that kind."""
-CONFIGS = {"training": TrainingConfig, "adversarial": AdversarialConfig}
+CONFIGS = {"training": TrainingConfig, "adversarial": AdversarialConfig, "matching": MatchingConfig}
 """Options that are sections of their own."""
 
 
@@ -35,8 +35,9 @@ class Recipe:
     """A recipe whose section ``arms`` names students.
 
     An arm takes the options that it does not set from the section ``distill``, or ``finetune`` if it has an option of
-    that name: such an arm continues another one, against a discriminator. ``evaluations_per_step`` in place of a batch
-    size makes an optimiser step of every arm cost the same number of network evaluations.
+    that name: such an arm continues another one, against a discriminator or, with ``method: dmd``, by distribution
+    matching. ``evaluations_per_step`` in place of a batch size makes an optimiser step of every arm cost the same
+    number of network evaluations.
 
     Args:
         path: YAML file.
@@ -186,7 +187,10 @@ def _check_finetuned(options: dict[str, Any]) -> None:
     """Check the options of an arm that continues another one."""
     if not isinstance(options["finetune"], str):
         raise ValueError(f"finetune is the name of another arm, got {options['finetune']!r}")
-    if "real" not in options:
+    method = options.get("method", "adversarial")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if method == "adversarial" and "real" not in options:
         raise ValueError("real is missing, the file of real images that `ardistill encode` writes")
 
 

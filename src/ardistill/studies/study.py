@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.config import METHODS, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import Device, resolve_device
 from ardistill.files import read_json
 from ardistill.student import Student
-from ardistill.studies.recipe import RECORD, STUDENT, Recipe
+from ardistill.studies.recipe import CONFIGS, RECORD, STUDENT, Recipe
 from ardistill.teacher import Teacher
 from ardistill.training import distill
-from ardistill.training.adversary import Adversary
+from ardistill.training.critic import Critic
+from ardistill.training.finetune import make_critic
 from ardistill.trajectories import TrajectoryDataset, load_prompts, record, steps_or_knots
 
 Steps = int | Sequence[int] | Knots
@@ -118,15 +119,15 @@ class Study:
         return self._trained(name, student, data, training, validate)
 
     def _tuned(self, name: str, options: dict[str, Any], validate: Validate | None) -> Student:
-        """The student of an arm that continues another one against a discriminator."""
+        """The student of an arm that continues another one, with a critic."""
         student = self.student(options["finetune"]).requires_grad_(True)
         origin = self.recipe.options(self.recipe.lineages([name])[name][0])
         data = self.data(student.config.knots, origin.get("num_trajectories"))
         training = options["training"]
-        against, config = AdversarialConfig(**options.get("adversarial", {})), TrainingConfig(**training)
-        facts = (config.seed, config.mixed_precision, student.config.knots)
-        adversary = Adversary.of_real(self.teacher, options["real"], against, *facts)
-        return self._trained(name, student, data, training, validate, adversary)
+        section = METHODS[options.get("method", "adversarial")]
+        judged = CONFIGS[section](**options.get(section, {}))
+        facts = (student.config, TrainingConfig(**training), judged, options.get("real"))
+        return self._trained(name, student, data, training, validate, make_critic(self.teacher, *facts))
 
     def _trained(
         self,
@@ -135,12 +136,12 @@ class Study:
         data: TrajectoryDataset,
         training: dict[str, Any],
         validate: Validate | None,
-        adversary: Adversary | None = None,
+        critic: Critic | None = None,
     ) -> Student:
         """The student after its training, in the arm's run folder."""
         folder, config = self.run_folder(name), TrainingConfig(**training)
         _check_steps(folder, config)
-        return distill(student, data, folder, config, adversary=adversary, validate=validate)
+        return distill(student, data, folder, config, critic=critic, validate=validate)
 
 
 def _check_steps(folder: Path, training: TrainingConfig) -> None:

@@ -35,28 +35,32 @@ class GuidedPrediction:
     """The transformer for low noise of a teacher of two, and the time below which it predicts."""
 
     @torch.no_grad()
-    def __call__(self, states: Tensor, timestep: float) -> Tensor:
+    def __call__(self, states: Tensor, timestep: float | Tensor) -> Tensor:
         """Predict from states on the teacher's device.
 
         Args:
             states: (b, c, h, w).
-            timestep: Time of all of them.
+            timestep: Time of all of them or, (b,), of each, which a teacher of two transformers does not take.
         """
         if self.scale is None:
             return self._call(states, timestep, self.condition)
         if self.unconditional is None:
-            conditional, unconditional = self._call(torch.cat([states, states]), timestep, self.condition).chunk(2)
+            twice = torch.cat([timestep, timestep]) if isinstance(timestep, Tensor) else timestep
+            conditional, unconditional = self._call(torch.cat([states, states]), twice, self.condition).chunk(2)
         else:
             conditional = self._call(states, timestep, self.condition)
             unconditional = self._call(states, timestep, self.unconditional)
         output = guide(conditional, unconditional, self.scale, self.channels)
         return self.family.rescale_guided(output, conditional) if self.family.rescale_guided else output
 
-    def _call(self, states: Tensor, timestep: float, condition: Condition) -> Tensor:
+    def _call(self, states: Tensor, timestep: float | Tensor, condition: Condition) -> Tensor:
         """The network's prediction in float32, without the channels of a learned sigma."""
-        times = torch.full((len(states),), timestep, dtype=torch.float32, device=states.device)
-        low, boundary = self.second or (self.transformer, 0.0)
-        transformer = low if timestep < boundary else self.transformer
+        if isinstance(timestep, Tensor):
+            times, transformer = timestep, self.transformer
+        else:
+            times = torch.full((len(states),), timestep, dtype=torch.float32, device=states.device)
+            low, boundary = self.second or (self.transformer, 0.0)
+            transformer = low if timestep < boundary else self.transformer
         found = self.family.call(transformer, states, times, condition)
         return found[:, : self.family.channels(transformer)].float()
 

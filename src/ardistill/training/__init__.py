@@ -1,7 +1,8 @@
-"""Training a student: regression onto the teacher's trajectories and, optionally, against a discriminator."""
+"""Training a student: regression onto the teacher's trajectories and, optionally, with a critic of its images."""
 
 from ardistill.training.adversary import Adversary as Adversary
 from ardistill.training.coverage import lies_among as lies_among
+from ardistill.training.critic import Critic as Critic
 from ardistill.training.distill import Validate as Validate
 from ardistill.training.distill import distill as distill
 from ardistill.training.encode import encode as encode
@@ -19,6 +20,7 @@ from ardistill.training.watchdog import TrainingDivergedError as TrainingDiverge
 
 __all__ = [
     "Adversary",
+    "Critic",
     "TrainingDivergedError",
     "Validate",
     "base_weights",

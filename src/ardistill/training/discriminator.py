@@ -22,8 +22,9 @@ from ardistill.config import AdversarialConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import precision
 from ardistill.families import Condition
-from ardistill.student.lora import add_adapters, share_weights
 from ardistill.teacher import Teacher
+from ardistill.training.critic import CriticNetwork
+from ardistill.training.noise_levels import NoiseLevels
 
 
 class Head(nn.Module):
@@ -69,7 +70,7 @@ class Seen:
     """Image tokens of each block, (b, t, width)."""
 
 
-class Discriminator(nn.Module):
+class Discriminator(CriticNetwork):
     """The heads, their condition embedding and the blocks' adapters, on the teacher's device.
 
     The teacher that the heads read is not a submodule: its weights are neither trained nor saved.
@@ -85,12 +86,6 @@ class Discriminator(nn.Module):
         ValueError: The student's knots are missing, or none of their noise levels is in the range.
     """
 
-    teacher: Teacher
-    transformer: Any
-    """What the heads read: the teacher's own, or one on its weights with adapters."""
-    _knots: Tensor
-    """Alpha, sigma and timestep of each of 100 steps, (3, 100)."""
-
     def __init__(
         self,
         teacher: Teacher,
@@ -99,20 +94,11 @@ class Discriminator(nn.Module):
         mixed_precision: str = "auto",
         knots: Knots | None = None,
     ) -> None:
-        super().__init__()
-        family, transformer = teacher.family, teacher.transformer
-        self.config, self.mixed_precision = config, mixed_precision
-        if config.lora_rank:
-            transformer = share_weights(transformer)
-            add_adapters(transformer, teacher.transformer.parameters(), family.block_lists, config.lora_rank)
-        self.__dict__.update(teacher=teacher, transformer=transformer)  # nn.Module would register submodules
-        adapters = [x for x in transformer.parameters() if x.requires_grad] if config.lora_rank else []
+        super().__init__(teacher, config.lora_rank, mixed_precision)
+        self.config, family, transformer = config, teacher.family, self.transformer
         blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
         self._blocks = blocks[:: config.every]
-        table = teacher.knots(100)
-        levels = torch.tensor([table.alpha[:-1], table.sigma[:-1], table.timesteps], dtype=torch.float32, device="cpu")
-        self.register_buffer("_knots", levels, persistent=False)
-        self._levels = torch.tensor(_levels(config, table, knots), device="cpu")
+        self.levels = NoiseLevels(teacher.knots(100), config.noise_levels, config.levels, knots)
         example = family.example_condition(transformer, 1, 5)
         self._text = "encoder_hidden_states" if teacher.takes_text else ""
         normalised = config.loss == "hinge"
@@ -128,7 +114,7 @@ class Discriminator(nn.Module):
             width = self._width(example)
             self.heads = nn.ModuleList([Head(width, config.hidden, normalised) for _ in self._blocks])
         self.to(teacher.device, torch.float32)
-        self.adapters = nn.ParameterList(adapters)
+        self.adapt()
 
     def _width(self, example: Condition) -> int:
         """Width of the image tokens, found by one call of the teacher."""
@@ -158,12 +144,6 @@ class Discriminator(nn.Module):
                 handle.remove()
         return found
 
-    def place(self, device: torch.device | str) -> None:
-        """Move teacher, adapters and heads."""
-        self.teacher.to(device)
-        self.transformer.to(device)
-        self.to(device)
-
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Context in which gradients flow through the discriminator and none to its weights."""
@@ -174,9 +154,8 @@ class Discriminator(nn.Module):
             self.requires_grad_(True)
 
     def draw_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Noise levels of a number of images, as indices of 100 steps, (count * num_levels,), drawn on the CPU."""
-        drawn = torch.randint(len(self._levels), (count * self.config.num_levels,), generator=generator, device="cpu")
-        return self._levels[drawn]
+        """Noise levels of a number of images, (count * num_levels,), as `NoiseLevels` draws them."""
+        return self.levels.draw(count * self.config.num_levels, generator)
 
     def look(self, latents: Tensor, condition: Condition, levels: Tensor, generator: torch.Generator) -> Seen:
         """Noise latents and read the teacher's blocks. Gradients flow to the latents and, if they learn, the blocks.
@@ -191,10 +170,7 @@ class Discriminator(nn.Module):
         if copies > 1:
             latents = latents.repeat_interleave(copies, dim=0)
             condition = {name: x.repeat_interleave(copies, dim=0) for name, x in condition.items()}
-        noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device="cpu").to(latents.device)
-        shape = (-1, *(1 for _ in latents.shape[1:]))
-        alpha, sigma, times = self._knots[:, levels.to(latents.device)]
-        noised = alpha.view(shape) * latents + sigma.view(shape) * noise
+        noised, times = self.levels.noised(latents, levels, generator)
         return self._seen(noised, times, condition)
 
     def _seen(self, noised: Tensor, times: Tensor, condition: Condition) -> Seen:
@@ -229,30 +205,6 @@ class Discriminator(nn.Module):
             return text.mean(1)
         mask = mask.to(text.device)  # a family may keep it on the host
         return (text * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def _levels(config: AdversarialConfig, table: Knots, knots: Knots | None) -> list[int]:
-    """The steps of a table of 100 whose noise levels are drawn from.
-
-    Raises:
-        ValueError: The student's knots are missing, or none of their levels is in the range.
-    """
-    low, high = config.noise_levels
-    steps = table.num_steps
-    # Step i begins at the share 1 - i / steps of the path.
-    inside = range(max(0, round((1 - high) * steps)), min(steps - 1, round((1 - low) * steps)) + 1)
-    if config.levels == "uniform":
-        return [*inside]
-    if knots is None:
-        raise ValueError("levels knots needs the student's knots; give them to the Discriminator")
-    ratios = [sigma / max(alpha, 1e-9) for alpha, sigma in zip(table.alpha, table.sigma, strict=True)][:-1]
-    wanted = [sigma / max(alpha, 1e-9) for alpha, sigma in zip(knots.alpha[1:], knots.sigma[1:], strict=True)]
-    nearest = {min(range(steps), key=lambda i: abs(ratios[i] - ratio)) for ratio in wanted}
-    if not nearest & {*inside}:
-        raise ValueError(
-            f"no step of the student begins at a noise level in noise_levels, {config.noise_levels}: widen them"
-        )
-    return sorted(nearest & {*inside})
 
 
 def _image_tokens(output: Any, count: int | None, start: Tensor | None, text: str) -> Tensor:

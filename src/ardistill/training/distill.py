@@ -1,4 +1,4 @@
-"""The training loop: regression of every step onto the teacher's trajectory and, optionally, a discriminator."""
+"""The training loop: regression of every step onto the teacher's trajectory and, optionally, a critic."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.progress import Stopwatch, tell_compiled
 from ardistill.progress import bar as progress_bar
 from ardistill.student import Student, sample
-from ardistill.training.adversary import Adversary, LastLayer
 from ardistill.training.batches import Batch, batches
+from ardistill.training.critic import Critic, LastLayer
 from ardistill.training.fsdp import shard
 from ardistill.training.graphed import GraphedPass, graphs
 from ardistill.training.launch import (
-    check_adversary,
+    check_critic,
     check_data,
     check_divisible,
     check_launch,
@@ -65,7 +65,7 @@ def distill(
     config: TrainingConfig,
     *,
     start: str | None = None,
-    adversary: Adversary | None = None,
+    critic: Critic | None = None,
     validate: Validate | None = None,
     progress: bool = True,
 ) -> Student:
@@ -84,7 +84,8 @@ def distill(
         config: Options of the training.
         start: Path that the student was read from, if it does not start from its teacher's weights; kept in
             ``config.json``.
-        adversary: Adds a discriminator's loss on the last step's estimates (R+D); trained along with the student.
+        critic: Adds a loss on the last step's estimates, a discriminator's (R+D) or a fake score's; trained along with
+            the student.
         validate: Called at every checkpoint with the student (EMA weights) and the number of steps done. A picture that
             it returns, (height, width, 3) or (height, width, 4) bytes, goes to the tracker.
         progress: Show a progress bar with loss and remaining time.
@@ -104,15 +105,15 @@ def distill(
         check_divisible(weights_of(student.transformer))
     check_schedule_and_tracker(config)
     check_optimizer(config)
-    check_adversary(student, adversary)
+    check_critic(student, critic)
     config = settled(config, folder, device_of(student))
     accelerator = make_accelerator(device_of(student), config, folder)
     check_launch(accelerator, config)
-    graphed = graphs(config, accelerator.device, accelerator.num_processes, adversary is not None)
-    settings = _settings(student, data, config, start, adversary)
+    graphed = graphs(config, accelerator.device, accelerator.num_processes, critic is not None)
+    settings = _settings(student, data, config, start, critic)
     with tf32(accelerator.device), claimed(folder, settings, accelerator, data.store.url):
         start_tracker(accelerator, folder, settings)
-        run = _start(student, data, folder, config, accelerator, adversary)
+        run = _start(student, data, folder, config, accelerator, critic)
         backward: Callable[[Batch], Tensor] = partial(_backward, run)
         if graphed:
             backward = GraphedPass(backward, run.state.parameters)
@@ -124,10 +125,10 @@ def distill(
                 for _ in range(config.gradient_accumulation_steps):
                     batch = next(drawn)
                     with accelerator.accumulate(run.model):
-                        if adversary is None:
+                        if critic is None:
                             pass_errors, figures = backward(batch), _step(run)
                         else:
-                            pass_errors, figures = _adversarial_pass(run, batch)
+                            pass_errors, figures = _critic_pass(run, batch)
                         errors += pass_errors / config.gradient_accumulation_steps
                 run.state.finish_step()
                 bar.update()
@@ -159,7 +160,7 @@ class _Run:
     step_weights: Tensor
     """Loss weight of each of the student's steps, (s,)."""
     last_layer: LastLayer | None
-    """The student's output layer, if there is an adversary."""
+    """The student's output layer, if there is a critic."""
     readings: Readings
     """Gradient norms and log lines: late where the device can be left to skip an update that is not finite."""
     writer: CheckpointWriter
@@ -178,7 +179,7 @@ class _Run:
 
 
 def _settings(
-    student: Student, data: TrajectoryDataset, config: TrainingConfig, start: str | None, adversary: Adversary | None
+    student: Student, data: TrajectoryDataset, config: TrainingConfig, start: str | None, critic: Critic | None
 ) -> Settings:
     """What ``config.json`` holds, and what has to be equal for a run to be resumed."""
     settings: Settings = {
@@ -188,9 +189,9 @@ def _settings(
         "start": {"student": start},
     }
     frozen = {"base": weights_of(student.transformer)} if student.config.lora_rank else {}
-    if adversary is not None:
-        settings["adversarial"] = asdict(adversary.config)
-        frozen["discriminator"] = adversary.discriminator.teacher.weights
+    if critic is not None:
+        settings[critic.OPTIONS] = asdict(critic.config)
+        frozen[critic.NETWORK] = critic.network.teacher.weights
     return settings | ({"weights": frozen} if frozen else {})
 
 
@@ -200,7 +201,7 @@ def _start(
     folder: Path,
     config: TrainingConfig,
     accelerator: Accelerator,
-    adversary: Adversary | None,
+    critic: Critic | None,
 ) -> _Run:
     """Place and distribute the student, and restore the last checkpoint if there is one."""
     if config.gradient_checkpointing:
@@ -216,11 +217,11 @@ def _start(
     checkpoint = _newest_checkpoint(folder, accelerator.is_main_process)
     kind = optimizer_kind(accelerator.device) if checkpoint is None else saved_kind(checkpoint)
     kind = kind if config.optimizer == "adamw" else "plain"  # torchao's does not skip what is not finite
-    state = TrainingState(student, config, adversary, kind)
+    state = TrainingState(student, config, critic, kind)
     weights = step_weights(student.config.knots, student.config.target).to(accelerator.device)
     last_layer = None
-    if adversary is not None:
-        adversary.to(accelerator.device)
+    if critic is not None:
+        critic.to(accelerator.device)
         last_layer = LastLayer(student)
     if checkpoint is not None:
         state.load(checkpoint)
@@ -265,19 +266,19 @@ def _backward(run: _Run, batch: Batch) -> Tensor:
     return errors
 
 
-def _adversarial_pass(run: _Run, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """A pass of the student and the discriminator, and their optimisers' steps.
+def _critic_pass(run: _Run, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """A pass of the student and the critic, and their optimisers' steps.
 
     Returns:
         The regression loss and the error of each step, (1 + s,); and numbers for the log, still on the device.
     """
     estimates, regression, errors = _estimate(run, batch)
     figures: dict[str, Tensor] = {}
-    if run.state.trains_student:  # not during the discriminator's warm-up
+    if run.state.trains_student:  # not during the critic's warm-up
         loss, figures = _student_loss(run, batch, estimates, regression)
         run.accelerator.backward(loss)
         figures |= _step(run)
-    return errors, figures | _update_discriminator(run, batch, estimates)
+    return errors, figures | _update_critic(run, batch, estimates)
 
 
 def _step(run: _Run) -> dict[str, Tensor]:
@@ -295,24 +296,24 @@ def _step(run: _Run) -> dict[str, Tensor]:
 
 
 def _student_loss(run: _Run, batch: Batch, estimates: Tensor, regression: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The regression loss plus, with an adversary, its weighted loss on the last step's estimates."""
-    adversary = run.state.adversary
-    if adversary is None or run.last_layer is None:
+    """The regression loss plus, with a critic, its weighted loss on the last step's estimates."""
+    critic = run.state.critic
+    if critic is None or run.last_layer is None:
         return regression, {}
-    adversarial = adversary.generator_loss(estimates[:, -1], batch.condition, batch.generator)
+    other = critic.student_loss(estimates[:, -1], batch.condition, batch.generator)
     done = run.state.step - run.state.warmup_steps
-    weight = adversary.weight(regression, adversarial, run.last_layer.weight, done)
-    loss = regression + weight * adversarial
-    return loss, {"g_loss": adversarial.detach(), "g_weight": weight}
+    weight = critic.weight(regression, other, run.last_layer.weight, done)
+    loss = regression + weight * other
+    return loss, {"g_loss": other.detach(), "g_weight": weight}
 
 
-def _update_discriminator(run: _Run, batch: Batch, estimates: Tensor) -> dict[str, Tensor]:
-    """One step of the discriminator, if there is one; returns numbers for the log, if this step is logged."""
-    adversary = run.state.adversary
-    if adversary is None:
+def _update_critic(run: _Run, batch: Batch, estimates: Tensor) -> dict[str, Tensor]:
+    """A step of the critic, if there is one; returns numbers for the log, if this step is logged."""
+    critic = run.state.critic
+    if critic is None:
         return {}
     logged = is_logged(run.state.step + 1, run.config.max_steps)
-    return adversary.update(estimates[:, -1], batch.condition, batch.generator, logged)
+    return critic.update(estimates[:, -1], batch.condition, batch.generator, logged)
 
 
 def _log(run: _Run, errors: Tensor, figures: dict[str, Tensor], bar: tqdm) -> None:

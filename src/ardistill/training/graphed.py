@@ -17,22 +17,22 @@ BEFORE = 3
 _LOG = logging.getLogger(__name__)
 
 
-def graphs(config: TrainingConfig, device: torch.device, num_processes: int, adversarial: bool) -> bool:
+def graphs(config: TrainingConfig, device: torch.device, num_processes: int, critic: bool) -> bool:
     """Whether passes are to be held by a CUDA graph: where one can hold them, unless the user asked for none.
 
     Args:
         config: Options of the training.
         device: Where it runs.
         num_processes: Processes that train together.
-        adversarial: Whether a discriminator is trained along.
+        critic: Whether a critic is trained along.
 
     Raises:
         ValueError: A graph was asked for and cannot be had.
     """
-    possible = device.type == "cuda" and num_processes == 1 and not adversarial
+    possible = device.type == "cuda" and num_processes == 1 and not critic
     if config.cuda_graph and not possible:
         raise ValueError(
-            "cuda_graph needs a single process on CUDA, and regression alone, without a discriminator; got "
+            "cuda_graph needs a single process on CUDA, and regression alone, without a critic; got "
             f"{num_processes} process(es) on {device.type}: leave it out"
         )
     return possible and config.cuda_graph is not False and not config.graph_hindrance

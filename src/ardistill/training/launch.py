@@ -17,7 +17,7 @@ from ardistill.config import TrainingConfig
 from ardistill.devices import best_device, resolve_precision, resolve_weights
 from ardistill.student import Student, check_trainable
 from ardistill.teacher import check_same_teacher
-from ardistill.training.adversary import Adversary
+from ardistill.training.critic import Critic
 from ardistill.training.run_folder import stored_precision, stored_weights
 from ardistill.training.trackers import check_tracker
 from ardistill.trajectories import Manifest, TrajectoryDataset, same_states
@@ -57,16 +57,16 @@ def check_data(student: Student, data: TrajectoryDataset, shard: bool = False) -
         )
 
 
-def check_adversary(student: Student, adversary: Adversary | None) -> None:
-    """Check that the adversarial loss can be weighted as configured.
+def check_critic(student: Student, critic: Critic | None) -> None:
+    """Check that the critic's loss can be weighted as configured.
 
     Raises:
         ValueError: The weight is adaptive and the student has adapters, so that its last layer is not trained.
     """
-    if adversary is not None and adversary.config.adaptive and student.config.lora_rank:
+    if critic is not None and critic.config.adaptive and student.config.lora_rank:
         raise ValueError(
             "the adaptive weight compares gradients of the last layer, which adapters do not train: set "
-            "--adversarial.adaptive false"
+            f"--{critic.OPTIONS}.adaptive false"
         )
 
 

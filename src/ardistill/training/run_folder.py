@@ -26,8 +26,8 @@ from ardistill.files import check_folder, checkpoints, read_json, sealed_json, w
 from ardistill.student import StudentConfig
 
 Settings = dict[str, dict[str, Any]]
-"""What ``config.json`` holds: a mapping of options for each of student, training, data, start, adversarial and the
-types of frozen weights."""
+"""What ``config.json`` holds: a mapping of options for each of student, training, data, start, adversarial or matching,
+and the types of frozen weights."""
 
 _LOG_FILE = "metrics.jsonl"
 _LOCK = ".lock"
@@ -137,7 +137,7 @@ def stored_precision(folder: Path) -> str | None:
 
 
 def stored_weights(folder: Path, part: str) -> str | None:
-    """The type of the weights of ``base`` or ``discriminator`` in the run in a folder; None if there is no run.
+    """The type of the weights of ``base`` or of a critic's network in the run in a folder; None if there is no run.
 
     Raises:
         ValueError: Its ``config.json`` does not hold the settings of a run.

@@ -18,8 +18,8 @@ from ardistill.config import TrainingConfig
 from ardistill.files import checkpoints
 from ardistill.files.checkpoint_writer import CheckpointWriter
 from ardistill.student import Student
-from ardistill.training.adversary import Adversary
 from ardistill.training.averages import Averages
+from ardistill.training.critic import Critic
 from ardistill.training.optimizers import make_optimizer, plain_state, restored_state
 from ardistill.training.watchdog import Watchdog
 
@@ -39,26 +39,26 @@ def saved_kind(path: Path) -> OptimizerKind:
 
 
 class TrainingState:
-    """Student, optimiser, learning rate, EMA, watchdog and adversary after a number of steps.
+    """Student, optimiser, learning rate, EMA, watchdog and critic after a number of steps.
 
     Args:
         student: Placed on its device and, with ``shard``, divided over the processes; trained in place.
         config: Optimiser, learning rate schedule and EMA.
-        adversary: Trained along with the student; None without a discriminator.
+        critic: Trained along with the student; None if the regression is all.
         kind: How AdamW and EMA are computed, which a run keeps from its first step to its last.
     """
 
     def __init__(
-        self, student: Student, config: TrainingConfig, adversary: Adversary | None, kind: OptimizerKind = "plain"
+        self, student: Student, config: TrainingConfig, critic: Critic | None, kind: OptimizerKind = "plain"
     ) -> None:
         named = [*student.named_parameters()]
         self._names = [name for name, p in named if p.requires_grad]
         self._saved = {*self._names, *(name for name, _ in student.named_buffers())}
-        self.student, self.adversary, self.watchdog = student, adversary, Watchdog()
+        self.student, self.critic, self.watchdog = student, critic, Watchdog()
         self.parameters = [p for _, p in named if p.requires_grad]
         """The student's trained parameters."""
-        self.warmup_steps = 0 if adversary is None else adversary.config.warmup_steps
-        """First steps, in which only the discriminator is trained."""
+        self.warmup_steps = 0 if critic is None else critic.config.warmup_steps
+        """First steps, in which only the critic is trained."""
         self.kind = kind
         self.optimizer = make_optimizer(_parameter_groups(student, config), config, kind == "fused")
         self.scheduler = get_scheduler(
@@ -76,7 +76,7 @@ class TrainingState:
 
     @property
     def trains_student(self) -> bool:
-        """Whether the next step trains the student, and not the discriminator alone."""
+        """Whether the next step trains the student, and not the critic alone."""
         return self.step >= self.warmup_steps
 
     def skip_if_not_finite(self, norm: Tensor) -> None:
@@ -125,7 +125,7 @@ class TrainingState:
             "ema": self.ema.state_dict()
             | {"shadow_params": dict(zip(self._names, self.ema.shadow_params, strict=True))},
         }
-        return tree if self.adversary is None else tree | {"adversary": self.adversary.state_dict()}
+        return tree if self.critic is None else tree | {"critic": self.critic.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a state from what ``state_dict`` returned, once `checkpoints.load` has filled its tensors.
@@ -137,8 +137,8 @@ class TrainingState:
             set_optimizer_state_dict(self.student, self.optimizer, state)
         self.scheduler.load_state_dict(saved["scheduler"])
         self.ema.load_state_dict(saved["ema"] | {"shadow_params": None})
-        if self.adversary is not None:
-            self.adversary.load_state_dict(saved["adversary"])
+        if self.critic is not None:
+            self.critic.load_state_dict(saved["critic"])
         self.step = saved["step"]
         self.good_step = saved.get("good", self.step)  # checkpoints of earlier versions lack it and the watchdog
         if "watchdog" in saved:

@@ -97,7 +97,7 @@ class Watchdog:
         if not ratio >= COLLAPSED:  # also for NaN
             _LOG.warning(
                 "step %d: the spread of the student's samples is %.2f times that of the teacher's: they collapse; "
-                f"lower learning_rate or adversarial.weight and {_REMEDY}",
+                f"lower learning_rate or the weight of the second loss and {_REMEDY}",
                 step, ratio,
             )  # fmt: skip
         return ratio
