@@ -66,7 +66,7 @@ class LastLayer:
         self._hook = layer.register_forward_hook(self._keep)
 
     def _keep(self, layer: Any, *_: Any) -> None:
-        # With a weight per step, only the later steps' weights emit the last estimate, which the discriminator judges.
+        # With a weight per step, only the later steps' weights emit the last estimate, which the critic judges.
         emits_per_step = isinstance(layer, StepLinear) and layer.num_steps > 1
         self.weight = layer.later_weight if emits_per_step else layer.weight
 
