@@ -21,7 +21,7 @@ from refusals import Refusal, check_refusal
 from tiny import PIPELINES, TINY, open_gates, save
 
 import ardistill
-from ardistill.config import AdversarialConfig, TrainingConfig
+from ardistill.config import AdversarialConfig, MatchingConfig, TrainingConfig
 from ardistill.core.knots import Knots
 from ardistill.devices import best_device, resolve_device
 from ardistill.evaluation import (
@@ -41,6 +41,7 @@ from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training import distill
 from ardistill.training.adversary import Adversary
+from ardistill.training.matching import FakeScore, Matching
 from ardistill.training.real_images import save_real
 from ardistill.trajectories import TrajectoryDataset, record
 
@@ -109,6 +110,7 @@ def _way(name: str, folder: Path, shared: Path) -> dict[str, torch.Tensor]:
     )
     tuned = TrainingConfig(**settings, inputs="student")
     distill(read.requires_grad_(True), data, folder / "tuned", tuned, critic=adversary, progress=False)
+    distill(read.requires_grad_(True), data, folder / "matched", tuned, critic=_matching(teacher), progress=False)
     export(student, teacher, folder / "export")
     draw_samples(student, teacher, folder / "samples.npz", count=2, prompts=texts)
     return {
@@ -214,6 +216,33 @@ def _adversary(teacher, folder):
     real = {"class_labels": torch.arange(4)}
     save_real(folder / "real.safetensors", torch.randn(4, *teacher.sample_shape), real)
     return Adversary.of_real(teacher, folder / "real.safetensors", AdversarialConfig())
+
+
+def _matching(teacher):
+    options = MatchingConfig(warmup_steps=1, updates=1, lora_rank=2)
+    return Matching(FakeScore(teacher, options), options)
+
+
+def test_case_01_a_fake_score_made_on_one_device_trains_on_another(pretend, teacher):
+    matching = _matching(teacher)
+    for device in ("cpu", "pretend"):
+        matching.to(device)
+        before = [x.detach().cpu().clone() for x in matching.network.adapters]
+        drawn, condition = torch.randn(2, *teacher.sample_shape), {"class_labels": torch.arange(2).to(device)}
+        matching.update(drawn.to(device), condition, torch.Generator())
+        assert matching.student_loss(drawn.to(device), condition, torch.Generator()).device.type == device
+        assert not all(map(torch.equal, before, [x.detach().cpu() for x in matching.network.adapters]))
+    matching.load_state_dict(matching.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_case_02_a_fake_score_beside_a_teacher_of_any_dtype(dtype, teacher):
+    teacher.transformer.to(dtype)
+    matching, condition = _matching(teacher), {"class_labels": torch.arange(2)}
+    drawn = torch.randn(2, *teacher.sample_shape, requires_grad=True)
+    found = matching.update(drawn, condition, torch.Generator())
+    assert all(math.isfinite(x) for x in found.values())
+    assert matching.student_loss(drawn, condition, torch.Generator()).dtype == torch.float32
 
 
 def test_case_01_an_adversary_made_on_one_device_trains_on_another(pretend, teacher, tmp_path):

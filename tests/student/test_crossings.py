@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from pretend_device import DEVICE, PretendDevice
 from tiny import ONE_EACH, TINY, open_gates
 
-from ardistill.config import AdversarialConfig
+from ardistill.config import AdversarialConfig, MatchingConfig
 from ardistill.core.knots import Knots
 from ardistill.core.pipeline import _FixedKnots
 from ardistill.student import Student, StudentConfig
@@ -16,6 +16,7 @@ from ardistill.student.sample import sample
 from ardistill.teacher import Teacher
 from ardistill.training.discriminator import Discriminator
 from ardistill.training.losses import inputs_and_targets
+from ardistill.training.matching import FakeScore, Matching
 
 KNOTS = Knots("flow", (1000.0, 500.0), (0.0, 0.5, 1.0), (1.0, 0.5, 0.0))
 STEPS = KNOTS.num_steps
@@ -109,11 +110,23 @@ def test_a_discriminator_copies_only_its_noise_and_noise_levels():
     with PretendDevice() as mode:
         teacher, _, noise, condition = _on_device("dit")
         found = Discriminator(teacher, AdversarialConfig())
-        assert "_knots" not in found.state_dict()
+        assert not [name for name in found.state_dict() if name.startswith("levels")]
         generator = torch.Generator()
         levels = found.draw_levels(len(noise), generator)
         drawn = lambda: found.look(noise, condition, levels, generator)  # noqa: E731
         assert _events(mode, drawn) == ["to device", "to device"]
+
+
+def test_matching_copies_only_its_noise_noise_levels_and_guidance():
+    with PretendDevice() as mode:
+        teacher, _, drawn, condition = _on_device("dit")
+        options = MatchingConfig(lora_rank=2, updates=1)
+        matching, generator = Matching(FakeScore(teacher, options), options), torch.Generator()
+        assert _events(mode, lambda: matching.network(drawn, drawn[:, 0, 0, 0], condition)) == []
+        noised = lambda: matching._noised(drawn, generator)  # noqa: E731
+        assert set(_events(mode, noised)) == {"to device"}
+        once = _events(mode, noised)
+        assert _events(mode, lambda: matching.student_loss(drawn, condition, generator)) == [*once, "to device"]
 
 
 def test_what_waits_is_counted():

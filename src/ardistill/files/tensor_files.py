@@ -91,7 +91,7 @@ class TensorFiles(Mapping[str, Tensor]):
     def _values(self, name: str, first: int, last: int) -> Tensor:
         """Some of the values of a tensor, in a row."""
         path, start, dtype = self._places[name]
-        values = torch.empty(last - first, dtype=dtype)
+        values = torch.empty(last - first, dtype=dtype, device="cpu")
         raw = values.view(torch.uint8).numpy().data
         try:
             with path.open("rb", buffering=0) as file:

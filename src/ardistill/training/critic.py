@@ -40,7 +40,7 @@ class CriticNetwork(nn.Module):
         self.__dict__.update(teacher=teacher, transformer=transformer)  # nn.Module would register submodules
 
     def adapt(self) -> None:
-        """Register the adapters, once all else is made."""
+        """Register the adapters, once all else is made, and anew where a device has replaced them."""
         own = self.transformer is not self.teacher.transformer
         self.adapters = nn.ParameterList([x for x in self.transformer.parameters() if x.requires_grad] if own else [])
 
@@ -48,6 +48,7 @@ class CriticNetwork(nn.Module):
         """Move teacher, adapters and what else is trained."""
         self.teacher.to(device)
         self.transformer.to(device)
+        self.adapt()
         self.to(device)
 
 

@@ -62,11 +62,12 @@ class Matching(Critic):
 
         The gradient is divided by each image's mean distance to the teacher's estimate (Eq. 8).
         """
-        network = self.network
+        network, teacher = self.network, self.network.teacher
+        scale = torch.full((len(drawn),), teacher.guidance_scale, device="cpu")  # looked at there without a wait
         with torch.no_grad():
             noised, times, a, b = self._noised(drawn, generator)
-            with precision(network.mixed_precision, network.teacher.transformer):
-                guided = network.teacher.guided(noised, condition)(noised, times)
+            with precision(network.mixed_precision, teacher.transformer):
+                guided = teacher.guided(noised, {"guidance": scale, **condition})(noised, times)
             aim, ours = a * noised + b * guided, a * noised + b * network(noised, times, condition)
             distance = (drawn - aim).abs().flatten(1).mean(1).clamp(min=1e-8)
             gradient = (ours - aim) / beside(distance, drawn)
