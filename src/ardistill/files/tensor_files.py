@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,8 @@ class _Place(NamedTuple):
     first: int
     """The byte of the file with which they begin."""
     dtype: torch.dtype
+    state: tuple[int, int]
+    """The file's size and time of change, as its header was read."""
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -90,11 +93,13 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def _values(self, name: str, first: int, last: int) -> Tensor:
         """Some of the values of a tensor, in a row."""
-        path, start, dtype = self._places[name]
+        path, start, dtype, state = self._places[name]
         values = torch.empty(last - first, dtype=dtype, device="cpu")
         raw = values.view(torch.uint8).numpy().data
         try:
             with path.open("rb", buffering=0) as file:
+                if _state(file) != state:
+                    raise _unreadable(path, "it has changed since its header was read")
                 file.seek(start + first * dtype.itemsize)
                 at = 0
                 while at < len(raw) and (read := file.readinto(raw[at:])):  # at most 2 GiB come at once
@@ -112,6 +117,7 @@ def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...], _Place]]:
         with safe_open(path, "pt"):  # which checks that the header is sound, and that it describes all of the file
             pass
         with path.open("rb") as file:
+            state = _state(file)
             size = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(size))
     except (OSError, SafetensorError) as error:
@@ -122,7 +128,12 @@ def _header(path: Path) -> Iterator[tuple[str, tuple[int, ...], _Place]]:
         dtype = _TYPES.get(facts["dtype"])
         if dtype is None:
             raise ValueError(f"{name} in {path} has the type {facts['dtype']}, which torch lacks; convert it first")
-        yield name, tuple(facts["shape"]), _Place(path, 8 + size + facts["data_offsets"][0], dtype)
+        yield name, tuple(facts["shape"]), _Place(path, 8 + size + facts["data_offsets"][0], dtype, state)
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 def _unreadable(path: Path, error: object) -> ValueError:
