@@ -38,7 +38,7 @@ def ordered(study: Study, name: str, student: Student, count: int = 1000) -> flo
     config = AdversarialConfig(**study.recipe.options(name).get("adversarial", {}))
     judge = Discriminator(study.teacher, config, knots=student.config.knots)
     held, saved = judge.state_dict(), checkpoints.newest(study.run_folder(name) / "checkpoints")
-    checkpoints.load(saved, {"critic": {"discriminator": held}})
+    checkpoints.load(saved, {"adversary": {"discriminator": held}})
     judge.load_state_dict(held)
     states, _, condition = study.held_out(student.config.knots).stacked(slice(count))
     latents, labels = load_real(study.recipe.options(name)["real"], study.teacher)

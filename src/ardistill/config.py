@@ -42,6 +42,17 @@ def _check_known(config: Any, **known: tuple[str, ...]) -> None:
             raise ValueError(f"unknown {name} {getattr(config, name)!r}; known: {', '.join(values)}")
 
 
+def _check_levels(noise_levels: tuple[float, float]) -> None:
+    """Check a lowest and a highest noise level.
+
+    Raises:
+        ValueError: They are no shares, or the lowest is above the highest.
+    """
+    low, high = noise_levels
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"expected noise_levels from 0 to 1, least first, got {noise_levels}")
+
+
 PRECISIONS = ("auto", "no", "bf16")
 """What ``mixed_precision`` may be."""
 WEIGHTS = ("auto", "float32", "bfloat16", "int8", "nf4")
@@ -218,9 +229,7 @@ class AdversarialConfig:
     """The discriminator's gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
-        low, high = self.noise_levels
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"expected noise_levels from 0 to 1, least first, got {self.noise_levels}")
+        _check_levels(self.noise_levels)
         _check(self, 0, "warmup_steps", "rise_steps", "lora_rank")
         _check(self, 1, "hidden", "every", "num_levels")
         _check_real(self, False, "weight", "r1_weight", "r2_weight")
@@ -251,9 +260,7 @@ class MatchingConfig:
     """The fake score's gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
-        low, high = self.noise_levels
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"expected noise_levels from 0 to 1, least first, got {self.noise_levels}")
+        _check_levels(self.noise_levels)
         _check(self, 0, "warmup_steps")
         _check(self, 1, "updates", "lora_rank")
         _check_real(self, False, "weight")

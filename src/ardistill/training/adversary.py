@@ -65,13 +65,7 @@ class Adversary(Critic):
         return cls(discriminator, *load_real(real, teacher), config)
 
     def student_loss(self, drawn: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """Adversarial loss of the student: lower if the discriminator takes its images for real.
-
-        Args:
-            drawn: The student's latents, (b, c, h, w); gradients flow to them.
-            condition: One row per latent.
-            generator: Source of noise levels, noise and, with ``relativistic``, real rows, on the CPU.
-        """
+        """Adversarial loss of the student: lower if the discriminator takes its images for real."""
         d = self.network
         with d.frozen():
             levels = d.draw_levels(len(drawn), generator)
@@ -96,12 +90,6 @@ class Adversary(Critic):
         self, drawn: Tensor, condition: Condition, generator: torch.Generator, measured: bool = True
     ) -> dict[str, Tensor]:
         """Train the discriminator for one step, on equally many real and fake latents.
-
-        Args:
-            drawn: The student's latents, (b, c, h, w).
-            condition: One row per latent.
-            generator: Source of the real rows, noise levels and noise, on the CPU.
-            measured: Whether this step's figures are wanted.
 
         Returns:
             Nothing or, if measured, tensors of one element, which are still on the device:

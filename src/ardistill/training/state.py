@@ -38,6 +38,10 @@ def saved_kind(path: Path) -> OptimizerKind:
     return checkpoints.read_state(path).get("optimizer_kind", "plain")
 
 
+_CRITIC = "adversary"
+"""Name of the critic in checkpoints, which those of earlier versions have."""
+
+
 class TrainingState:
     """Student, optimiser, learning rate, EMA, watchdog and critic after a number of steps.
 
@@ -125,7 +129,7 @@ class TrainingState:
             "ema": self.ema.state_dict()
             | {"shadow_params": dict(zip(self._names, self.ema.shadow_params, strict=True))},
         }
-        return tree if self.critic is None else tree | {"critic": self.critic.state_dict()}
+        return tree if self.critic is None else tree | {_CRITIC: self.critic.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a state from what ``state_dict`` returned, once `checkpoints.load` has filled its tensors.
@@ -138,7 +142,7 @@ class TrainingState:
         self.scheduler.load_state_dict(saved["scheduler"])
         self.ema.load_state_dict(saved["ema"] | {"shadow_params": None})
         if self.critic is not None:
-            self.critic.load_state_dict(saved["critic"])
+            self.critic.load_state_dict(saved[_CRITIC])
         self.step = saved["step"]
         self.good_step = saved.get("good", self.step)  # checkpoints of earlier versions lack it and the watchdog
         if "watchdog" in saved:
